@@ -1,0 +1,131 @@
+"""Named fields with defaults, units and bounds; and how command-line text becomes their values."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cirbench.types import CirbenchError
+
+__all__ = ["Field", "Settings", "TrainSettings", "nearest", "parse_assignments", "resolve"]
+
+
+class Settings(BaseModel):
+    """Base of every group of knobs: frozen, no unknown field, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class TrainSettings(Settings):
+    """How a method is trained; everything here is part of a run's identity."""
+
+    epochs: int = Field(50, ge=0, description="passes over the training triplets; 0 leaves the method as built")
+    batch_size: int = Field(32, ge=2, description="triplets a step; an incomplete last batch is dropped")
+    schedule: str = Field(
+        "constant", pattern="^(constant|linear|cosine)$",
+        description="learning rate over time: constant, or decaying to 0 (linear: over the second half)",
+    )
+    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    clip_norm: float = Field(0.0, ge=0, description="gradient norm is clipped to this; 0 for no clipping")
+    flip: str = Field(
+        "none", pattern="^(none|joint|independent)$",
+        description="random horizontal flips in training: of reference and target together, or each by itself",
+    )
+    amp: str = Field("off", pattern="^(off|bf16|fp16)$", description="autocast precision; fp16 needs CUDA")
+    selection: str = Field(
+        "last", pattern="^(last|select|test-oracle)$",
+        description="which checkpoint is reported: the last; the best on `select`; or the best on `report` itself, "
+        "which every number then says",
+    )
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
+    seconds_between_checkpoints: float = Field(
+        20.0, ge=0, description="for resuming; 0 writes one after every step. No effect on results",
+    )
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The choice most like `name`, or "" where none is close."""
+    found = difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.5)
+    return found[0] if found else ""
+
+
+def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> CirbenchError:
+    """The error for a name that does not exist: what, received, nearest, all, what to do."""
+    choices = list(choices)
+    guess = nearest(name, choices)
+    parts = [f"unknown {what} {name!r}."]
+    if guess:
+        parts.append(f"Did you mean {guess!r}?")
+    if choices:
+        parts.append(f"Valid: {', '.join(choices)}.")
+    if then:
+        parts.append(then)
+    return CirbenchError(" ".join(parts))
+
+
+def parse_assignments(assignments: Sequence[str], scopes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["method.x=1", ...]` -> {scope: {field: value}}; values are JSON where they parse, else text.
+
+    Raises:
+        CirbenchError: no `=`, no scope, an unknown scope, or one field set twice to different values.
+    """
+    out: dict[str, dict[str, Any]] = {scope: {} for scope in scopes}
+    for text in assignments:
+        key, eq, raw = text.partition("=")
+        key, raw = key.strip(), raw.strip()
+        if not eq or not key:
+            raise CirbenchError(f"--set {text!r} is not of the form scope.field=value, e.g. --set train.epochs=4.")
+        scope, dot, name = key.partition(".")
+        if not dot or not name:
+            raise CirbenchError(
+                f"--set {text!r} names no scope. Write {' or '.join(f'{s}.{key}=...' for s in scopes)}."
+            )
+        if scope not in scopes:
+            raise unknown("scope", scope, scopes, f"In --set {text!r}.")
+        try:
+            value = json.loads(raw)
+        except json.JSONDecodeError:
+            value = raw
+        if name in out[scope] and out[scope][name] != value:
+            raise CirbenchError(
+                f"--set gives {key} twice: {out[scope][name]!r} and {value!r}. Keep one of them."
+            )
+        out[scope][name] = value
+    return out
+
+
+def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Settings:
+    """`kind` with the layers applied in order, later ones winning.
+
+    Args:
+        kind: the settings class.
+        what: scope as the user writes it (`method`, `data`, `train`).
+        *layers: field -> value.
+
+    Raises:
+        CirbenchError: an unknown field (with the nearest one), or a value of the wrong type or range.
+    """
+    merged: dict[str, Any] = {}
+    fields = list(kind.model_fields)
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in kind.model_fields:
+                raise unknown(f"field {what}.{name}: {what} has no field", name, fields)
+            merged[name] = value
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "?"
+        info = kind.model_fields.get(name.split(".")[0])
+        wanted = f" ({info.description})" if info is not None and info.description else ""
+        default = f" The default is {info.default!r}." if info is not None and info.default is not None else ""
+        raise CirbenchError(
+            f"{what}.{name} = {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{wanted}{default}"
+        ) from None

@@ -1,0 +1,340 @@
+"""The whole vocabulary of cirbench; everything else is written in these words.
+
+Query = reference image + modification text + target image(s). Gallery = the images ranked.
+Shapes use the same letters everywhere: B queries, N gallery images, D features, L tokens, K cut-off.
+
+Nothing here imports torch: naming, listing and checking things must stay cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol as Interface
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class CirbenchError(Exception):
+    """Bad input, told in one message: what, the value received, the nearest valid one, what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One composed query.
+
+    Attributes:
+        id: unique inside its split and stable across machines.
+        reference: image id of the reference image.
+        texts: the captions as annotated; a text form turns them into the string(s) a method reads.
+        targets: image ids that count as a hit (any of them; see `Protocol`). Empty where labels are hidden.
+        group: unit of group averages (a FashionIQ category, a scenes mix, ...); "" where there is none.
+        candidates: the images this query ranks, where every query has a gallery of its own (GeneCIS), else None.
+        extra: anything else worth keeping in the record (edit type, boxes, graded labels, subset members).
+    """
+
+    id: str
+    reference: str
+    texts: tuple[str, ...]
+    targets: tuple[str, ...]
+    group: str = ""
+    candidates: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Queries and what they rank.
+
+    Attributes:
+        name: the role (`train`, `select`, `report`) or the official name (`val`).
+        queries: in file order.
+        galleries: gallery name -> group -> image ids. The group "" holds for every group that is not named.
+            A training split may have none.
+    """
+
+    name: str
+    queries: tuple[Query, ...]
+    galleries: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    def images(self) -> list[str]:
+        """Every image id of this split once: galleries first, then references and targets, in file order."""
+        seen: dict[str, None] = {}
+        for groups in self.galleries.values():
+            for ids in groups.values():
+                seen.update(dict.fromkeys(ids))
+        for query in self.queries:
+            seen[query.reference] = None
+            seen.update(dict.fromkeys(query.targets))
+            seen.update(dict.fromkeys(query.candidates or ()))
+        return list(seen)
+
+
+class ImageSource(Interface):
+    """Where pictures come from: a folder, or a renderer."""
+
+    def open(self, image_id: str) -> PIL.Image.Image:
+        """The decoded RGB picture. Raises CirbenchError naming the file where it cannot be read."""
+        ...
+
+    def fingerprint(self, image_ids: Sequence[str]) -> str:
+        """A hash of what `open` returns for these ids, cheap to compute (sizes and names, not pixels)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a ranking is scored: a value with a name, printed beside every number.
+
+    Attributes:
+        name: e.g. `fiq-original-keep-ab`.
+        form: name of the text form whose rankings it scores (`DatasetSpec.forms`).
+        gallery: name of a gallery of the split, or `own` for `Query.candidates`.
+        drop_reference: whether the reference image is taken out of the gallery of its query.
+        metrics: metric names in the order shown (`R@1`, `Rs@1`, `mAP@5`, ...), see metrics.py.
+        hit: `targets` (any of `Query.targets`), or another rule that evaluation.py names.
+        average: `queries`, or `groups` for the unweighted mean over groups.
+        summary: the metric shown when there is room for one.
+        known_as: papers and repositories that use it.
+        note: one sentence for people.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    form: str = "text"
+    gallery: str = "all"
+    drop_reference: bool = True
+    hit: str = "targets"
+    average: str = "queries"
+    summary: str = "R@1"
+    known_as: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded dataset: what `load` of a dataset file returns.
+
+    Attributes:
+        splits: role -> split.
+        images: where the pictures come from.
+        protocols: default first.
+        fingerprint: hash of annotations and knobs; the image set has a fingerprint of its own.
+        captions: image id -> captions of single training images, for pretraining; may be empty.
+        forms: text form -> function from a query to its rows; each row is the strings whose embeddings are averaged.
+        notes: sentences for the record (missing images and the like).
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    images: ImageSource
+    protocols: tuple[Protocol, ...]
+    fingerprint: str
+    captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    forms: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------ what a method needs
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture as pixels: (B, 3, size, size) float32, normalised.
+
+    Attributes:
+        size: side in pixels.
+        resize: `crop` (shorter side to size, bicubic, centre crop), `squash`, `pad` (square, zero), or
+            `targetpad` (pad to aspect 1.25, then crop; CLIP4Cir).
+        mean, std: per channel, of values in 0..1.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "crop"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features of a frozen encoder, (B, D) float32, computed once and cached.
+
+    Attributes:
+        encoder: an object of encoders.py with `key`, `pixels`, `encode_images` and `encode_texts`.
+    """
+
+    encoder: Any
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a method wants of an image and of a text, each under a name of its own choosing."""
+
+    images: Mapping[str, Pixels | Frozen] = field(default_factory=dict)
+    texts: Mapping[str, Frozen] = field(default_factory=dict)
+
+
+@dataclass
+class QueryBatch:
+    """B queries: `reference[name]` and `text[name]` as declared in `Inputs`, `words` the strings themselves."""
+
+    reference: dict[str, Tensor]
+    text: dict[str, Tensor]
+    words: list[str]
+
+
+@dataclass
+class TrainBatch(QueryBatch):
+    """B training triplets.
+
+    Attributes:
+        target: like `reference`, of the target images.
+        positives: (B, B) bool; [i, j] tells whether target j counts as a hit for query i. The diagonal is True.
+    """
+
+    target: dict[str, Tensor]
+    positives: Tensor
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """What a method may know of the training set before training: no picture, no label.
+
+    Attributes:
+        texts: the training texts in file order (a vocabulary is built from them).
+        triplets: how many there are.
+    """
+
+    texts: Sequence[str]
+    triplets: int
+
+
+class Method(Interface):
+    """A composed retrieval method. No base class, no registration: a module with `build` and these functions."""
+
+    inputs: Inputs
+
+    def encode_queries(self, batch: QueryBatch) -> Tensor:
+        """(B, D), compared with `encode_images` by dot product."""
+        ...
+
+    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """(N, D)."""
+        ...
+
+    # Trainable methods have these two as well.
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """Name -> optimizer; the names are those that `losses` yields."""
+        ...
+
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+        """Yield (optimizer name, loss, logs); each is stepped before the next is asked for."""
+        ...
+
+    # Optional: score(queries, gallery) -> (B, N) where it is not a dot product;
+    # modality_weights(batch) -> {stream: (B,)}; explain(batch) -> Explanation;
+    # extra_state() -> dict of JSON values saved with the checkpoint, and given to `build` as `state`.
+
+
+# --------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a run depends on, resolved: two runs with equal specs and sources are the same run.
+
+    Attributes:
+        method: name, or the path of a plugin file.
+        dataset: name.
+        config: the method's fields, all of them.
+        data: the dataset's knobs, all of them.
+        train: the training settings, all of them.
+        seed: of the run; every consumer derives its own from it.
+        variant: label of the overrides; not part of the identity.
+        root: folder of the data; not part of the identity (the fingerprint is).
+    """
+
+    method: str
+    dataset: str
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    train: Mapping[str, Any]
+    seed: int
+    variant: str = ""
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file that `cirbench data get` fetches.
+
+    Attributes:
+        path: where it goes under the root.
+        urls: mirrors in order of preference.
+        sha256: of the whole file; "" where upstream publishes none and none was seen.
+        unpack: folder under the root the archive is unpacked into, or "" for a plain file.
+    """
+
+    path: str
+    urls: tuple[str, ...]
+    sha256: str = ""
+    unpack: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """The facts of a dataset, declared as a value in its file.
+
+    Attributes:
+        name: as on the command line.
+        title: one line.
+        protocols: all of them, default first.
+        counts: what `data check` asserts, as (what, exact number) in words of the dataset file.
+        files: annotation files expected under the root, relative.
+        layout: a short text: which folders and names are accepted.
+        citation: paper, venue, year.
+        licence: note for the user.
+        needs_root: whether data must be on disk.
+        manual: what a person must do where a form or agreement is needed, else "".
+        downloads: what `data get` can fetch.
+        train: training settings this dataset needs (`{"flip": "joint"}`), over a method's own.
+        template: where a picture lies, e.g. `images/{id}.jpg`.
+    """
+
+    name: str
+    title: str
+    protocols: tuple[Protocol, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    layout: str = ""
+    citation: str = ""
+    licence: str = ""
+    needs_root: bool = True
+    manual: str = ""
+    downloads: tuple[Download, ...] = ()
+    train: Mapping[str, Any] = field(default_factory=dict)
+    template: tuple[str, ...] = ()
+
+
+@dataclass
+class Explanation:
+    """Evidence of one batch that needs the model; stored in the record, shown by reports.
+
+    Attributes:
+        words: per query, (word, weight) pairs in text order.
+        regions: name of the map -> (B, h, w) over the reference picture, any scale.
+    """
+
+    words: list[list[tuple[str, float]]] = field(default_factory=list)
+    regions: dict[str, Any] = field(default_factory=dict)

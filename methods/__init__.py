@@ -1,0 +1,1 @@
+"""One file per method; see docs/add-a-method.md."""

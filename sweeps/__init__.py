@@ -1,0 +1,1 @@
+"""One TOML file per question; see docs/add-a-sweep.md."""
