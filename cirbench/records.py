@@ -1,0 +1,393 @@
+"""Run folders: written once and atomically, read back lazily (docs/records.md has the format).
+
+Writing goes to a temporary file beside the final one and is renamed into place, so that a reader sees a whole
+file or none. `record.json` is written last by whoever makes a run: a folder that has it is finished.
+
+Only the standard library and numpy: listing a thousand runs must not cost an import of torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from cirbench.types import CirbenchError
+
+__all__ = [
+    "SCHEMA", "Pictures", "Rankings", "Record", "find_records", "is_finished", "write_json", "write_jsonl",
+    "write_npz", "write_pictures",
+]
+
+SCHEMA = 1
+"""Version of the record format that this code writes and reads."""
+
+REQUIRED = ("id", "name", "inputs", "protocols", "default_protocol")
+DEPTH = 3
+"""How many folders below a given one `find_records` looks for runs (a sweep keeps its runs two below)."""
+
+# Zip members carry a time; a fixed one makes equal contents equal bytes.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private to its owner; a record is as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write by itself: numpy numbers and arrays, tuples of mappings, paths."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} does not belong in a record: {value!r}")
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    # allow_nan=False: NaN and Infinity are not JSON, and no browser reads them.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented UTF-8 JSON, atomically. NaN and infinity raise ValueError."""
+    text = _dumps(value, indent=1) + "\n"
+    with _replacing(path) as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with _replacing(path) as file:
+        for row in rows:
+            file.write((_dumps(row) + "\n").encode("utf-8", "surrogatepass"))
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as a compressed .npz, atomically; equal arrays give equal bytes."""
+    with _replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy", EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def write_pictures(path: Path, pictures: Mapping[str, bytes]) -> None:
+    """Write {image id: WebP bytes} as a stored zip with an `index.json`, atomically.
+
+    Files are numbered, so that an image id may hold any character (slashes, `..`, emoji).
+    """
+    names = {image_id: f"{number:06d}.webp" for number, image_id in enumerate(pictures)}
+    with _replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("index.json", EPOCH), _dumps(names).encode("utf-8", "surrogatepass"))
+        for image_id, data in pictures.items():
+            archive.writestr(zipfile.ZipInfo(names[image_id], EPOCH), data)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` holds a finished run (it has a `record.json`, which is written last)."""
+    return (Path(folder) / "record.json").is_file()
+
+
+class Rankings(Mapping[str, np.ndarray]):
+    """The arrays of `rankings.npz`, each read from disk when it is asked for and not kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all arrays, in the order written."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return tuple(name.removesuffix(".npy") for name in archive.namelist())
+        except FileNotFoundError:
+            raise _missing(self.path) from None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise _broken(self.path, error) from None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                data = archive.read(f"{name}.npy")
+            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+            raise _broken(self.path, error) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def under(self, prefix: str) -> dict[str, str]:
+        """What follows `prefix/` -> full array name, e.g. `under("weight")` -> {"clip": "weight/clip"}."""
+        start = prefix + "/"
+        return {name[len(start):]: name for name in self.names if name.startswith(start)}
+
+
+class Pictures(Mapping[str, bytes]):
+    """Image id -> WebP bytes of `pictures.zip`; empty where a run kept no pictures."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def index(self) -> dict[str, str]:
+        """Image id -> name of its file in the archive."""
+        if not self.path.is_file():
+            return {}
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                names = json.loads(archive.read("index.json").decode("utf-8", "surrogatepass"))
+        except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+            raise _broken(self.path, error) from None
+        if not isinstance(names, dict):
+            raise _broken(self.path, ValueError("index.json is not an object"))
+        return names
+
+    def __getitem__(self, image_id: str) -> bytes:
+        name = self.index[image_id]
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(name)
+        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            raise _broken(self.path, error) from None
+
+    def many(self, image_ids: Iterable[str]) -> dict[str, bytes]:
+        """Those of `image_ids` that were kept, opening the archive once."""
+        wanted = [image_id for image_id in dict.fromkeys(image_ids) if image_id in self.index]
+        if not wanted:
+            return {}
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return {image_id: archive.read(self.index[image_id]) for image_id in wanted}
+        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            raise _broken(self.path, error) from None
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Record:
+    """A finished run, read from its folder. `data` is read at once, the rest when first used.
+
+    Raises:
+        CirbenchError: the folder is no finished run, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "record.json"
+        if not path.is_file():
+            raise CirbenchError(_not_a_run(self.folder))
+        data = _read_json(path)
+        if not isinstance(data, dict):
+            raise _broken(path, ValueError("it is not a JSON object"))
+        if data.get("schema") != SCHEMA:
+            raise CirbenchError(
+                f"{path}: schema {data.get('schema')!r}; this version of cirbench reads schema {SCHEMA}. "
+                "Repeat the run, or use the version that wrote it."
+            )
+        absent = [key for key in REQUIRED if key not in data]
+        if absent:
+            raise _broken(path, ValueError(f"it lacks {', '.join(absent)}"))
+        if data["default_protocol"] not in data["protocols"]:
+            raise _broken(path, ValueError(f"default protocol {data['default_protocol']!r} is not in protocols"))
+        self.data: dict[str, Any] = data
+
+    def __repr__(self) -> str:
+        return f"Record({str(self.folder)!r})"
+
+    @property
+    def id(self) -> str:
+        """Hash of the inputs."""
+        return str(self.data["id"])
+
+    @property
+    def name(self) -> str:
+        """Name of the folder as the run gave it."""
+        return str(self.data["name"])
+
+    @cached_property
+    def queries(self) -> list[dict[str, Any]]:
+        """The queries of the reported split, in order."""
+        return _read_jsonl(self.folder / "queries.jsonl")
+
+    @cached_property
+    def gallery(self) -> list[str]:
+        """Image ids; positions in it are what the arrays hold."""
+        ids = _read_json(self.folder / "gallery.json")
+        if not isinstance(ids, list):
+            raise _broken(self.folder / "gallery.json", ValueError("it is not a list"))
+        return ids
+
+    @cached_property
+    def rankings(self) -> Rankings:
+        """The arrays, by name."""
+        return Rankings(self.folder / "rankings.npz")
+
+    @cached_property
+    def training(self) -> list[dict[str, Any]]:
+        """One entry a step and one an evaluation; empty for methods that are not trained."""
+        path = self.folder / "training.jsonl"
+        return _read_jsonl(path) if path.is_file() else []
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Image id -> WebP bytes of the sample kept."""
+        return Pictures(self.folder / "pictures.zip")
+
+    @cached_property
+    def explain(self) -> dict[str, Any]:
+        """Query id -> words and regions (`cirbench explain`); empty where that was not run."""
+        path = self.folder / "explain.json"
+        if not path.is_file():
+            return {}
+        found = _read_json(path)
+        if not isinstance(found, dict) or not isinstance(found.get("queries"), dict):
+            raise _broken(path, ValueError("it has no object `queries`"))
+        return found["queries"]
+
+
+def find_records(paths: Sequence[Path]) -> list[Record]:
+    """The finished runs at or below `paths`: run folders, or folders that hold them.
+
+    Each run is returned once (by id), in the order of `paths`, folders sorted by name. Interrupted runs below a
+    given folder are passed over; one that is named itself is an error, since its absence would go unnoticed.
+
+    Raises:
+        CirbenchError: a path does not exist, holds no finished run, or holds a damaged one.
+    """
+    out: dict[str, Record] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            near = _nearest_sibling(path)
+            raise CirbenchError(
+                f"no such run folder: {path}.{near} `cirbench runs` lists the runs there are."
+            )
+        if path.is_file() and path.name == "record.json":
+            path = path.parent
+        if not path.is_dir():
+            raise CirbenchError(f"{path} is a file, not a run folder. Give the folder that holds record.json.")
+        folders = [path] if is_finished(path) else _finished_below(path, DEPTH)
+        if not folders:
+            raise CirbenchError(_not_a_run(path))
+        for folder in folders:
+            record = Record(folder)
+            out.setdefault(record.id, record)
+    return list(out.values())
+
+
+def _finished_below(folder: Path, depth: int) -> list[Path]:
+    found: list[Path] = []
+    for child in sorted(folder.iterdir(), key=lambda path: path.name):
+        if child.name.startswith(".") or not child.is_dir():
+            continue
+        if is_finished(child):
+            found.append(child)
+        elif depth > 1:
+            found += _finished_below(child, depth - 1)
+    return found
+
+
+def _not_a_run(folder: Path) -> str:
+    if (folder / "queries.jsonl").is_file() or (folder / "training.jsonl").is_file():
+        return (
+            f"{folder} is an interrupted run: it has no record.json. Repeat the command that made it; it resumes."
+        )
+    return f"no finished run in {folder} (no record.json there or below). Make one with `cirbench run`."
+
+
+def _nearest_sibling(path: Path) -> str:
+    import difflib
+
+    if not path.parent.is_dir():
+        return ""
+    names = [child.name for child in path.parent.iterdir() if child.is_dir()]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" Did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _missing(path: Path) -> CirbenchError:
+    return CirbenchError(f"{path} is missing, so this run is incomplete. Delete {path.parent} and repeat the run.")
+
+
+def _broken(path: Path, error: Exception) -> CirbenchError:
+    return CirbenchError(f"{path} is damaged: {error}. Delete {path.parent} and repeat the run.")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogatepass")
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+    rows = []
+    # Not splitlines(): it also splits at U+2028 and its kin, which captions may hold.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise _broken(path, ValueError(f"line {number}: {error}")) from None
+    return rows
