@@ -1,0 +1,346 @@
+"""The backbones a method may ask for: CLIP (open_clip), a CNN feature map (timm), an LSTM over words.
+
+A CLIP is named `MODEL:TAG` (`RN50-quickgelu:openai`, `ViT-B-32:laion2b_s34b_b79k`), `MODEL:random` for random weights
+from the seed, the name of a CLIP that ships with cirbench (`scenes-small`, `scenes-medium`), or a folder written by
+`cirbench pretrain clip`. A CNN is any timm model name, or `scenes-cnn`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from cirbench.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from cirbench.types import CirbenchError, Pixels
+
+ASSETS = Path(__file__).parent / "assets"
+#: CLIPs that ship with the package.
+PACKAGED = ("scenes-small", "scenes-medium")
+PACKAGED_CNN = ("scenes-cnn",)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clip_folder(name: str) -> Path | None:
+    """Folder of a small CLIP, or None where `name` is an open_clip model."""
+    if name in PACKAGED:
+        return ASSETS / name
+    folder = Path(name)
+    return folder if (folder / "clip.json").is_file() else None
+
+
+def weights_id(name: str) -> str:
+    """What identifies the weights behind a backbone's name, without loading them."""
+    folder = clip_folder(name)
+    if folder is not None:
+        return "sha256:" + file_sha256(folder / "model.safetensors")[:32]
+    if name in PACKAGED_CNN:
+        return "sha256:" + file_sha256(ASSETS / name / "model.safetensors")[:32]
+    return name
+
+
+def check_clip(name: str) -> None:
+    """Whether the name can be a CLIP at all; open_clip's own list is only read where it must be.
+
+    Raises:
+        CirbenchError: a folder without a CLIP, or an unknown model or tag, with the nearest one.
+    """
+    if clip_folder(name) is not None:
+        return
+    if "/" in name or Path(name).is_dir():
+        raise CirbenchError(
+            f"{name} holds no CLIP: there is no {Path(name) / 'clip.json'}. "
+            "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
+        )
+    import open_clip
+
+    from cirbench.settings import unknown
+
+    model, _, tag = name.partition(":")
+    models = open_clip.list_models()
+    if model not in models:
+        raise unknown("backbone", model, [*PACKAGED, *models] if len(models) < 20 else _near(model, models))
+    tags = ["random", *open_clip.list_pretrained_tags_by_model(model)]
+    if tag and tag not in tags:
+        raise unknown(f"weights tag of {model}", tag, tags)
+    if not tag:
+        raise CirbenchError(f"backbone {name!r} names no weights. Write {model}:TAG with one of: {', '.join(tags)}.")
+
+
+def _near(name: str, models: list[str]) -> list[str]:
+    import difflib
+
+    return [*PACKAGED, *difflib.get_close_matches(name, models, n=8, cutoff=0.3)]
+
+
+class Clip(nn.Module):
+    """A CLIP of which both towers give one vector.
+
+    Attributes:
+        dim: D, width of the joint space.
+        pixels: what the image tower wants.
+        key: identifies the weights, for caches and records.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenize: Callable[[list[str]], Tensor], dim: int, pixels: Pixels, key: str
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenize, self.dim, self.pixels, self.key = model, tokenize, dim, pixels, key
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D), not normalised."""
+        return self.model.encode_image(images.contiguous(memory_format=torch.channels_last))
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> (B, D), not normalised."""
+        device = next(self.model.parameters()).device
+        return self.model.encode_text(self.tokenize(list(texts)).to(device))
+
+
+def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | None = None) -> Clip:
+    """A CLIP by name, on the CPU.
+
+    Args:
+        name: see the module docstring.
+        frozen: without gradients, in evaluation mode for good.
+        seed: for `MODEL:random`.
+        image_size: other input side than the model's own, where its architecture allows one.
+
+    Raises:
+        CirbenchError: unknown name or tag, or weights that can be neither found nor fetched.
+    """
+    check_clip(name)
+    folder = clip_folder(name)
+    if folder is not None:
+        from cirbench import smallclip
+
+        model, tokenize, info = smallclip.load(folder)
+        pixels = Pixels(int(info["image_size"]), tuple(info["mean"]), tuple(info["std"]))
+        clip = Clip(model, tokenize, int(info["embed_dim"]), pixels, weights_id(name))
+    else:
+        clip = _open_clip(name, seed, image_size)
+    clip.to(memory_format=torch.channels_last)
+    if frozen:
+        clip.requires_grad_(False).eval()
+    return clip
+
+
+def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
+    import open_clip
+
+    model_name, _, tag = name.partition(":")
+    extra: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = open_clip.create_model(
+                model_name, pretrained=None if tag == "random" else tag, load_weights=tag != "random", **extra
+            )
+        except CirbenchError:
+            raise
+        except Exception as error:
+            raise CirbenchError(
+                f"the weights {tag!r} of {model_name} could not be loaded: {type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200]}. They are fetched once and kept; without a connection use "
+                f"--backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain clip)."
+            ) from None
+    visual = model.visual
+    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
+    mean, std = getattr(visual, "image_mean", None) or CLIP_MEAN, getattr(visual, "image_std", None) or CLIP_STD
+    config = open_clip.get_model_config(model_name) or {}
+    key = f"{name}@{size}" + (f"#{seed}" if tag == "random" else "")
+    return Clip(
+        model, open_clip.get_tokenizer(model_name), int(config["embed_dim"]), Pixels(size, tuple(mean), tuple(std)), key
+    )
+
+
+@dataclass(frozen=True)
+class CnnInfo:
+    """What a CNN's feature map is like: `channels` (C), and the pixels it wants."""
+
+    channels: int
+    pixels: Pixels
+    key: str
+
+
+class Cnn(nn.Module):
+    """A CNN whose output is its last feature map: (B, 3, H, W) -> (B, C, h, w)."""
+
+    def __init__(self, body: nn.Module, info: CnnInfo) -> None:
+        super().__init__()
+        self.body, self.info = body, info
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w)."""
+        return self.body.forward_features(images.contiguous(memory_format=torch.channels_last))
+
+
+def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
+    """A timm CNN as a feature map, trainable.
+
+    Args:
+        name: timm model name with its weights tag, or `scenes-cnn`.
+        size: input side in pixels.
+        pretrained: with the weights of its tag; without, as initialised from torch's seed.
+        statistics: `imagenet`, `clip`, or `model` (the model's own), the mean and spread pictures are normalised by.
+
+    Raises:
+        CirbenchError: unknown name (with the nearest), no feature map, or weights that cannot be fetched.
+    """
+    import timm
+
+    from cirbench.settings import unknown
+
+    if name in PACKAGED_CNN:
+        from safetensors.torch import load_file
+
+        import cirbench.smallcnn  # noqa: F401  registers the architecture with timm
+
+        body = timm.create_model("cirbench_smallcnn", num_classes=0)
+        if pretrained:
+            body.load_state_dict(
+                {k: v.float() for k, v in load_file(ASSETS / name / "model.safetensors").items()}
+            )
+    else:
+        if not timm.is_model(name):
+            raise unknown("CNN", name, [*PACKAGED_CNN, *timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]])
+        try:
+            body = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        except Exception as error:
+            raise CirbenchError(
+                f"the weights of the CNN {name!r} could not be loaded: {type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200]}. They are fetched once and kept; without a connection use "
+                f"{PACKAGED_CNN[0]}, or set cnn_pretrained=false to train it from scratch."
+            ) from None
+    config = getattr(body, "pretrained_cfg", {}) or {}
+    mean, std = {
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+        "clip": (CLIP_MEAN, CLIP_STD),
+        "model": (tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD))),
+    }[statistics]
+    with torch.no_grad():
+        was = body.training
+        shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
+        body.train(was)
+    if len(shape) != 4:
+        raise CirbenchError(f"{name} gives no feature map but a tensor of shape {tuple(shape)}. Choose a CNN.")
+    body.to(memory_format=torch.channels_last)
+    return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std), f"{weights_id(name)}@{size}"))
+
+
+# ------------------------------------------------------------------------------------------ words
+
+#: Ids 0-3 of every vocabulary; padding is 0 as well (DWC, CLVC-Net).
+SPECIAL = ("<UNK>", "<AND>", "<BOS>", "<EOS>")
+_DELETED = re.compile(r"[^\w\s]|_", re.ASCII)
+
+
+def split_words(text: str) -> list[str]:
+    """ASCII, no punctuation, lower case, split on blanks.
+
+    Example:
+        >>> split_words("Café-au-lait, please!")
+        ['cafeaulait', 'please']
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    return _DELETED.sub("", ascii_text).lower().split()
+
+
+def build_vocabulary(texts: Sequence[str]) -> list[str]:
+    """Every word of the training texts in order of first appearance, behind the special ones; so ids depend on it."""
+    seen: dict[str, None] = dict.fromkeys(SPECIAL)
+    for text in texts:
+        seen.update(dict.fromkeys(split_words(text)))
+    return list(seen)
+
+
+class LstmText(nn.Module):
+    """Words -> LSTM states.
+
+    Args:
+        vocabulary: words by id, as `build_vocabulary` makes it.
+        word_dim: width of a word's embedding.
+        hidden: D, width of a state.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], word_dim: int = 512, hidden: int = 1024) -> None:
+        super().__init__()
+        self.vocabulary = list(vocabulary)
+        self.ids = {word: index for index, word in enumerate(self.vocabulary)}
+        self.embedding_layer = nn.Embedding(len(self.vocabulary), word_dim)
+        self.lstm = nn.LSTM(word_dim, hidden, batch_first=True)
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text as this encoder sees them; an empty text is one unknown word."""
+        return split_words(text) or [SPECIAL[0]]
+
+    def forward(self, texts: Sequence[str], padded_as_words: bool = False) -> tuple[Tensor, Tensor]:
+        """B strings -> states (B, L, D), mask (B, L) bool, True at words.
+
+        Args:
+            texts: the strings.
+            padded_as_words: let padding run through the LSTM as unknown words, and call it words (the released DWC).
+        """
+        device = self.embedding_layer.weight.device
+        tokens = [[self.ids.get(word, 0) for word in self.words(text)] for text in texts]
+        lengths = [len(t) for t in tokens]
+        longest = max(lengths)
+        padded = torch.tensor([t + [0] * (longest - len(t)) for t in tokens], device=device)
+        embedded = self.embedding_layer(padded)
+        if padded_as_words:
+            states, _ = self.lstm(embedded)
+            return states, torch.ones(padded.shape, dtype=torch.bool, device=device)
+        packed = pack_padded_sequence(embedded, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        mask = torch.arange(longest, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+        return states, mask
+
+
+class Encoders:
+    """What `build` receives to make its backbones with: they are loaded once and shared.
+
+    Attributes:
+        seed: of the run, for random weights.
+        used: encoder key -> weights, for the record.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed, self.used = seed, {}
+        self._clips: dict[tuple[Any, ...], Clip] = {}
+
+    used: dict[str, str]
+
+    def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Clip:
+        """See `load_clip`; a frozen one is shared between those who ask."""
+        key = (name, image_size)
+        if frozen and key in self._clips:
+            return self._clips[key]
+        clip = load_clip(name, frozen, self.seed, image_size)
+        self.used[name] = clip.key
+        if frozen:
+            self._clips[key] = clip
+        return clip
+
+    def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
+        """See `load_cnn`."""
+        cnn = load_cnn(name, size, pretrained, statistics)
+        self.used[name] = cnn.info.key if pretrained else "random"
+        return cnn
+
+    def lstm(self, vocabulary: Sequence[str], word_dim: int, hidden: int) -> LstmText:
+        """See `LstmText`."""
+        return LstmText(vocabulary, word_dim, hidden)

@@ -1,0 +1,209 @@
+"""Encode -> rank -> every protocol of the dataset -> metrics. The same code scores results made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cirbench import metrics
+from cirbench.feed import Feed
+from cirbench.ranking import Ranks, Score, View, dot, rank
+from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
+
+#: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on its company.
+BATCH = 128
+TOP = 50
+
+Form = Callable[[Query], Sequence[Sequence[str]]]
+
+
+@dataclass
+class Rows:
+    """The encoded rows of one text form: `query` (R,) index of each row's query, `embeddings` (R, D)."""
+
+    query: np.ndarray
+    embeddings: Tensor
+
+
+@dataclass
+class Evaluation:
+    """Everything scored on one split.
+
+    Attributes:
+        gallery: image ids; positions below point into it.
+        protocols: name -> {"queries", "gallery", "ties", "form", "metrics"}.
+        arrays: as in docs/records.md, `kind/name` -> array.
+        omitted: protocol or metric -> why it could not be computed.
+    """
+
+    gallery: list[str]
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    omitted: dict[str, str] = field(default_factory=dict)
+
+
+def gallery_of(split: Split) -> list[str]:
+    """Every image that any gallery of the split holds, once, in the order named."""
+    seen: dict[str, None] = {}
+    for groups in split.galleries.values():
+        for ids in groups.values():
+            seen.update(dict.fromkeys(ids))
+    for query in split.queries:
+        seen.update(dict.fromkeys(query.candidates or ()))
+    return list(seen)
+
+
+def view_of(split: Split, protocol: Protocol, position: Mapping[str, int], row_query: np.ndarray) -> View:
+    """What a protocol ranks, row by row."""
+    queries = [split.queries[q] for q in row_query]
+    dropped = np.array(
+        [position.get(q.reference, -1) if protocol.drop_reference else -1 for q in queries], dtype=np.int64
+    )
+    cache: dict[tuple[str, ...], np.ndarray] = {}
+
+    def places(ids: tuple[str, ...]) -> np.ndarray:
+        if ids not in cache:
+            cache[ids] = np.array([position[i] for i in ids if i in position], dtype=np.int64)
+        return cache[ids]
+
+    targets = [places(q.targets) for q in queries]
+    if protocol.gallery == "own":
+        keys: list[Any] = list(row_query)
+        sets = {k: split.queries[k].candidates or () for k in keys}
+    else:
+        galleries = split.galleries[protocol.gallery]
+        keys = [q.group if q.group in galleries else "" for q in queries]
+        sets = {k: galleries[k] for k in keys}
+        if len(sets) == 1 and len(next(iter(sets.values()))) == len(position):
+            return View(targets, dropped)
+    number = {k: i for i, k in enumerate(sets)}
+    members = np.zeros((len(sets), len(position)), dtype=bool)
+    for key, ids in sets.items():
+        members[number[key], [position[i] for i in ids]] = True
+    return View(targets, dropped, members, np.array([number[k] for k in keys], dtype=np.int64))
+
+
+def _values(name: str, ranks: Ranks) -> np.ndarray | None:
+    """(R,) per-row values in 0..1 of a metric that averages over rows, or None for medians and the like."""
+    kind, k = metrics.parse(name)
+    return metrics.hits(ranks.best, k).astype(np.float64) if kind == "R" else None
+
+
+def summarise(split: Split, protocol: Protocol, row_query: np.ndarray, ranks: Ranks) -> dict[str, float]:
+    """Metric name -> percent, groups included; averages over groups are unweighted and taken before any rounding."""
+    groups = np.array([split.queries[q].group for q in row_query])
+    names = list(dict.fromkeys(groups.tolist()))
+    out: dict[str, float] = {}
+    for name in protocol.metrics:
+        per_group = {g: metrics.of_ranks(name, ranks.best[groups == g]) for g in names}
+        if protocol.average == "groups":
+            out[name] = float(np.mean(list(per_group.values())))
+        else:
+            out[name] = metrics.of_ranks(name, ranks.best)
+        if names != [""]:
+            out.update({f"{g}/{name}": value for g, value in per_group.items()})
+    return out
+
+
+def score(
+    split: Split, protocols: Sequence[Protocol], gallery: Sequence[str], images: Tensor, rows: Mapping[str, Rows],
+    scoring: Score = dot,
+) -> Evaluation:
+    """Rank every form once and score every protocol from it.
+
+    Args:
+        split: queries and galleries.
+        protocols: those whose form is not in `rows` are omitted.
+        gallery: ids of `images`' rows.
+        images: (N, D).
+        rows: text form -> encoded rows.
+        scoring: a method's own score, or the dot product.
+
+    Raises:
+        CirbenchError: an embedding that is not finite.
+    """
+    out = Evaluation(list(gallery))
+    position = {image_id: n for n, image_id in enumerate(gallery)}
+    if not torch.isfinite(images).all():
+        raise CirbenchError("the gallery embeddings hold NaN or infinite values; nothing can be ranked.")
+    for form in dict.fromkeys(p.form for p in protocols):
+        mine = [p for p in protocols if p.form == form]
+        if form not in rows:
+            out.omitted.update({p.name: f"the text form {form!r} was not encoded" for p in mine})
+            continue
+        part = rows[form]
+        if not torch.isfinite(part.embeddings).all():
+            raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values; nothing can be ranked.")
+        views = [view_of(split, p, position, part.query) for p in mine]
+        ranks, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
+        out.arrays[f"row_query/{form}"] = part.query.astype(np.int32)
+        out.arrays[f"top/{form}"], out.arrays[f"top_score/{form}"] = top, top_score
+        for protocol, result, view in zip(mine, ranks, views, strict=True):
+            out.arrays[f"rank/{protocol.name}"], out.arrays[f"ties/{protocol.name}"] = result.best, result.ties
+            size = len(gallery) if view.members is None else int(view.members.sum(1).max())
+            out.protocols[protocol.name] = {
+                "queries": len(part.query), "gallery": size, "ties": int(np.count_nonzero(result.ties)), "form": form,
+                "metrics": summarise(split, protocol, part.query, result),
+            }
+    return out
+
+
+def _batched(count: int, what: str, quiet: bool, encode: Callable[[list[int]], Tensor]) -> Tensor:
+    parts = []
+    with torch.inference_mode():
+        for start in tqdm(range(0, count, BATCH), desc=what, disable=quiet, leave=False):
+            rows = list(range(start, min(start + BATCH, count)))
+            padded = rows + [rows[0]] * (BATCH - len(rows))
+            parts.append(encode(padded)[: len(rows)].float())
+    return torch.cat(parts) if parts else torch.zeros((0, 1))
+
+
+def encode_gallery(method: Any, feed: Feed, gallery: Sequence[str], quiet: bool = True) -> Tensor:
+    """(N, D) embeddings of the gallery."""
+    return _batched(
+        len(gallery), "gallery", quiet, lambda rows: method.encode_images(feed.images([gallery[r] for r in rows]))
+    )
+
+
+def encode_rows(method: Any, feed: Feed, split: Split, form: Form, quiet: bool = True) -> Rows:
+    """Encoded rows of one text form; the strings of a row are averaged."""
+    rows = [(n, tuple(row)) for n, query in enumerate(split.queries) for row in form(query)]
+    pairs = list(dict.fromkeys((n, text) for n, row in rows for text in row))
+
+    def encode(batch: list[int]) -> Tensor:
+        return method.encode_queries(
+            feed.queries([split.queries[pairs[b][0]].reference for b in batch], [pairs[b][1] for b in batch])
+        )
+
+    encoded = _batched(len(pairs), "queries", quiet, encode)
+    place = {pair: n for n, pair in enumerate(pairs)}
+    if all(len(row) == 1 for _, row in rows):
+        embeddings = encoded[torch.tensor([place[(n, row[0])] for n, row in rows], dtype=torch.int64)]
+    else:
+        embeddings = torch.stack([encoded[[place[(n, t)] for t in row]].mean(0) for n, row in rows])
+    return Rows(np.array([n for n, _ in rows], dtype=np.int64), embeddings)
+
+
+def texts_of(dataset: Dataset, split: Split, forms: Sequence[str]) -> list[str]:
+    """Every string these forms make of the split's queries, once."""
+    return list(dict.fromkeys(t for f in forms for q in split.queries for row in dataset.forms[f](q) for t in row))
+
+
+def evaluate(
+    method: Any, feed: Feed, dataset: Dataset, split: Split, protocols: Sequence[Protocol], quiet: bool = True
+) -> tuple[Evaluation, Tensor, dict[str, Rows]]:
+    """Encode and score a split; the embeddings come along for export."""
+    if isinstance(method, torch.nn.Module):
+        method.eval()
+    gallery = gallery_of(split)
+    images = encode_gallery(method, feed, gallery, quiet)
+    forms = dict.fromkeys(p.form for p in protocols)
+    rows = {form: encode_rows(method, feed, split, dataset.forms[form], quiet) for form in forms}
+    scoring = getattr(method, "score", dot)
+    return score(split, protocols, gallery, images, rows, scoring), images, rows

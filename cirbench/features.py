@@ -1,0 +1,117 @@
+"""Frozen features, computed once and kept on disk.
+
+The key holds everything that can change a feature: the weights, the input size and transform, the precision, the
+pictures themselves (their fingerprint) or the strings, and whether pictures were mirrored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cirbench.encoders import Clip
+from cirbench.images import PixelStore, cache_dir
+from cirbench.seeds import digest
+from cirbench.types import ImageSource
+
+BATCH = 256
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def _keep(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.replace(path)
+
+
+def _in_batches(rows: int, what: str, quiet: bool, encode: Callable[[slice], Tensor]) -> np.ndarray:
+    parts = []
+    with torch.inference_mode():
+        for start in tqdm(range(0, rows, BATCH), desc=what, disable=quiet, leave=False):
+            parts.append(encode(slice(start, min(start + BATCH, rows))).float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def _image_features(
+    clip: Clip, pixels: PixelStore, key: str, image_ids: Sequence[str], mirrored: bool, quiet: bool
+) -> np.ndarray:
+    path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, mirrored])[:32]}.npy"
+    kept = _kept(path)
+    if kept is not None and len(kept) == len(image_ids):
+        return kept
+    device = next(clip.parameters()).device
+
+    def encode(rows: slice) -> Tensor:
+        ids = image_ids[rows]
+        # A batch of one fixed shape: a product of another shape may round differently in its last bit.
+        padded = [*ids, *([ids[0]] * (BATCH - len(ids)))] if len(image_ids) > BATCH else list(ids)
+        flip = np.ones(len(padded), bool) if mirrored else None
+        return clip.encode_images(pixels(padded, flip).to(device))[: len(ids)]
+
+    array = _in_batches(len(image_ids), "image features", quiet, encode)
+    _keep(path, array)
+    return array
+
+
+class FeatureStore:
+    """Image features of one frozen encoder for one image set, in one or both orientations.
+
+    Args:
+        clip: the encoder.
+        source, image_ids: the pictures, in the order of the rows.
+        mirrored: keep features of the mirrored pictures as well, for training with flips.
+        quiet: no progress bar.
+    """
+
+    def __init__(
+        self, clip: Clip, source: ImageSource, image_ids: Sequence[str], mirrored: bool = False, quiet: bool = True
+    ) -> None:
+        self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
+        key = digest([source.fingerprint(image_ids), list(image_ids), clip.pixels.size, clip.pixels.resize])
+        # Decoding is only needed where a feature is missing.
+        store: PixelStore | None = None
+        self.tables = []
+        for orientation in (False, True) if mirrored else (False,):
+            path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, orientation])[:32]}.npy"
+            if store is None and not path.is_file():
+                store = PixelStore(source, image_ids, clip.pixels, quiet)
+            self.tables.append(
+                torch.from_numpy(_image_features(clip, store, key, image_ids, orientation, quiet))  # type: ignore[arg-type]
+            )
+
+    def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
+        """(B, D) float32; `flip` (B,) takes the mirrored picture's."""
+        rows = torch.tensor([self.rows[i] for i in image_ids], dtype=torch.int64)
+        plain = self.tables[0][rows]
+        if flip is None or not flip.any():
+            return plain
+        return torch.where(torch.from_numpy(flip)[:, None], self.tables[1][rows], plain)
+
+
+class TextStore:
+    """Text features of one frozen encoder for a list of strings."""
+
+    def __init__(self, clip: Clip, texts: Sequence[str], quiet: bool = True) -> None:
+        unique = list(dict.fromkeys(texts))
+        self.rows = {text: row for row, text in enumerate(unique)}
+        path = cache_dir() / "features" / f"{digest(['texts', clip.key, 'float32', unique])[:32]}.npy"
+        array = _kept(path)
+        if array is None or len(array) != len(unique):
+            array = _in_batches(len(unique), "text features", quiet, lambda rows: clip.encode_texts(unique[rows]))
+            _keep(path, array)
+        self.table = torch.from_numpy(array)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> (B, D) float32."""
+        return self.table[torch.tensor([self.rows[text] for text in texts], dtype=torch.int64)]

@@ -1,0 +1,107 @@
+"""Turns queries and image ids into the batches a method asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cirbench.features import FeatureStore, TextStore
+from cirbench.images import PixelStore
+from cirbench.seeds import derive
+from cirbench.types import Dataset, Frozen, Inputs, Query, QueryBatch, TrainBatch
+
+
+class Feed:
+    """Images and texts of one image set, in the forms that `Inputs` names.
+
+    Args:
+        dataset: where pictures come from.
+        image_ids: every image that will be asked for.
+        texts: every string that will be asked for.
+        inputs: what the method wants.
+        device: where batches go.
+        mirrored: whether pictures may be asked for mirrored.
+        quiet: no progress bars.
+    """
+
+    def __init__(
+        self, dataset: Dataset, image_ids: Sequence[str], texts: Sequence[str], inputs: Inputs, device: torch.device,
+        mirrored: bool = False, quiet: bool = True,
+    ) -> None:
+        self.device = device
+        self.image_stores: dict[str, Callable[..., Tensor]] = {}
+        for name, wanted in inputs.images.items():
+            if isinstance(wanted, Frozen):
+                wanted.encoder.to(device)
+                self.image_stores[name] = FeatureStore(wanted.encoder, dataset.images, image_ids, mirrored, quiet)
+            else:
+                self.image_stores[name] = PixelStore(dataset.images, image_ids, wanted, quiet)
+        self.text_stores = {
+            name: TextStore(wanted.encoder.to(device), texts, quiet) for name, wanted in inputs.texts.items()
+        }
+
+    def images(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Input name -> tensor of B images; `flip` (B,) mirrors some, in every input alike."""
+        return {name: store(image_ids, flip).to(self.device) for name, store in self.image_stores.items()}
+
+    def texts(self, words: Sequence[str]) -> dict[str, Tensor]:
+        """Input name -> tensor of B texts."""
+        return {name: store(words).to(self.device) for name, store in self.text_stores.items()}
+
+    def queries(self, references: Sequence[str], words: Sequence[str]) -> QueryBatch:
+        """B queries."""
+        return QueryBatch(self.images(references), self.texts(words), list(words))
+
+
+def first_text(dataset: Dataset, query: Query, form: str) -> str:
+    """The string a query is trained with: the first of its first row."""
+    rows = dataset.forms[form](query)
+    return rows[0][0]
+
+
+class Triplets:
+    """Training batches, the same for the same seed, and startable at any step.
+
+    Args:
+        dataset: its `train` split is used.
+        form: text form of the default protocol.
+        batch_size: triplets a step; an incomplete last batch is dropped.
+        flip: `none`, `joint` or `independent`.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: Dataset, form: str, batch_size: int, flip: str, seed: int) -> None:
+        self.split = dataset.splits["train"]
+        self.dataset, self.form, self.batch_size, self.flip, self.seed = dataset, form, batch_size, flip, seed
+        # A query with several strings (both orders of two captions, each caption alone) draws one of them an epoch.
+        self.strings = [[s for row in dataset.forms[form](q) for s in row] for q in self.split.queries]
+        # Targets that several queries share are positives of all of them.
+        self.targets = [frozenset(query.targets) for query in self.split.queries]
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self.split.queries) // self.batch_size
+
+    def epoch(self, epoch: int, feed: Feed, skip: int = 0) -> Iterator[TrainBatch]:
+        """The batches of one epoch, without the first `skip`."""
+        rng = np.random.Generator(np.random.PCG64(derive(self.seed, "batches", epoch)))
+        queries = self.split.queries
+        order = rng.permutation(len(queries))
+        pick_target, pick_text = rng.random(len(queries)), rng.random(len(queries))
+        mirror = rng.random((2, len(queries))) < 0.5
+        for step in range(skip, self.steps):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            words = [self.strings[r][int(pick_text[r] * len(self.strings[r]))] for r in rows]
+            targets = [queries[r].targets[int(pick_target[r] * len(queries[r].targets))] for r in rows]
+            flips: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+            if self.flip != "none":
+                flips = (mirror[0][rows], mirror[0 if self.flip == "joint" else 1][rows])
+            positives = torch.tensor([[t in self.targets[r] for t in targets] for r in rows])
+            yield TrainBatch(
+                feed.images([queries[r].reference for r in rows], flips[0]), feed.texts(words), words,
+                feed.images(targets, flips[1]), positives.to(feed.device),
+            )

@@ -1,0 +1,254 @@
+"""Exact ranks and top-K by blocks of a matrix product; never a (B, N) matrix at once.
+
+Every score, the targets' own included, is read from one product with one block shape, so that equal embeddings get
+equal scores wherever they stand in the gallery, and a tie is really a tie. Ties count against the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
+#: round differently in its last bit, and would break ties by position.
+BLOCK = (256, 4096)
+#: Up to this many gallery images the scores of a block of queries are kept between the two passes.
+KEEP = 1 << 18
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one protocol ranks, for R rows (encoded queries) over N gallery images.
+
+    Attributes:
+        targets: per row, positions of its targets in the gallery (may be empty).
+        dropped: (R,) position of the image taken out of the row's gallery, -1 for none.
+        members: (M, N) bool, the M galleries of this view, or None where every row ranks all N images.
+        member_of: (R,) which of the M galleries a row ranks.
+        every_target: whether the ranks of all targets are wanted, not only the best one's.
+    """
+
+    targets: Sequence[np.ndarray]
+    dropped: np.ndarray
+    members: np.ndarray | None = None
+    member_of: np.ndarray | None = None
+    every_target: bool = False
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of R rows under one view.
+
+    Attributes:
+        best: (R,) int32, 1-based rank of the best target; every image that is no target and scores at least as
+            much stands before it. 0 where no target is in the row's gallery.
+        ties: (R,) int32, images that are no target with exactly the best target's score.
+        every: per row, the ranks of all targets in the order given (0 for absent ones), or None.
+    """
+
+    best: np.ndarray
+    ties: np.ndarray
+    every: list[np.ndarray] | None = None
+
+
+def dot(queries: Tensor, gallery: Tensor) -> Tensor:
+    """(B, D), (N, D) -> (B, N), higher is better."""
+    return queries @ gallery.T
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    if x.shape[0] == rows:
+        return x
+    return torch.cat([x, x.new_zeros((rows - x.shape[0], *x.shape[1:]))])
+
+
+class _Scores:
+    """Scores of one block of queries against the gallery, block by block, the same each time they are asked for."""
+
+    def __init__(self, queries: Tensor, gallery: Tensor, score: Score) -> None:
+        self.count, self.gallery, self.score = queries.shape[0], gallery, score
+        self.queries = _padded(queries, BLOCK[0])
+        self.kept: list[Tensor] | None = [] if gallery.shape[0] <= KEEP else None
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first column, (B, <= BLOCK[1]) scores) in gallery order."""
+        width = BLOCK[1]
+        for index, start in enumerate(range(0, self.gallery.shape[0], width)):
+            if self.kept is not None and index < len(self.kept):
+                yield start, self.kept[index]
+                continue
+            part = self.gallery[start : start + width]
+            block = self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
+            if self.kept is not None:
+                self.kept.append(block)
+            yield start, block
+
+
+def _flat(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged positions -> (row of each, position of each)."""
+    sizes = np.array([len(t) for t in targets], dtype=np.int64)
+    rows = np.repeat(np.arange(len(targets)), sizes)
+    return rows, np.concatenate([np.asarray(t, dtype=np.int64) for t in targets]) if len(rows) else rows
+
+
+def _allowed(view: View, rows: slice, start: int, stop: int, device: torch.device) -> Tensor | None:
+    if view.members is None:
+        return None
+    assert view.member_of is not None
+    part = torch.from_numpy(np.ascontiguousarray(view.members[:, start:stop])).to(device)
+    return part[torch.from_numpy(view.member_of[rows].astype(np.int64)).to(device)]
+
+
+def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
+    """Ranks of one block of rows: gather the targets' scores, then count what stands before them."""
+    device, count = scores.queries.device, scores.count
+    owner, position = _flat(view.targets[rows])
+    dropped = torch.from_numpy(view.dropped[rows].astype(np.int64)).to(device)
+    present = position != view.dropped[rows][owner]
+    if view.members is not None:
+        assert view.member_of is not None
+        present &= view.members[view.member_of[rows][owner], position]
+    owner_kept, position_kept = owner[present], position[present]
+    own, at = torch.from_numpy(owner_kept).to(device), torch.from_numpy(position_kept).to(device)
+    target_scores = torch.zeros(len(own), dtype=scores.queries.dtype, device=device)
+    for start, block in scores.blocks():
+        inside = (at >= start) & (at < start + block.shape[1])
+        target_scores[inside] = block[own[inside], at[inside] - start]
+    best = torch.full((count,), -torch.inf, dtype=target_scores.dtype, device=device)
+    best.scatter_reduce_(0, own, target_scores, "amax")
+    above = torch.zeros(count, dtype=torch.int64, device=device)
+    ties = torch.zeros_like(above)
+    # For ranks of every target: how many non-targets score at least as much as each of them.
+    above_each = torch.zeros(len(own), dtype=torch.int64, device=device)
+    for start, block in scores.blocks():
+        stop = start + block.shape[1]
+        counted = torch.ones(block.shape, dtype=torch.bool, device=device)
+        allowed = _allowed(view, rows, start, stop, device)
+        if allowed is not None:
+            counted &= allowed
+        inside = (at >= start) & (at < stop)
+        counted[own[inside], at[inside] - start] = False
+        gone = (dropped >= start) & (dropped < stop)
+        counted[gone.nonzero()[:, 0], dropped[gone] - start] = False
+        above += ((block >= best[:, None]) & counted).sum(1)
+        ties += ((block == best[:, None]) & counted).sum(1)
+        if view.every_target:
+            for index in range(len(own)):
+                above_each[index] += ((block[own[index]] >= target_scores[index]) & counted[own[index]]).sum()
+    found = torch.zeros(count, dtype=torch.bool, device=device)
+    found[own] = True
+    rank = torch.where(found, above + 1, 0).to(torch.int32).cpu().numpy()
+    tied = torch.where(found, ties, 0).to(torch.int32).cpu().numpy()
+    if not view.every_target:
+        return rank, tied, None
+    every = [np.zeros(len(t), dtype=np.int32) for t in view.targets[rows]]
+    first = np.concatenate([[0], np.cumsum([len(t) for t in view.targets[rows]])])
+    inner = np.arange(len(owner)) - first[owner]
+    score, before = target_scores.cpu().numpy(), above_each.cpu().numpy()
+    for row in range(count):
+        mine = np.flatnonzero(owner_kept == row)
+        # Among the targets themselves: by score, equal ones in the order given.
+        order = mine[np.argsort(-score[mine], kind="stable")]
+        for place, index in enumerate(order):
+            every[row][inner[present][index]] = before[index] + place + 1
+    return rank, tied, every
+
+
+def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor, Tensor]:
+    """(B, k) positions and scores, best first, equal scores by position; -1 past the end."""
+    device = scores.queries.device
+    values = torch.empty((scores.count, 0), dtype=scores.queries.dtype, device=device)
+    index = torch.empty((scores.count, 0), dtype=torch.int64, device=device)
+    dropped = torch.from_numpy(view.dropped[rows].astype(np.int64)).to(device)
+    for start, block in scores.blocks():
+        stop = start + block.shape[1]
+        block = block.clone()
+        allowed = _allowed(view, rows, start, stop, device)
+        if allowed is not None:
+            block[~allowed] = -torch.inf
+        gone = (dropped >= start) & (dropped < stop)
+        block[gone.nonzero()[:, 0], dropped[gone] - start] = -torch.inf
+        values = torch.cat([values, block], 1)
+        index = torch.cat([index, torch.arange(start, stop, device=device).expand(scores.count, -1)], 1)
+        keep = min(k, values.shape[1])
+        kth = values.topk(keep, 1).values[:, -1:]
+        if bool(((values >= kth).sum(1) > keep).any()):
+            # Several images share the last place: a stable sort keeps the first of them by position.
+            order = values.sort(1, descending=True, stable=True).indices[:, :keep]
+        else:
+            order = values.topk(keep, 1).indices
+        # Back into gallery order, so that later stable sorts see positions ascending.
+        order = order.sort(1).values
+        values, index = values.gather(1, order), index.gather(1, order)
+    order = values.sort(1, descending=True, stable=True).indices
+    values, index = values.gather(1, order), index.gather(1, order)
+    index = torch.where(torch.isinf(values) & (values < 0), -1, index)
+    if index.shape[1] < k:
+        missing = k - index.shape[1]
+        index = torch.nn.functional.pad(index, (0, missing), value=-1)
+        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
+    return index, values
+
+
+def rank(
+    queries: Tensor, gallery: Tensor, views: Sequence[View], score: Score = dot, top: int = 0, top_view: int = 0
+) -> tuple[list[Ranks], np.ndarray, np.ndarray]:
+    """Ranks of the targets of R queries over N images under every view, and the first images of one view.
+
+    Args:
+        queries: (R, D).
+        gallery: (N, D).
+        views: what is ranked; the products are computed once for all of them.
+        score: (B, D), (n, D) -> (B, n); the dot product by default.
+        top: how many first images to return; 0 for none.
+        top_view: the view whose first images are returned.
+
+    Returns:
+        Ranks per view; (R, top) int32 positions, best first, equal scores by position, -1 past the end; their scores.
+
+    Raises:
+        ValueError: NaN among the embeddings.
+
+    Example:
+        >>> q, g = torch.tensor([[1.0]]), torch.tensor([[3.0], [2.0], [2.0]])
+        >>> view = View(targets=[np.array([1])], dropped=np.array([0]))
+        >>> rank(q, g, [view])[0][0].best.tolist()  # the tie at position 2 counts against it
+        [2]
+    """
+    if bool(torch.isnan(queries).any()) or bool(torch.isnan(gallery).any()):
+        raise ValueError("embeddings hold NaN")
+    best: list[list[np.ndarray]] = [[] for _ in views]
+    ties: list[list[np.ndarray]] = [[] for _ in views]
+    every: list[list[np.ndarray]] = [[] for _ in views]
+    tops, values = [], []
+    for start in range(0, queries.shape[0], BLOCK[0]):
+        rows = slice(start, min(start + BLOCK[0], queries.shape[0]))
+        scores = _Scores(queries[rows], gallery, score)
+        for number, view in enumerate(views):
+            r, t, e = _rank_block(scores, view, rows)
+            best[number].append(r)
+            ties[number].append(t)
+            every[number].extend(e or [])
+        if top:
+            index, value = _top_block(scores, views[top_view], rows, top)
+            tops.append(index.to(torch.int32).cpu().numpy())
+            values.append(value.to(torch.float32).cpu().numpy())
+    empty = np.zeros(0, dtype=np.int32)
+    ranks = [
+        Ranks(
+            np.concatenate(b) if b else empty, np.concatenate(t) if t else empty, e if view.every_target else None
+        )
+        for b, t, e, view in zip(best, ties, every, views, strict=True)
+    ]
+    shape = (0, top)
+    return (
+        ranks,
+        np.concatenate(tops) if tops else np.zeros(shape, np.int32),
+        np.concatenate(values) if values else np.zeros(shape, np.float32),
+    )

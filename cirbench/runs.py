@@ -1,0 +1,304 @@
+"""One run from a plan: train, choose, report once, record. The same plan again returns the finished record."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cirbench import cost, evaluation, specs
+from cirbench.encoders import Encoders, weights_id
+from cirbench.feed import Feed, Triplets
+from cirbench.images import image_set_fingerprint, webp
+from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.seeds import derive
+from cirbench.specs import Plan
+from cirbench.training import Trained, pick_device, train
+from cirbench.types import CirbenchError, Dataset, Protocol, Split, TrainView
+
+#: Queries whose pictures are kept with a record, and the side of a picture in pixels.
+PICTURES, PICTURE_SIDE = 200, 96
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how loudly, nothing that changes a number."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    force: bool = False
+    quiet: bool = True
+    command: str = ""
+    export: bool = False
+
+
+def _deterministic(seed: int) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(derive(seed, "torch") % 2**63)
+
+
+def _used_weights(config: Mapping[str, Any]) -> dict[str, str]:
+    """Backbones named in a config -> what identifies their weights."""
+    return {str(config[k]): weights_id(str(config[k])) for k in ("clip", "cnn") if config.get(k)}
+
+
+def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]:
+    """(run id, inputs, fingerprint of the image set)."""
+    ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
+    images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
+    inputs = specs.inputs(planned, dataset, images, _used_weights(planned.spec.config))
+    return specs.run_id(inputs), inputs, images
+
+
+def _view(dataset: Dataset, form: str) -> TrainView:
+    texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
+    return TrainView(texts, len(dataset.splits["train"].queries))
+
+
+def _feed(method: Any, dataset: Dataset, split: Split, forms: Sequence[str], device: torch.device, quiet: bool) -> Feed:
+    return Feed(
+        dataset, split.images(), evaluation.texts_of(dataset, split, forms), method.inputs, device, quiet=quiet
+    )
+
+
+def _validator(method: Any, dataset: Dataset, role: str, feed: Feed, protocol: Protocol, quiet: bool) -> Any:
+    def value() -> float:
+        result, _, _ = evaluation.evaluate(method, feed, dataset, dataset.splits[role], [protocol], quiet=True)
+        return result.protocols[protocol.name]["metrics"][protocol.summary]
+
+    return value
+
+
+def _train(
+    planned: Plan, method: Any, dataset: Dataset, device: torch.device, folder: Path, options: Options
+) -> Trained:
+    settings, protocol = planned.train, dataset.protocols[0]
+    split = dataset.splits["train"]
+    triplets = Triplets(dataset, protocol.form, settings.batch_size, settings.flip, planned.spec.seed)
+    texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
+    feed = Feed(
+        dataset, split.images(), texts, method.inputs, device, mirrored=settings.flip != "none", quiet=options.quiet
+    )
+    validate = None
+    if settings.selection != "last":
+        role = "select" if settings.selection == "select" else "report"
+        checking = _feed(method, dataset, dataset.splits[role], [protocol.form], device, options.quiet)
+        validate = _validator(method, dataset, role, checking, protocol, options.quiet)
+    return train(method, triplets, feed, settings, device, folder, validate, options.quiet)
+
+
+def run(planned: Plan, options: Options = Options()) -> Record:  # noqa: B008  an immutable value
+    """Do a run, resume it, or return its finished record.
+
+    Args:
+        planned: what to run.
+        options: where.
+
+    Raises:
+        CirbenchError: anything wrong with data, weights or device.
+    """
+    device = pick_device(options.device)
+    dataset = specs.load(planned)
+    run_id, inputs, _ = identify(planned, dataset)
+    folder = options.out / specs.run_name(planned, run_id)
+    existing = _finished(options.out, run_id)
+    if existing is not None and not options.force:
+        return Record(existing)
+    if options.force:
+        for old in {folder, *([existing] if existing is not None else [])}:
+            shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC)
+    began = time.perf_counter()
+    _deterministic(planned.spec.seed)
+    form = dataset.protocols[0].form
+    method = planned.method.load().build(
+        planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), None
+    )
+    if isinstance(method, torch.nn.Module):
+        method.to(device)
+    trained = Trained()
+    trainable = hasattr(method, "losses") and planned.train.epochs > 0
+    if trainable:
+        trained = _train(planned, method, dataset, device, folder, options)
+    selection = {
+        "rule": planned.train.selection if trainable else "untrained", "epoch": trained.epoch,
+        "metric": dataset.protocols[0].summary if trained.best is not None else None, "value": trained.best,
+    }
+    write_jsonl(folder / "training.jsonl", trained.log)
+    seconds = {"train": trained.seconds, "epoch": trained.seconds / max(planned.train.epochs, 1) if trainable else 0.0}
+    save_weights(folder / "model.safetensors", method)
+    report(
+        folder, method, dataset, dataset.splits["report"], dataset.protocols, device, options,
+        {
+            "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
+            "selection": selection, "split": "report", "started": started.isoformat(timespec="seconds"),
+            "notes": list(dataset.notes) + (
+                ["The checkpoint was chosen on the reported split (test-oracle)."]
+                if planned.train.selection == "test-oracle" else []
+            ),
+        },
+        seconds, began,
+    )
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return Record(folder)
+
+
+def _finished(out: Path, run_id: str) -> Path | None:
+    """The finished run of this id, whatever label it was run under."""
+    for folder in sorted(out.glob(f"*-{run_id[:10]}")):
+        if is_finished(folder):
+            return folder
+    return None
+
+
+def report(
+    folder: Path, method: Any, dataset: Dataset, split: Split, protocols: Sequence[Protocol], device: torch.device,
+    options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
+) -> None:
+    """Evaluate once and write the record; `record.json` last."""
+    forms = list(dict.fromkeys(p.form for p in protocols))
+    tick = time.perf_counter()
+    feed = _feed(method, dataset, split, forms, device, options.quiet)
+    seconds["features"] = time.perf_counter() - tick
+    tick = time.perf_counter()
+    result, images, rows = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
+    seconds["evaluate"] = time.perf_counter() - tick
+    write_queries(folder, split)
+    write_json(folder / "gallery.json", result.gallery)
+    arrays = dict(result.arrays)
+    if hasattr(method, "modality_weights"):
+        arrays.update(_weights(method, feed, dataset, split, forms[0]))
+    write_npz(folder / "rankings.npz", arrays)
+    if options.export:
+        export(folder, split, result.gallery, images, rows)
+    write_pictures(folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
+    first = split.queries[0]
+    text = dataset.forms[forms[0]](first)[0][0]
+    record = {
+        "schema": 1, "name": folder.name, **head, "command": options.command,
+        "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": result.omitted,
+        "cost": {
+            "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),
+            "latency_ms": cost.latency(method, feed, first.reference, text, images),
+            "seconds": {**seconds, "total": time.perf_counter() - began},
+            "peak_memory_mb": cost.peak_memory_mb(device),
+        },
+        "environment": cost.environment(device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / "record.json", record)
+
+
+def write_queries(folder: Path, split: Split) -> None:
+    """`queries.jsonl` of a record."""
+    write_jsonl(folder / "queries.jsonl", (
+        {
+            "id": q.id, "reference": q.reference, "texts": list(q.texts), "targets": list(q.targets[:50]),
+            "targets_total": len(q.targets), "group": q.group, "extra": dict(q.extra),
+        }
+        for q in split.queries
+    ))
+
+
+def _weights(method: Any, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(split.queries), evaluation.BATCH):
+            queries = split.queries[start : start + evaluation.BATCH]
+            batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
+            for name, weight in method.modality_weights(batch).items():
+                parts.setdefault(name, []).append(weight.float().cpu().numpy())
+    return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
+
+
+def _pictures(dataset: Dataset, split: Split, result: evaluation.Evaluation, form: str) -> dict[str, bytes]:
+    """Small pictures of some queries of every group: reference, targets, first ten."""
+    groups: dict[str, list[int]] = {}
+    for n, query in enumerate(split.queries):
+        groups.setdefault(query.group, []).append(n)
+    share = max(PICTURES // len(groups), 1)
+    chosen = [n for members in groups.values() for n in members[:: max(len(members) // share, 1)][:share]][:PICTURES]
+    row_of = {int(q): r for r, q in reversed(list(enumerate(result.arrays[f"row_query/{form}"])))}
+    wanted: dict[str, None] = {}
+    for n in chosen:
+        query = split.queries[n]
+        top = result.arrays[f"top/{form}"][row_of[n], :10]
+        wanted.update(dict.fromkeys([query.reference, *query.targets[:3], *(result.gallery[t] for t in top if t >= 0)]))
+    out = {}
+    for image_id in wanted:
+        with dataset.images.open(image_id) as image:
+            out[image_id] = webp(image, PICTURE_SIDE)
+    return out
+
+
+def export(
+    folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows]
+) -> None:
+    """`embeddings.npz`: what `cirbench score` reads; a second row of a query has `#form` behind its id."""
+    first = next(iter(rows))
+    ids, parts = [], []
+    for form, part in rows.items():
+        ids += [split.queries[q].id + ("" if form == first else f"#{form}") for q in part.query]
+        parts.append(part.embeddings.cpu().numpy())
+    write_npz(folder / "embeddings.npz", {
+        "query_ids": np.array(ids), "queries": np.concatenate(parts), "image_ids": np.array(list(gallery)),
+        "gallery": images.cpu().numpy(),
+    })
+
+
+# ------------------------------------------------------------------------------------- weights
+
+
+def save_weights(path: Path, method: Any) -> None:
+    """Weights as safetensors, with the method's extra state in the header."""
+    tensors = {}
+    if isinstance(method, torch.nn.Module):
+        tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
+    state = method.extra_state() if hasattr(method, "extra_state") else {}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"extra_state": json.dumps(state)})
+    temporary.replace(path)
+
+
+def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Any:
+    """A method with the weights of a record.
+
+    Raises:
+        CirbenchError: weights that do not fit the method.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {}).get("extra_state", "{}"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  not a mapping
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
+    except Exception as error:
+        raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
+    form = dataset.protocols[0].form
+    method = planned.method.load().build(
+        planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), state
+    )
+    if isinstance(method, torch.nn.Module):
+        try:
+            method.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CirbenchError(
+                f"the weights in {path} do not fit the method {planned.method.name}: {str(error).splitlines()[1].strip()} "
+                "Its source has changed since."
+            ) from None
+        method.to(device).eval()
+    return method

@@ -1,0 +1,183 @@
+"""From the words of a command to a resolved run: every cheap check happens here, before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cirbench import plugins
+from cirbench.seeds import digest
+from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, RunSpec
+
+PACKAGE = Path(__file__).parent
+#: Files whose change may change a number; their hashes are part of a run's identity.
+NUMERICS = (
+    "encoders", "evaluation", "features", "feed", "images", "layers", "metrics", "ranking", "seeds", "smallclip",
+    "smallcnn", "training",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed the cheap checks.
+
+    Attributes:
+        spec: its resolved inputs.
+        method: the method file.
+        dataset: the dataset's module.
+        config, knobs, train: the resolved settings.
+        overrides: what the variant, `--backbone` and `--set` changed, for labels.
+    """
+
+    spec: RunSpec
+    method: plugins.MethodFile
+    dataset: ModuleType
+    config: Settings
+    knobs: Settings
+    train: TrainSettings
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> DatasetSpec:
+        """The dataset's declared facts."""
+        return self.dataset.SPEC
+
+
+def _by_scope(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"x": 1, "train.y": 2}` -> {"method": {"x": 1}, "train": {"y": 2}, "data": {}}; bare names are the method's."""
+    out: dict[str, dict[str, Any]] = {"method": {}, "data": {}, "train": {}}
+    for key, value in overrides.items():
+        scope, dot, name = key.partition(".")
+        out[scope if dot else "method"][name if dot else key] = value
+    return out
+
+
+def plan(
+    method: str, dataset: str, variant: str = "", backbone: str = "", seed: int = 0, sets: Sequence[str] = (),
+    root: Path | None = None, over: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Resolve and check one run.
+
+    Later layers win: defaults, the paper's training settings, what the dataset needs, what the method needs on this
+    dataset, the variant, `--backbone`, `--set`.
+
+    Args:
+        method: name or path.
+        dataset: name or path.
+        variant: one of the method's, or "".
+        backbone: replaces the method's CLIP, or "".
+        seed: of the run.
+        sets: `scope.field=value` texts.
+        root: folder of the data.
+        over: the same as `sets`, already parsed (`{"method.x": 1}`).
+
+    Raises:
+        CirbenchError: anything that can be known to be wrong without loading data or weights.
+    """
+    found = plugins.find_method(method)
+    module = plugins.find_dataset(dataset)
+    facts: DatasetSpec = module.SPEC
+    if seed < 0:
+        raise CirbenchError(f"--seed {seed}: a seed is 0 or more.")
+    if variant and variant not in found.variants:
+        raise unknown(f"variant of {found.name}", variant, list(found.variants), "See `cirbench list variants`.")
+    needed = _by_scope(found.datasets.get(facts.name, {}))
+    varied = _by_scope(found.variants.get(variant, {}))
+    if facts.train.get("flip", "none") == "none":
+        # Texts of this dataset name positions: mirroring would make them wrong, whoever's variant it is.
+        varied["train"].pop("flip", None)
+    backed: dict[str, Any] = {}
+    if backbone:
+        if "clip" not in found.config.model_fields:
+            raise CirbenchError(f"--backbone {backbone!r}: the method {found.name} uses no CLIP.")
+        backed = {"clip": backbone}
+    set_by_user = parse_assignments(sets, ("method", "data", "train"))
+    for scope, values in _by_scope(over or {}).items():
+        set_by_user[scope].update(values)
+    config = resolve(
+        found.config, "method", needed["method"], varied["method"], backed, set_by_user["method"]
+    )
+    knobs = resolve(module.Knobs, "data", needed["data"], varied["data"], set_by_user["data"])
+    train = resolve(
+        TrainSettings, "train", found.train, facts.train, needed["train"], varied["train"], set_by_user["train"]
+    )
+    assert isinstance(train, TrainSettings)
+    if facts.needs_root:
+        _check_root(facts, root)
+    overrides = {
+        f"{scope}.{name}": value
+        for layer in (varied, {"method": backed}, set_by_user)
+        for scope, values in layer.items()
+        for name, value in values.items()
+    }
+    spec = RunSpec(
+        method if found.module == "" else found.name, facts.name, config.model_dump(), knobs.model_dump(),
+        train.model_dump(), seed, variant, root,
+    )
+    return Plan(spec, found, module, config, knobs, train, overrides)
+
+
+def _check_root(facts: DatasetSpec, root: Path | None) -> None:
+    get = facts.manual or f"`cirbench data get {facts.name} --root DIR` fetches what is public."
+    if root is None:
+        files = f" It needs {', '.join(facts.files[:6])}{' ...' if len(facts.files) > 6 else ''}." if facts.files else ""
+        raise CirbenchError(
+            f"the dataset {facts.name} is not built in: name the folder that holds it with --root.{files} {get} "
+            f"Then `cirbench data check {facts.name} --root DIR` tells whether all is there."
+        )
+    if not root.is_dir():
+        near = next((p for p in (root.parent, *root.parents) if p.is_dir()), Path())
+        raise CirbenchError(f"--root {root}: no such folder; the nearest that exists is {near}. {get}")
+
+
+def load(planned: Plan) -> Dataset:
+    """Load the dataset of a plan, and check that every role has queries.
+
+    Raises:
+        CirbenchError: unreadable data, or an empty split.
+    """
+    dataset: Dataset = planned.dataset.load(planned.knobs, planned.spec.root)
+    for role in ("train", "report"):
+        if not dataset.splits[role].queries:
+            raise CirbenchError(f"the {role} split of {dataset.name} is empty; nothing can be done with it.")
+    if planned.train.selection == "select" and not (dataset.splits.get("select") and dataset.splits["select"].queries):
+        raise CirbenchError(f"train.selection=select, but {dataset.name} has no select split. Use selection=last.")
+    return dataset
+
+
+def sources(planned: Plan) -> dict[str, str]:
+    """File -> sha256 of the code a number of this run depends on."""
+    name = Path(planned.dataset.__file__ or "").stem
+    files = [PACKAGE / f"{n}.py" for n in NUMERICS]
+    own = Path(planned.dataset.__file__ or "")
+    files += [own, *sorted(own.parent.glob(f"_{name}*.py"))]
+    out = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    out[f"methods/{planned.method.path.name}"] = planned.method.digest
+    return out
+
+
+def inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, str]) -> dict[str, Any]:
+    """What identifies a run, in the form the record keeps."""
+    # A checkpoint interval changes no number.
+    train = {k: v for k, v in planned.spec.train.items() if k != "seconds_between_checkpoints"}
+    return {
+        "dataset": dataset.name, "data": dict(planned.spec.data), "fingerprint": dataset.fingerprint, "images": images,
+        "method": planned.method.name, "config": dict(planned.spec.config), "train": train,
+        "seed": planned.spec.seed, "weights": dict(weights), "source": sources(planned),
+    }
+
+
+def run_name(planned: Plan, run_id: str) -> str:
+    """`scenes-dwc-no-emd-s0-1a2b3c4d5e`."""
+    parts = [planned.facts.name, planned.method.name, planned.spec.variant, f"s{planned.spec.seed}", run_id[:10]]
+    return "-".join(p for p in parts if p)
+
+
+def run_id(inputs_: Mapping[str, Any]) -> str:
+    """Hash of the resolved inputs."""
+    return digest(dict(inputs_))

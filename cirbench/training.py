@@ -1,0 +1,242 @@
+"""The optimisation loop: devices, mixed precision, learning-rate schedules, checkpoints and resuming.
+
+A run that is killed and started again ends bit-identical to one that was not (same machine, same number of threads):
+batches are functions of (seed, epoch, step), and a checkpoint holds weights, optimisers and torch's random state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from cirbench.feed import Feed, Triplets
+from cirbench.settings import TrainSettings
+from cirbench.types import CirbenchError
+
+
+@dataclass
+class Trained:
+    """What training leaves.
+
+    Attributes:
+        log: one entry a step (`step`, `epoch`, `losses`, `seconds`) and one an evaluation (`epoch`, `select`).
+        epoch: whose weights the method now has.
+        best: the value that chose it, or None for the last one.
+        seconds: spent training, over all attempts.
+    """
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    epoch: int = 0
+    best: float | None = None
+    seconds: float = 0.0
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        CirbenchError: not a device, or one this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CirbenchError(f"--device {name!r} is not a device. Valid: auto, cpu, cuda, cuda:0, cuda:1, mps.") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CirbenchError(f"--device {name}: this machine has {count} CUDA devices. Use --device cpu or auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise CirbenchError("--device mps: this machine has no MPS device. Use --device cpu or auto.")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise CirbenchError(f"--device {name!r} is not supported. Valid: auto, cpu, cuda, cuda:0, mps.")
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks: a CNN step on the CPU spent a quarter of its time on page faults."""
+    if platform.system() != "Linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))  # M_MMAP_THRESHOLD
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(1 << 30))  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another libc: only slower
+
+
+def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+    """Factor of the learning rate at a step, 0-based."""
+    factor = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    done = step / max(steps, 1)
+    if settings.schedule == "linear":
+        factor *= min(1.0, 2 * (1 - done))
+    elif settings.schedule == "cosine":
+        factor *= 0.5 * (1 + math.cos(math.pi * done))
+    return factor
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+
+
+class _Checkpoint:
+    """One file, replaced as a whole; loading runs no code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, state: dict[str, Any]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:
+            # Only a disk fault leaves a broken one (it is renamed when whole): then the run starts over.
+            self.path.unlink()
+            return None
+
+
+def train(
+    method: Any, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
+    validate: Callable[[], float] | None, quiet: bool = True,
+) -> Trained:
+    """Train in place; with `validate`, end with the weights of the best epoch.
+
+    Args:
+        method: an nn.Module with `losses` and `optimizers`.
+        triplets: the batches.
+        feed: their images and texts.
+        settings: how.
+        device: where.
+        folder: where checkpoints go.
+        validate: the value to choose by, higher is better, or None for the last epoch.
+        quiet: no progress bar.
+
+    Raises:
+        CirbenchError: too few triplets for a batch, or a loss that is not finite.
+    """
+    if triplets.steps == 0:
+        raise CirbenchError(
+            f"the train split has {len(triplets.split.queries)} triplets, fewer than one batch of "
+            f"{triplets.batch_size}. Lower --set train.batch_size."
+        )
+    if settings.amp == "fp16" and device.type != "cuda":
+        raise CirbenchError("train.amp=fp16 needs a CUDA device. Use train.amp=bf16 or off.")
+    keep_freed_memory()
+    optimizers = dict(method.optimizers())
+    base = {name: [group["lr"] for group in opt.param_groups] for name, opt in optimizers.items()}
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+    dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
+    checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
+    best_state: dict[str, Any] | None = None
+    start_epoch = start_step = 0
+    if (kept := checkpoint.load(device)) is not None:
+        method.load_state_dict(kept["method"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(kept["optimizers"][name])
+        scaler.load_state_dict(kept["scaler"])
+        _set_random_state(kept["random"], device)
+        start_epoch, start_step = kept["epoch"], kept["step"]
+        out = Trained(list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"])
+        best_state = kept["best_state"]
+    began, saved, before = time.perf_counter(), time.perf_counter(), out.seconds
+
+    def save(epoch: int, step: int) -> None:
+        nonlocal saved
+        checkpoint.save({
+            "method": _to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+            "scaler": scaler.state_dict(), "random": _random_state(device), "epoch": epoch, "step": step,
+            "log": out.log, "best_epoch": out.epoch, "best": out.best, "best_state": best_state,
+            "seconds": before + time.perf_counter() - began,
+        })
+        saved = time.perf_counter()
+
+    total = settings.epochs * triplets.steps
+    bar = tqdm(
+        total=total, initial=start_epoch * triplets.steps + start_step, desc="training", unit="step", disable=quiet,
+        leave=False,
+    )
+    for epoch in range(start_epoch, settings.epochs):
+        method.train()
+        for step, batch in enumerate(triplets.epoch(epoch, feed, start_step), start_step):
+            tick = time.perf_counter()
+            factor = learning_rate(settings, epoch * triplets.steps + step, total)
+            logs: dict[str, float] = {}
+            with torch.autocast(device.type, dtype, enabled=settings.amp != "off"):
+                for name, loss, more in method.losses(batch):
+                    if not torch.isfinite(loss):
+                        raise CirbenchError(
+                            f"the loss of {name!r} is {loss.item()} at epoch {epoch}, step {step}. Lower its learning "
+                            "rate, add train.warmup or train.clip_norm, or turn train.amp off."
+                        )
+                    optimizer = optimizers[name]
+                    for group, rate in zip(optimizer.param_groups, base[name], strict=True):
+                        group["lr"] = rate * factor
+                    with torch.autocast(device.type, enabled=False):
+                        _step(optimizer, loss, scaler, settings.clip_norm)
+                    logs.update(more)
+            scaler.update() if scaler.is_enabled() else None
+            out.log.append({
+                "step": epoch * triplets.steps + step, "epoch": epoch, "losses": logs,
+                "seconds": time.perf_counter() - tick,
+            })
+            bar.update()
+            if time.perf_counter() - saved >= settings.seconds_between_checkpoints and step + 1 < triplets.steps:
+                save(epoch, step + 1)
+        start_step = 0
+        if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
+            value = validate()
+            out.log.append({"epoch": epoch, "select": value})
+            if out.best is None or value > out.best:
+                out.best, out.epoch, best_state = value, epoch + 1, _to_cpu(method.state_dict())
+        elif validate is None:
+            out.epoch = epoch + 1
+        if time.perf_counter() - saved >= settings.seconds_between_checkpoints or epoch + 1 == settings.epochs:
+            save(epoch + 1, 0)
+    bar.close()
+    if best_state is not None:
+        method.load_state_dict(best_state)
+    method.eval()
+    out.seconds = before + time.perf_counter() - began
+    return out
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, scaler: torch.amp.GradScaler, clip: float) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    scaler.step(optimizer)

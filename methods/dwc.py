@@ -1,0 +1,377 @@
+"""DWC, Dynamic Weighted Combiner for Mixed-Modal Image Retrieval (Huang et al., AAAI 2024, arXiv 2312.06179).
+
+Idea: image and text do not matter equally in every query. The *Editable Modality De-equalizer* (EMD) edits each
+modality in the light of the other and learns one weight per query between them. The *soft-similarity label generator*
+(SSG) replaces one-hot labels by labels that know which targets of a batch look alike. Two streams, frozen CLIP
+features and a CNN trained end to end, teach each other and answer together.
+
+Where the authors' released code departs from what it means to do, the sane behaviour is our default and theirs is the
+variant `as-released` (ours | theirs):
+- the teacher of mutual enhancement compares queries with *targets* | with reference images (`teacher_image`);
+- soft labels carry no gradient | they do (`detach_soft_labels`);
+- padding is not attended to, pooled or normalised over | it is, so a query depends on its batch (`padding_mask`);
+- reference and target are flipped together | each by itself (`train.flip`);
+- the CNN is given pictures normalised as it was trained | as CLIP was (`cnn_statistics`);
+- CLIP and CNN have input sizes of their own | one size for both (`clip_size`, `cnn_size`).
+Not followed in any variant: choosing the epoch on the test set (that is `train.selection=test-oracle`), layers that are
+allocated and never used, and a second pass of the reference through the CNN that only moves batch statistics.
+Shapes: B queries, D features, L words, C channels, h x w regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from cirbench.settings import Field, Settings
+
+
+class Config(Settings):
+    """Every knob of DWC, with the paper's value as default."""
+
+    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and answer")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
+    freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
+    cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
+    cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
+    cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
+    cnn_statistics: Literal["imagenet", "clip", "model"] = Field(
+        "imagenet", description="mean and spread the CNN's pictures are normalised by"
+    )
+    clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
+    cnn_dim: int = Field(1024, ge=8, multiple_of=8, description="D of the CNN stream, and of its LSTM states")
+    word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
+    dropout: float = Field(0.5, ge=0, lt=1, description="in projections, gates and the weight")
+    gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
+    word_temperature: float = Field(7.0, gt=0, description="of the softmax over words, region by region")
+    region_temperature: float = Field(4.0, gt=0, description="of the softmax over regions, word by word")
+    padding_mask: bool = Field(True, description="hide padding from attention, convolution and pooling")
+    editors: Literal["both", "image", "text", "none"] = Field("both", description="modalities that are edited (EMD)")
+    weighting: Literal["learned", "constant", "per-channel"] = Field(
+        "learned", description="weight between the modalities: one a query, a constant, or one a channel (EMD)"
+    )
+    modality_weight: float = Field(0.5, ge=0, le=1, description="share of the image where the weight is constant")
+    soft_label_weight: float = Field(0.2, ge=0, le=1, description="share of soft labels (SSG); 0 for hard labels")
+    temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
+    soft_label_temperature: float = Field(0.07, gt=0, description="tau of the soft labels")
+    detach_soft_labels: bool = Field(True, description="no gradient through soft labels")
+    contrastive_weight: float = Field(1.0, ge=0, description="of the contrastive loss")
+    mutual_weight: float = Field(1.0, ge=0, description="of mutual enhancement between the streams; 0 for none")
+    mutual_scale: float = Field(10.0, gt=0, description="similarities are multiplied by this before its softmax")
+    teacher_image: Literal["target", "reference"] = Field(
+        "target", description="images that the teacher compares queries with"
+    )
+    clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
+    clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream (Adam)")
+    cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream (Adam)")
+    weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
+
+
+VARIANTS = {
+    "no-emd": {"editors": "none", "weighting": "constant"},
+    "no-ssg": {"soft_label_weight": 0.0},
+    "fixed-lambda": {"weighting": "constant"},
+    "no-mutual": {"mutual_weight": 0.0},
+    "clip-only": {"streams": "clip"},
+    "cnn-only": {"streams": "cnn"},
+    "as-released": {
+        "teacher_image": "reference", "detach_soft_labels": False, "padding_mask": False,
+        "cnn_statistics": "clip", "train.flip": "independent",
+    },
+}
+
+#: The paper's training settings; the released code runs up to 201 epochs and keeps the best on the test set.
+TRAIN = {"epochs": 50, "batch_size": 32}
+
+#: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
+DATASETS = {
+    "scenes": {
+        "clip": "scenes-medium", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
+        "clip_lr": 1e-3, "cnn_lr": 1e-3,
+        "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
+    },
+}
+
+import torch  # noqa: E402  declarations above are read without torch
+from torch import Tensor, nn  # noqa: E402
+
+from cirbench.encoders import Clip, Cnn, Encoders, LstmText  # noqa: E402
+from cirbench.layers import (  # noqa: E402
+    GeM,
+    Inception1d,
+    Inception2d,
+    adam,
+    contrastive,
+    distillation,
+    gate,
+    hard_labels,
+    l2norm,
+)
+from cirbench.types import Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
+
+
+class Combine(nn.Module):
+    """The weighted sum of two modalities: (B, D), (B, D) -> unit (B, D), weight (B, 1) or (B, D)."""
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        if config.weighting != "constant":
+            self.weight = gate(2 * dim, dim, 1 if config.weighting == "learned" else dim, config.dropout)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """q = l2norm(lambda f_I + (1 - lambda) f_T)."""
+        if self.config.weighting == "constant":
+            weight = image.new_full((image.shape[0], 1), self.config.modality_weight)
+        else:
+            weight = self.weight(torch.cat([image, text], 1))
+        return l2norm(weight * image + (1 - weight) * text), weight
+
+
+class ClipStream(nn.Module):
+    """Pooled CLIP features -> per-channel gates (the editors of this stream) -> weighted sum."""
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        d, self.config = config.clip_dim, config
+        self.img_fc = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.Dropout(config.dropout))
+        self.txt_fc = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.Dropout(config.dropout))
+        if config.editors in ("both", "image"):
+            self.gate_image = gate(2 * d, d, d, config.dropout)
+        if config.editors in ("both", "text"):
+            self.gate_text = gate(2 * d, d, d, config.dropout)
+        self.combine = Combine(config, d)
+
+    def target(self, image: Tensor) -> Tensor:
+        """(N, width) -> unit (N, D), through the same layer as reference images."""
+        return l2norm(self.img_fc(image))
+
+    def query(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, width), (B, width) -> unit (B, D), weight."""
+        i, w = l2norm(self.img_fc(image)), l2norm(self.txt_fc(text))
+        both = torch.cat([i, w], 1)
+        edited_i = self.gate_image(both) * i if self.config.editors in ("both", "image") else i
+        edited_w = self.gate_text(both) * w if self.config.editors in ("both", "text") else w
+        return self.combine(edited_i, edited_w)
+
+
+class CnnStream(nn.Module):
+    """Feature map and LSTM states -> cross attention -> image and text editors -> weighted sum."""
+
+    def __init__(self, config: Config, cnn: Cnn, text: LstmText) -> None:
+        super().__init__()
+        d, c, self.config = config.cnn_dim, cnn.info.channels, config
+        self.cnn, self.text = cnn, text
+        self.img_fc, self.txt_fc = nn.Linear(c, d), nn.Linear(d, d)
+        self.pool_target, self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p), GeM(config.gem_p)
+        if config.editors != "none":
+            self.to_words = Inception2d(c, d)  # V~, the map in the width of the words
+        if config.editors in ("both", "image"):
+            self.mask_image, self.words_to_image = Inception2d(2 * d, c), Inception2d(d, c)
+        if config.editors in ("both", "text"):
+            self.mask_text, self.image_to_words = Inception1d(2 * d, d), Inception1d(d, d)
+        self.combine = Combine(config, d)
+
+    def target(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> unit (N, D)."""
+        return self.target_of_map(self.cnn(image))
+
+    def target_of_map(self, feature_map: Tensor) -> Tensor:
+        """(N, C, h, w) -> unit (N, D)."""
+        return l2norm(self.img_fc(self.pool_target(feature_map)))
+
+    def attend(self, v: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cross attention between words and regions.
+
+        Args:
+            v: (B, C, h, w) feature map.
+            words: (B, L, D) LSTM states.
+            mask: (B, L) bool, real words.
+
+        Returns:
+            V~ (B, D, h, w); S, what the words say of each region (B, D, h, w); R, what the regions say of each word
+            (B, D, L); affinities A (B, L, h*w).
+        """
+        v = self.to_words(v).relu()
+        flat = v.flatten(2)
+        affinity = words @ flat
+        over_words = (affinity / self.config.word_temperature).masked_fill(~mask[:, :, None], -torch.inf).softmax(1)
+        over_regions = (affinity / self.config.region_temperature).softmax(2)
+        said = (words.transpose(1, 2) @ over_words).view_as(v)
+        seen = flat @ over_regions.transpose(1, 2)
+        return v, said, seen, affinity
+
+    def edit(self, v: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The editors: f_I (B, D), f_T (B, D), and the maps that explain them."""
+        maps: dict[str, Tensor] = {"energy": v.square().mean(1)}
+        edited_v, edited_w = v, words.transpose(1, 2)
+        if self.config.editors != "none":
+            v_words, said, seen, affinity = self.attend(v, words, mask)
+            maps["affinity"] = affinity.masked_fill(~mask[:, :, None], -torch.inf).amax(1).view_as(v[:, 0])
+        if self.config.editors in ("both", "image"):
+            keep = self.mask_image(torch.cat([v_words, said], 1)).sigmoid()
+            edited_v = keep * v + self.words_to_image(said).relu()
+            maps["gate"] = keep.mean(1)
+        if self.config.editors in ("both", "text"):
+            keep = self.mask_text(torch.cat([edited_w, seen], 1), mask).sigmoid()
+            edited_w = keep * edited_w + self.image_to_words(seen, mask).relu()
+            maps["words"] = keep.mean(1)
+        image = self.img_fc(self.pool_image(edited_v))
+        text = self.txt_fc(self.pool_text(edited_w, mask))
+        return image, text, maps
+
+    def query(self, image: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W), B strings -> unit (B, D), weight."""
+        return self.query_of_map(self.cnn(image), texts)
+
+    def query_of_map(self, feature_map: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w), B strings -> unit (B, D), weight."""
+        words, mask = self.text(texts, padded_as_words=not self.config.padding_mask)
+        image, text, _ = self.edit(feature_map, words, mask)
+        return self.combine(image, text)
+
+
+class Dwc(nn.Module):
+    """Both streams, their losses and their common answer."""
+
+    def __init__(self, config: Config, clip: Clip | None, cnn: Cnn | None, text: LstmText | None) -> None:
+        super().__init__()
+        self.config = config
+        images: dict[str, Any] = {}
+        texts: dict[str, Frozen] = {}
+        # A frozen CLIP is no part of the module: its features come from the cache.
+        self.trained_clip = clip if clip is not None and not config.freeze_clip else None
+        if clip is not None:
+            self.clip = ClipStream(config, clip.dim)
+            images["clip"] = clip.pixels if self.trained_clip is not None else Frozen(clip)
+            if self.trained_clip is None:
+                texts["clip"] = Frozen(clip)
+        if cnn is not None and text is not None:
+            self.cnn = CnnStream(config, cnn, text)
+            images["cnn"] = cnn.info.pixels
+        self.inputs = Inputs(images, texts)
+        self.names = [name for name in ("clip", "cnn") if hasattr(self, name)]
+        self.to(memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------------------ streams
+
+    def _clip_image(self, x: Tensor) -> Tensor:
+        return x if self.trained_clip is None else self.trained_clip.encode_images(x)
+
+    def _clip_text(self, batch: QueryBatch) -> Tensor:
+        return batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
+
+    def _query(self, stream: str, batch: QueryBatch) -> tuple[Tensor, Tensor]:
+        if stream == "clip":
+            return self.clip.query(self._clip_image(batch.reference["clip"]), self._clip_text(batch))
+        return self.cnn.query(batch.reference["cnn"], batch.words)
+
+    def _target(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
+        return self.clip.target(self._clip_image(images["clip"])) if stream == "clip" else self.cnn.target(images["cnn"])
+
+    def _together(self, parts: dict[str, Tensor]) -> Tensor:
+        """Unit vectors of the streams side by side, so that a dot product is the weighted sum of their cosines."""
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        share = self.config.clip_share
+        return torch.cat([share**0.5 * parts["clip"], (1 - share) ** 0.5 * parts["cnn"]], 1)
+
+    def encode_queries(self, batch: QueryBatch) -> Tensor:
+        """(B, D), D of both streams together."""
+        return self._together({name: self._query(name, batch)[0] for name in self.names})
+
+    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """(N, D), D of both streams together."""
+        return self._together({name: self._target(name, images) for name in self.names})
+
+    # ------------------------------------------------------------------------------- losses
+
+    def labels(self, targets: Tensor, positives: Tensor) -> Tensor:
+        """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(t_i . t_j / tau) + (1 - a) y, y the hard labels."""
+        hard, share = hard_labels(positives).to(targets.dtype), self.config.soft_label_weight
+        if share == 0:
+            return hard
+        if self.config.detach_soft_labels:
+            targets = targets.detach()
+        return share * (targets @ targets.T / self.config.soft_label_temperature).softmax(1) + (1 - share) * hard
+
+    def _loss(
+        self, stream: str, q: Tensor, t: Tensor, positives: Tensor, teacher: Tensor | None
+    ) -> tuple[str, Tensor, dict[str, float]]:
+        con = contrastive(q, t, self.labels(t, positives), self.config.temperature)
+        loss, logs = self.config.contrastive_weight * con, {f"{stream}/contrastive": con.item()}
+        if teacher is not None:
+            mutual = distillation(teacher, q @ t.T, self.config.mutual_scale)
+            loss, logs[f"{stream}/mutual"] = loss + self.config.mutual_weight * mutual, mutual.item()
+        return stream, loss, logs
+
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+        """The CLIP stream against the CNN stream, a step, then the CNN stream against the stepped CLIP stream."""
+        mutual = len(self.names) == 2 and self.config.mutual_weight > 0
+        by_reference = self.config.teacher_image == "reference"
+        teacher = q = t = None
+        if "cnn" in self.names:
+            # Computed once: the CLIP stream's step leaves the CNN stream as it is.
+            reference_map = self.cnn.cnn(batch.reference["cnn"])
+            q, _ = self.cnn.query_of_map(reference_map, batch.words)
+            t = self.cnn.target(batch.target["cnn"])
+            if mutual:
+                with torch.no_grad():
+                    teacher = q @ (self.cnn.target_of_map(reference_map) if by_reference else t).T
+        if "clip" in self.names:
+            clip_q, clip_t = self._query("clip", batch)[0], self._target("clip", batch.target)
+            yield self._loss("clip", clip_q, clip_t, batch.positives, teacher)
+        if q is not None and t is not None:
+            if mutual:
+                with torch.no_grad():
+                    images = batch.reference if by_reference else batch.target
+                    teacher = self._query("clip", batch)[0] @ self._target("clip", images).T
+            yield self._loss("cnn", q, t, batch.positives, teacher)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """One a stream."""
+        out: dict[str, torch.optim.Optimizer] = {}
+        if "clip" in self.names:
+            trained = [] if self.trained_clip is None else list(self.trained_clip.parameters())
+            out["clip"] = adam([*self.clip.parameters(), *trained], self.config.clip_lr, self.config.weight_decay)
+        if "cnn" in self.names:
+            out["cnn"] = adam(self.cnn.parameters(), self.config.cnn_lr, self.config.weight_decay)
+        return out
+
+    # ------------------------------------------------------------------------------ evidence
+
+    def modality_weights(self, batch: QueryBatch) -> dict[str, Tensor]:
+        """Stream -> (B,) share of the image; the CNN stream's image branch already contains text."""
+        return {name: self._query(name, batch)[1].mean(1) for name in self.names}
+
+    def explain(self, batch: QueryBatch) -> Explanation:
+        """Words weighted by the text editor, and maps over the reference picture, all from the CNN stream."""
+        if "cnn" not in self.names:
+            return Explanation()
+        v = self.cnn.cnn(batch.reference["cnn"])
+        states, mask = self.cnn.text(batch.words, padded_as_words=not self.config.padding_mask)
+        _, _, maps = self.cnn.edit(v, states, mask)
+        words = maps.pop("words", None)
+        if "gate" in maps:
+            maps["gate x feature"] = maps["gate"] * maps["energy"]
+        lists = [self.cnn.text.words(text) for text in batch.words]
+        weights = [[(w, float(x)) for w, x in zip(ws, row, strict=False)] for ws, row in zip(lists, words, strict=True)] \
+            if words is not None else []
+        return Explanation(weights, maps)
+
+    def extra_state(self) -> dict[str, Any]:
+        """The vocabulary: without it the word embeddings mean nothing."""
+        return {"vocabulary": self.cnn.text.vocabulary} if "cnn" in self.names else {}
+
+
+def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Dwc:
+    """A DWC for this training set; `state` is `extra_state` of a checkpoint."""
+    clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size) if config.streams != "cnn" else None
+    if config.streams == "clip":
+        return Dwc(config, clip, None, None)
+    from cirbench.encoders import build_vocabulary
+
+    vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
+    cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained, config.cnn_statistics)
+    return Dwc(config, clip, cnn, encoders.lstm(vocabulary, config.word_dim, config.cnn_dim))
