@@ -1,0 +1,84 @@
+"""The command line: one file per subcommand, read only when it is needed; heavy imports inside the subcommand."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+from cirbench import __version__
+from cirbench.types import CirbenchError
+
+FOLDER = Path(__file__).parent
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the files of this folder: `new_method.py` is `new-method`, `list_.py` is `list`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, from file names alone."""
+        return sorted(p.stem.rstrip("_").replace("_", "-") for p in FOLDER.glob("*.py") if p.stem[0] != "_")
+
+    def _file(self, name: str) -> Path | None:
+        stem = name.replace("-", "_")
+        return next((p for s in (stem, f"{stem}_") if (p := FOLDER / f"{s}.py").is_file() and s[0] != "_"), None)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the one file that holds it."""
+        path = self._file(cmd_name)
+        if path is None:
+            return None
+        module = importlib.import_module(f"cirbench.cli.{path.stem}")
+        command: click.Command = getattr(module, path.stem.rstrip("_"), None) or module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, or the nearest name."""
+        if args and self._file(args[0]) is None and not args[0].startswith("-"):
+            from cirbench.settings import unknown
+
+            raise unknown("command", args[0], self.list_commands(ctx), "`cirbench --help` describes them.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """First docstring line of every file, without importing any."""
+        rows = []
+        for name in self.list_commands(ctx):
+            path = self._file(name)
+            assert path is not None
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            rows.append((name, doc.split("\n")[0].rstrip(".")))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="cirbench")
+def cli() -> None:
+    """Benchmark and ablation suite for composed image retrieval.
+
+    \b
+    cirbench run --method dwc --dataset scenes
+    cirbench list methods
+    cirbench report runs -o report.html
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: bad input is one message and exit code 2."""
+    try:
+        cli.main(args, standalone_mode=False, prog_name="cirbench")
+    except CirbenchError as error:
+        click.echo(f"cirbench: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("cirbench: interrupted; the same command goes on where it stopped.", err=True)
+        sys.exit(130)

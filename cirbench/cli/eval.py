@@ -1,0 +1,32 @@
+"""Evaluate the weights of a run again, on its own or on another dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cirbench.cli._shared import command_line, is_quiet, run_options
+
+
+@click.command("eval")
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--dataset", "-d", default=None, help="Another dataset than the run's own.")
+@click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
+@run_options
+def command(
+    folder: Path, dataset: str | None, sets: tuple[str, ...], root: Path | None, out: Path, device: str, quiet: bool,
+    as_json: bool,
+) -> None:
+    """Evaluate RUN's weights and keep a record of its own."""
+    from cirbench import rerun
+
+    planned, record = rerun.plan_eval(folder, dataset, sets, root)
+    from cirbench.cli.run import show
+
+    found = rerun.evaluate_run(planned, record, out, device, is_quiet(quiet) or as_json, command_line())
+    if as_json:
+        click.echo(json.dumps({"folder": str(found.folder), **found.data}, indent=1))
+    elif not quiet:
+        show(found)

@@ -1,0 +1,48 @@
+"""List methods, datasets, variants or backbones."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        click.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["methods", "datasets", "variants", "backbones"]))
+@click.option("--method", "-m", default=None, help="Only this method's variants.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def command(what: str, method: str | None, as_json: bool) -> None:
+    """List what can be named in a command."""
+    from cirbench import plugins
+
+    rows: list[tuple[str, str]]
+    if what == "methods":
+        rows = [(m.name, m.summary) for m in plugins.methods()]
+    elif what == "variants":
+        found = [plugins.find_method(method)] if method else plugins.methods()
+        rows = [
+            (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v)}" for k, v in overrides.items()))
+            for m in found for name, overrides in m.variants.items()
+        ]
+    elif what == "datasets":
+        rows = [(n, plugins.find_dataset(n).SPEC.title) for n in plugins.dataset_names()]
+    else:
+        rows = [
+            ("scenes-small", "ships with cirbench, trained on scenes (docs/pretrain.md)"),
+            ("scenes-medium", "ships with cirbench, trained on scenes (docs/pretrain.md)"),
+            ("DIR", "a folder that `cirbench pretrain clip` wrote"),
+            ("MODEL:TAG", "any open_clip model and weights, fetched on first use: RN50-quickgelu:openai (the paper's), "
+             "RN101-quickgelu:openai, RN50x4-quickgelu:openai, RN50x16-quickgelu:openai, ViT-B-32-quickgelu:openai, "
+             "ViT-B-16-quickgelu:openai, ViT-L-14-quickgelu:openai, ViT-B-16-SigLIP:webli, ..."),
+            ("MODEL:random", "the same architecture with random weights, for tests"),
+        ]
+    if as_json:
+        click.echo(json.dumps([{"name": n, "summary": t} for n, t in rows], indent=1))
+    else:
+        _table(rows)

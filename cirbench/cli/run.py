@@ -1,0 +1,71 @@
+"""Train and evaluate a method on a dataset, and keep a record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cirbench.cli._shared import command_line, is_quiet, parse_seeds, run_options, summary_line
+
+
+@click.command(epilog="""\b
+Examples:
+  cirbench run --method dwc --dataset scenes
+  cirbench run --method dwc --variant no-emd --dataset scenes --seeds 0,1,2
+  cirbench run --method ./mine.py --dataset custom --root photos/ --backbone my-clip/
+  cirbench run --method dwc --dataset scenes --set train.epochs=2 --set method.soft_label_weight=0.5
+""")
+@click.option("--method", "-m", required=True, help="Name (`cirbench list methods`) or path of a .py file.")
+@click.option("--dataset", "-d", required=True, help="Name (`cirbench list datasets`).")
+@click.option("--variant", default="", help="A named set of overrides (`cirbench list variants`).")
+@click.option("--backbone", default="", help="CLIP to use instead: MODEL:TAG, a packaged name, or a folder.")
+@click.option("--seed", type=int, default=None, help="Default 0.")
+@click.option("--seeds", default=None, help="Several, such as 0,1,2: one run each.")
+@click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
+@click.option("--force", is_flag=True, help="Do it again even where a record exists.")
+@click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
+@run_options
+def run(
+    method: str, dataset: str, variant: str, backbone: str, seed: int | None, seeds: str | None, sets: tuple[str, ...],
+    force: bool, export_embeddings: bool, root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
+) -> None:
+    """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
+
+    The same command again shows the finished record; after an interruption it goes on where it stopped.
+    """
+    from cirbench import specs
+
+    plans = [
+        specs.plan(method, dataset, variant, backbone, s, sets, root) for s in parse_seeds(seed, seeds)
+    ]
+    from cirbench import runs
+
+    records = []
+    for planned in plans:
+        if not is_quiet(quiet) and not as_json:
+            label = " ".join(p for p in (planned.method.name, variant) if p)
+            click.echo(f"{label} on {planned.facts.name}, seed {planned.spec.seed}", err=True)
+        record = runs.run(planned, runs.Options(
+            out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings
+        ))
+        records.append(record)
+        if not quiet and not as_json:
+            show(record)
+    if as_json:
+        data: list[dict[str, Any]] = [{"folder": str(r.folder), **r.data} for r in records]
+        click.echo(json.dumps(data[0] if len(data) == 1 else data, indent=1))
+
+
+def show(record: Any) -> None:
+    """A finished run in a few lines."""
+    data = record.data
+    seconds, selection = data["cost"]["seconds"], data["selection"]
+    click.echo(f"{data['name']}")
+    click.echo(summary_line(data))
+    click.echo(
+        f"  checkpoint: {selection['rule']} (epoch {selection['epoch']}); "
+        f"{data['cost']['parameters']['trainable']:,} trainable parameters; {seconds['total']:.0f} s; {record.folder}"
+    )

@@ -1,0 +1,42 @@
+"""List finished and interrupted runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs under FOLDER."""
+    from cirbench.records import Record, is_finished
+    from cirbench.types import CirbenchError
+
+    if not folder.is_dir():
+        raise CirbenchError(f"{folder}: no such folder. `cirbench run` makes runs/ where it is called; --out names another.")
+    rows = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        if is_finished(path):
+            data = Record(path).data
+            name = data["default_protocol"]
+            scored = data["protocols"][name]
+            rows.append({"name": path.name, "state": "finished", "protocol": name, "metrics": scored["metrics"],
+                         "seconds": data["cost"]["seconds"]["total"]})
+        elif (path / "checkpoint.pt").is_file() or not any(path.iterdir()):
+            rows.append({"name": path.name, "state": "interrupted"})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        click.echo(f"no runs under {folder}")
+    for row in rows:
+        if row["state"] == "finished":
+            plain = [(k, v) for k, v in row["metrics"].items() if "/" not in k]
+            numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain)
+            click.echo(f"{row['name']}  {row['protocol']}: {numbers}  {row['seconds']:.0f} s")
+        else:
+            click.echo(f"{row['name']}  interrupted: the command that started it goes on with it")
