@@ -180,13 +180,13 @@ def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor
         kth = values.topk(keep, 1).values[:, -1:]
         if bool(((values >= kth).sum(1) > keep).any()):
             # Several images share the last place: a stable sort keeps the first of them by position.
-            order = values.sort(1, descending=True, stable=True).indices[:, :keep]
+            order = values.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         else:
             order = values.topk(keep, 1).indices
         # Back into gallery order, so that later stable sorts see positions ascending.
         order = order.sort(1).values
         values, index = values.gather(1, order), index.gather(1, order)
-    order = values.sort(1, descending=True, stable=True).indices
+    order = values.sort(dim=1, descending=True, stable=True).indices
     values, index = values.gather(1, order), index.gather(1, order)
     index = torch.where(torch.isinf(values) & (values < 0), -1, index)
     if index.shape[1] < k:

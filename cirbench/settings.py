@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cirbench.types import CirbenchError
 
-__all__ = ["Field", "Settings", "TrainSettings", "nearest", "parse_assignments", "resolve"]
+__all__ = ["SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "nearest", "parse_assignments", "resolve"]
 
 
 class Settings(BaseModel):
@@ -129,3 +129,37 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
         raise CirbenchError(
             f"{what}.{name} = {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{wanted}{default}"
         ) from None
+
+
+class StreamSettings(Settings):
+    """Fields of methods that compose one image vector with one text vector, over the CLIP stream, the CNN stream or both.
+
+    The defaults are DWC's, so that what differs between methods is the composition alone.
+    """
+
+    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and answer")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
+    freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
+    project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
+    cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
+    cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
+    cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
+    clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
+    cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
+    word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
+    dropout: float = Field(0.5, ge=0, lt=1, description="in projections")
+    gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
+    temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
+    clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
+    clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream (Adam)")
+    cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream (Adam)")
+    weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
+
+
+#: What `StreamSettings` methods need on scenes: DWC's sizes, rates and epochs there.
+SCENES_STREAMS: Mapping[str, Any] = {
+    "clip": "scenes-medium", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
+    "clip_lr": 1e-3, "cnn_lr": 1e-3,
+    "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
+}

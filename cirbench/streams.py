@@ -1,0 +1,174 @@
+"""Two plain streams around any composition: what floors and rivals share, so that only the composition differs.
+
+CLIP stream: unit-length projections of frozen CLIP features. CNN stream: GeM-pooled feature map and GeM-pooled LSTM
+states, each through a linear layer. Every stream is trained by in-batch contrast with an optimiser of its own; the
+answer is the weighted sum of the streams' cosines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary
+from cirbench.layers import GeM, adam, contrastive, hard_labels, l2norm
+from cirbench.settings import StreamSettings
+from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
+
+#: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D).
+Compose = Callable[[str, int], nn.Module]
+
+
+class ClipVectors(nn.Module):
+    """CLIP features as one image vector and one text vector, (B, D) of unit length."""
+
+    def __init__(self, config: StreamSettings, clip: Clip) -> None:
+        super().__init__()
+        self.dim = config.clip_dim if config.project else clip.dim
+        self.image_fc: nn.Module = nn.Identity()
+        self.text_fc: nn.Module = nn.Identity()
+        if config.project:
+            self.image_fc = nn.Sequential(nn.Linear(clip.dim, self.dim), nn.ReLU(), nn.Dropout(config.dropout))
+            self.text_fc = nn.Sequential(nn.Linear(clip.dim, self.dim), nn.ReLU(), nn.Dropout(config.dropout))
+
+    def image(self, features: Tensor) -> Tensor:
+        """(B, width) -> (B, D)."""
+        return l2norm(self.image_fc(features))
+
+    def text(self, features: Tensor) -> Tensor:
+        """(B, width) -> (B, D)."""
+        return l2norm(self.text_fc(features))
+
+
+class CnnVectors(nn.Module):
+    """A CNN's map and an LSTM's states as one image vector and one text vector, (B, D), not normalised."""
+
+    def __init__(self, config: StreamSettings, cnn: Cnn, words: LstmText) -> None:
+        super().__init__()
+        self.dim, self.cnn, self.words = config.cnn_dim, cnn, words
+        self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p)
+        self.image_fc = nn.Linear(cnn.info.channels, self.dim)
+        self.text_fc = nn.Linear(self.dim, self.dim)
+
+    def image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        return self.image_fc(self.pool_image(self.cnn(pixels)))
+
+    def text(self, texts: list[str]) -> Tensor:
+        """B strings -> (B, D)."""
+        states, mask = self.words(texts)
+        return self.text_fc(self.pool_text(states.transpose(1, 2), mask))
+
+
+class Streams(nn.Module):
+    """A method made of a composition: `Method` of types.py.
+
+    Args:
+        config: fields.
+        clip, cnn, words: the encoders, None for a stream that is off.
+        compose: makes the composition of each stream.
+        uses_image, uses_text: what the composition reads of a query; the rest is not computed.
+    """
+
+    def __init__(
+        self, config: StreamSettings, clip: Clip | None, cnn: Cnn | None, words: LstmText | None, compose: Compose,
+        uses_image: bool = True, uses_text: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config, self.uses_image, self.uses_text = config, uses_image, uses_text
+        self.vectors, self.composers = nn.ModuleDict(), nn.ModuleDict()
+        images: dict[str, Any] = {}
+        texts: dict[str, Frozen] = {}
+        self.trained_clip = clip if clip is not None and not config.freeze_clip else None
+        if clip is not None:
+            self.vectors["clip"] = ClipVectors(config, clip)
+            images["clip"] = Frozen(clip) if self.trained_clip is None else clip.pixels
+            if self.trained_clip is None:
+                texts["clip"] = Frozen(clip)
+        if cnn is not None and words is not None:
+            self.vectors["cnn"] = CnnVectors(config, cnn, words)
+            images["cnn"] = cnn.info.pixels
+        for name, vectors in self.vectors.items():
+            self.composers[name] = compose(name, int(vectors.dim))  # type: ignore[arg-type]
+        self.inputs, self.names = Inputs(images, texts), list(self.vectors)
+        self.to(memory_format=torch.channels_last)
+
+    def _image(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
+        x = images[name]
+        if name == "clip" and self.trained_clip is not None:
+            x = self.trained_clip.encode_images(x)
+        return self.vectors[name].image(x)  # type: ignore[operator]
+
+    def _text(self, name: str, batch: QueryBatch) -> Tensor:
+        if name == "cnn":
+            return self.vectors[name].text(batch.words)  # type: ignore[operator]
+        x = batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
+        return self.vectors[name].text(x)  # type: ignore[operator]
+
+    def query(self, name: str, batch: QueryBatch) -> Tensor:
+        """Unit (B, D) of one stream."""
+        image = self._image(name, batch.reference) if self.uses_image else None
+        text = self._text(name, batch) if self.uses_text else None
+        return l2norm(self.composers[name](image, text))
+
+    def target(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
+        """Unit (N, D) of one stream."""
+        return l2norm(self._image(name, images))
+
+    def _together(self, parts: dict[str, Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        share = self.config.clip_share
+        return torch.cat([share**0.5 * parts["clip"], (1 - share) ** 0.5 * parts["cnn"]], 1)
+
+    def encode_queries(self, batch: QueryBatch) -> Tensor:
+        """(B, D), D of all streams together."""
+        return self._together({name: self.query(name, batch) for name in self.names})
+
+    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """(N, D), D of all streams together."""
+        return self._together({name: self.target(name, images) for name in self.names})
+
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+        """In-batch contrast, stream by stream."""
+        for name in self.optimizer_names():
+            q, t = self.query(name, batch), self.target(name, batch.target)
+            loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), self.config.temperature)
+            yield name, loss, {f"{name}/contrastive": loss.item()}
+
+    def _trainable(self, name: str) -> list[nn.Parameter]:
+        modules: list[nn.Module] = [self.vectors[name], self.composers[name]]
+        if name == "clip" and self.trained_clip is not None:
+            modules.append(self.trained_clip)
+        return [p for m in modules for p in m.parameters() if p.requires_grad]
+
+    def optimizer_names(self) -> list[str]:
+        """Streams that have anything to learn."""
+        return [name for name in self.names if self._trainable(name)]
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Adam for each stream that learns."""
+        rates = {"clip": self.config.clip_lr, "cnn": self.config.cnn_lr}
+        return {n: adam(self._trainable(n), rates[n], self.config.weight_decay) for n in self.optimizer_names()}
+
+    def extra_state(self) -> dict[str, Any]:
+        """The vocabulary of the CNN stream's words."""
+        return {"vocabulary": self.vectors["cnn"].words.vocabulary} if "cnn" in self.names else {}
+
+
+def build_streams(
+    config: StreamSettings, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None, compose: Compose,
+    uses_image: bool = True, uses_text: bool = True,
+) -> Streams:
+    """The streams a config asks for around a composition."""
+    clip = cnn = words = None
+    if config.streams != "cnn":
+        clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
+    if config.streams != "clip":
+        vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
+        cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)
+        words = encoders.lstm(vocabulary, config.word_dim, config.cnn_dim)
+    return Streams(config, clip, cnn, words, compose, uses_image, uses_text)

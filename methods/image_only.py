@@ -1,0 +1,45 @@
+"""Image only: the reference image is the query, the text is not read.
+
+A floor: what it answers needs no text. Same encoders, streams, loss and budget as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cirbench.settings import SCENES_STREAMS, StreamSettings
+
+
+class Config(StreamSettings):
+    """Encoders, sizes and rates are DWC's."""
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clip-only": {"streams": "clip"},
+    "cnn-only": {"streams": "cnn"},
+    "zero-shot": {"streams": "clip", "project": False, "train.epochs": 0},
+}
+
+TRAIN = {"epochs": 50, "batch_size": 32}
+
+DATASETS = {"scenes": SCENES_STREAMS}
+
+from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
+
+from cirbench.encoders import Encoders  # noqa: E402
+from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.types import TrainView  # noqa: E402
+
+
+class Image(nn.Module):
+    """(B, D) -> (B, D)."""
+
+    def forward(self, image: Tensor, text: None) -> Tensor:
+        """The image."""
+        return image
+
+
+def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
+    """See streams.py."""
+    return build_streams(config, encoders, train, state, lambda name, dim: Image(), uses_text=False)

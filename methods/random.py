@@ -1,0 +1,63 @@
+"""Random: chance level. Every query and image has a random direction, the same whatever batch it comes in.
+
+The direction is drawn from the seed and the text, or the seed and the picture's pixels, so equal pictures get equal
+vectors, and rankings do not depend on batch size or gallery order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from cirbench.settings import Field, Settings
+
+
+class Config(Settings):
+    """How wide, how large."""
+
+    dim: int = Field(64, ge=2, description="D")
+    size: int = Field(32, ge=8, description="side in pixels of the pictures that name the directions")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {}
+TRAIN = {"epochs": 0}
+DATASETS: dict[str, dict[str, Any]] = {}
+
+import torch  # noqa: E402  declarations above are read without torch
+from torch import Tensor  # noqa: E402
+
+from cirbench.encoders import Encoders  # noqa: E402
+from cirbench.images import CLIP_MEAN, CLIP_STD  # noqa: E402
+from cirbench.types import Inputs, Pixels, QueryBatch, TrainView  # noqa: E402
+
+
+class Random:
+    """Directions by hash."""
+
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.inputs = Inputs({"pixels": Pixels(config.size, CLIP_MEAN, CLIP_STD)})
+
+    def _direction(self, what: bytes) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(what + str(self.seed).encode()).digest()[:8], "big") >> 1
+        return torch.randn(self.config.dim, generator=torch.Generator().manual_seed(seed))
+
+    def encode_queries(self, batch: QueryBatch) -> Tensor:
+        """(B, D)."""
+        device = batch.reference["pixels"].device
+        images = batch.reference["pixels"].cpu().contiguous()
+        return torch.stack([
+            self._direction(image.numpy().tobytes() + text.encode())
+            for image, text in zip(images, batch.words, strict=True)
+        ]).to(device)
+
+    def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """(N, D)."""
+        x = images["pixels"]
+        return torch.stack([self._direction(i.numpy().tobytes()) for i in x.cpu().contiguous()]).to(x.device)
+
+
+def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Random:
+    """Nothing is learned; the seed is the run's."""
+    return Random(config, encoders.seed)

@@ -1,0 +1,46 @@
+"""Text only: the modification text is the query, the reference image is not looked at.
+
+A floor: what it answers needs no image; on some datasets that is most of it. Same encoders, streams, loss and budget
+as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cirbench.settings import SCENES_STREAMS, StreamSettings
+
+
+class Config(StreamSettings):
+    """Encoders, sizes and rates are DWC's."""
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clip-only": {"streams": "clip"},
+    "cnn-only": {"streams": "cnn"},
+    "zero-shot": {"streams": "clip", "project": False, "train.epochs": 0},
+}
+
+TRAIN = {"epochs": 50, "batch_size": 32}
+
+DATASETS = {"scenes": SCENES_STREAMS}
+
+from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
+
+from cirbench.encoders import Encoders  # noqa: E402
+from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.types import TrainView  # noqa: E402
+
+
+class Text(nn.Module):
+    """(B, D) -> (B, D)."""
+
+    def forward(self, image: None, text: Tensor) -> Tensor:
+        """The text."""
+        return text
+
+
+def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
+    """See streams.py."""
+    return build_streams(config, encoders, train, state, lambda name, dim: Text(), uses_image=False)
