@@ -1,0 +1,39 @@
+# Two commands do everything: `make demo` and `make test`. VENV and PYTHON can be overridden.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo install test test-all bench lint clean
+
+install: $(STAMP)
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+# DWC and the floors on the built-in dataset, then the report.
+demo: install
+	$(BIN)/cirbench run --method dwc --dataset scenes --out runs
+	for method in sum image-only text-only random; do \
+	  $(BIN)/cirbench run --method $$method --dataset scenes --out runs || exit $$?; \
+	done
+	$(BIN)/cirbench report runs -o report.html
+	@echo "open report.html"
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/perf --benchmark-enable --benchmark-only
+
+bench: install
+	$(BIN)/python -m pytest tests/perf --benchmark-enable --benchmark-only
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,35 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Threads are fixed before torch is imported: results are compared to the last bit.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+HERE = Path(__file__).parent
+
+
+def shared_folder() -> Path | None:
+    """The folder of real annotations and photographs, where the machine has it."""
+    named = os.environ.get("CIRBENCH_SHARED")
+    folder = Path(named) if named else HERE.parent.parent / "shared"
+    return folder if (folder / "data").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """`shared/`, or skip."""
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("the real annotation files are not on this machine (CIRBENCH_SHARED names their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep renders and features apart from the user's, and share them with each other."""
+    os.environ["CIRBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
