@@ -80,6 +80,22 @@ def check_clip(name: str) -> None:
         raise CirbenchError(f"backbone {name!r} names no weights. Write {model}:TAG with one of: {', '.join(tags)}.")
 
 
+def check_cnn(name: str) -> None:
+    """Whether the name is a CNN that can be made.
+
+    Raises:
+        CirbenchError: unknown name, with the nearest ones.
+    """
+    if name in PACKAGED_CNN:
+        return
+    import timm
+
+    from cirbench.settings import unknown
+
+    if not timm.is_model(name):
+        raise unknown("CNN", name, [*PACKAGED_CNN, *timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]])
+
+
 def _near(name: str, models: list[str]) -> list[str]:
     import difflib
 
@@ -203,8 +219,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     """
     import timm
 
-    from cirbench.settings import unknown
-
+    check_cnn(name)
     if name in PACKAGED_CNN:
         from safetensors.torch import load_file
 
@@ -216,8 +231,6 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
                 {k: v.float() for k, v in load_file(ASSETS / name / "model.safetensors").items()}
             )
     else:
-        if not timm.is_model(name):
-            raise unknown("CNN", name, [*PACKAGED_CNN, *timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]])
         try:
             body = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except Exception as error:

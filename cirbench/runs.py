@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cirbench import cost, evaluation, specs
-from cirbench.encoders import Encoders, weights_id
+from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
 from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
@@ -53,6 +53,13 @@ def _deterministic(seed: int) -> None:
 def _used_weights(config: Mapping[str, Any]) -> dict[str, str]:
     """Backbones named in a config -> what identifies their weights."""
     return {str(config[k]): weights_id(str(config[k])) for k in ("clip", "cnn") if config.get(k)}
+
+
+def _check_backbones(config: Mapping[str, Any]) -> None:
+    if config.get("clip") and config.get("streams") != "cnn":
+        check_clip(str(config["clip"]))
+    if config.get("cnn") and config.get("streams") != "clip":
+        check_cnn(str(config["cnn"]))
 
 
 def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]:
@@ -111,6 +118,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:  # noqa: B008  a
         CirbenchError: anything wrong with data, weights or device.
     """
     device = pick_device(options.device)
+    _check_backbones(planned.spec.config)
     dataset = specs.load(planned)
     run_id, inputs, _ = identify(planned, dataset)
     folder = options.out / specs.run_name(planned, run_id)

@@ -1,0 +1,159 @@
+"""Runs: addressed by their inputs, never recomputed, resumable to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from cirbench import runs, specs
+from cirbench.records import is_finished
+
+EQUAL_SETS = [
+    "data.train_scenes=48", "data.select_scenes=8", "data.report_scenes=12", "data.distractors=12",
+    "method.clip=scenes-small", "method.clip_dim=32", "method.cnn_dim=16", "method.word_dim=8",
+    "train.batch_size=32",
+]
+
+
+def run_id(planned: specs.Plan) -> str:
+    return runs.identify(planned, specs.load(planned))[0]
+
+
+def test_a_record_holds_what_it_promises(tmp_path: Path) -> None:
+    record = tiny.run("dwc", tmp_path, seed=3)
+    data = record.data
+    assert set(data["inputs"]) == {
+        "dataset", "data", "fingerprint", "images", "method", "config", "train", "seed", "weights", "source",
+    }
+    scored = data["protocols"]["scenes"]
+    assert scored["queries"] == 48 and scored["metrics"].keys() >= {"R@1", "R@10", "balanced/R@1"}
+    assert data["selection"]["rule"] == "last" and data["cost"]["flops"]["query"] > 0
+    assert data["cost"]["parameters"]["trainable"] > 0 and data["cost"]["peak_memory_mb"] > 0
+    assert data["environment"]["torch"] and data["environment"]["threads"]
+    ranks = record.rankings["rank/scenes"]
+    assert ranks.shape == (48,) and (ranks >= 1).all()
+    assert scored["metrics"]["R@1"] == pytest.approx(100 * np.mean(ranks <= 1))
+    top = record.rankings["top/text"]
+    assert top.shape == (48, 50)
+    for query, row in zip(record.queries, top, strict=True):
+        assert record.gallery.index(query["reference"]) not in row[row >= 0], "the own reference is dropped"
+        found = [record.gallery[t] for t in row if t >= 0]
+        best = min((found.index(t) + 1 for t in query["targets"] if t in found), default=None)
+        if best is not None:
+            assert ranks[record.queries.index(query)] >= best
+    assert record.rankings["weight/clip"].shape == (48,)
+    steps = [line for line in record.training if "step" in line]
+    assert len(steps) == 3 and {"clip/contrastive", "cnn/contrastive", "clip/mutual", "cnn/mutual"} == set(steps[0]["losses"])
+    assert 10 < len(record.pictures) and next(iter(record.pictures.values()))[:4] == b"RIFF"
+    assert not (record.folder / "checkpoint.pt").exists()
+
+
+def test_same_inputs_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tiny.run("sum", tmp_path, method__streams="clip")
+    before = (first.folder / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr(runs, "_train", lambda *a: pytest.fail("trained again"))
+    again = tiny.run("sum", tmp_path, variant="clip-only")
+    assert again.folder == first.folder, "a variant and the equal --set are one run"
+    assert (again.folder / "record.json").stat().st_mtime_ns == before
+
+
+def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = run_id(tiny.plan("dwc"))
+    assert run_id(tiny.plan("dwc", train__seconds_between_checkpoints=0)) == base
+    for other in (
+        tiny.plan("dwc", seed=1), tiny.plan("dwc", variant="no-ssg"), tiny.plan("dwc", data__noise_kind="text"),
+        tiny.plan("dwc", train__selection="select"), tiny.plan("dwc", method__clip="scenes-medium"),
+        tiny.plan("dwc", train__epochs=2),
+    ):
+        assert run_id(other) != base
+    sources = specs.sources(tiny.plan("dwc"))
+    assert {"methods/dwc.py", "training.py", "ranking.py", "scenes.py", "_scenes_render.py"} <= set(sources)
+    monkeypatch.setattr(specs, "sources", lambda planned: {**sources, "ranking.py": "changed"})
+    assert run_id(tiny.plan("dwc")) != base
+
+
+def test_force_repeats_bit_for_bit(tmp_path: Path) -> None:
+    first = tiny.run("dwc", tmp_path, variant="clip-only")
+    ranks, weights = first.rankings["top_score/text"], load_file(first.folder / "model.safetensors")
+    again = tiny.run("dwc", tmp_path, variant="clip-only", force=True)
+    assert again.data["finished"] >= first.data["finished"]
+    assert np.array_equal(ranks, again.rankings["top_score/text"])
+    repeated = load_file(again.folder / "model.safetensors")
+    assert all(np.array_equal(weights[k], repeated[k]) for k in weights)
+
+
+@pytest.mark.parametrize(("rule", "split"), [("select", "select"), ("test-oracle", "report")])
+def test_selection_keeps_the_best_epoch(tmp_path: Path, rule: str, split: str) -> None:
+    record = tiny.run("dwc", tmp_path, variant="clip-only", train__epochs=4, train__selection=rule)
+    values = {line["epoch"] + 1: line["select"] for line in record.training if "select" in line}
+    chosen = record.data["selection"]
+    assert len(values) == 4 and chosen["rule"] == rule
+    assert chosen["value"] == max(values.values()) == values[chosen["epoch"]]
+    assert any("test-oracle" in note for note in record.data["notes"]) == (rule == "test-oracle")
+    if rule == "test-oracle":
+        assert record.data["protocols"]["scenes"]["metrics"]["R@1"] == chosen["value"]
+
+
+def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:
+    from cirbench import rerun
+
+    record = tiny.run("dwc", tmp_path, seed=1)
+    planned, found = rerun.plan_eval(record.folder)
+    again = rerun.evaluate_run(planned, found, tmp_path, "cpu", True, "test")
+    assert again.folder != record.folder
+    assert again.data["protocols"] == record.data["protocols"]
+    assert np.array_equal(again.rankings["top_score/text"], record.rankings["top_score/text"])
+
+
+def command(out: Path, epochs: int) -> list[str]:
+    sets = [*EQUAL_SETS, f"train.epochs={epochs}", "train.seconds_between_checkpoints=0", "train.selection=select"]
+    return [
+        sys.executable, "-c", "from cirbench.cli import main; main()", "run", "-m", "dwc", "-d", "scenes", "--quiet",
+        "--device", "cpu", "--out", str(out), *(x for s in sets for x in ("--set", s)),
+    ]
+
+
+def finished(out: Path) -> list[Path]:
+    return [p for p in out.iterdir() if is_finished(p)] if out.is_dir() else []
+
+
+def test_killed_at_random_moments_and_repeated_ends_bit_identical(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    epochs = 12
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    start = time.perf_counter()
+    subprocess.run(command(whole, epochs), check=True, env=environment, timeout=300)
+    took = time.perf_counter() - start
+    rng, kills = random.Random(0), 0
+    for _ in range(5):
+        process = subprocess.Popen(command(broken, epochs), env=environment)
+        # Anywhere in a run, the import of torch included.
+        time.sleep(rng.uniform(0.35, 0.95) * took)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if finished(broken):
+            break
+    assert kills >= 1, "no kill hit a running process"
+    subprocess.run(command(broken, epochs), check=True, env=environment, timeout=300)
+    (a,), (b,) = finished(whole), finished(broken)
+    assert a.name == b.name
+    one, two = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
+    with np.load(a / "rankings.npz") as x, np.load(b / "rankings.npz") as y:
+        assert set(x.files) == set(y.files) and all(np.array_equal(x[k], y[k]) for k in x.files)
+    logs = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (f / "training.jsonl").open()]
+            for f in (a, b)]
+    assert logs[0] == logs[1]
