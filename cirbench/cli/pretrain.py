@@ -1,0 +1,129 @@
+"""Train a small CLIP, or the trunk of the small CNN, from the captions of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cirbench.types import CirbenchError
+
+if TYPE_CHECKING:
+    from cirbench.pretrain import Outcome, Pairs
+
+#: Fresh scenes that are measured on; they are of the role `select`, so none is trained on.
+HELD_OUT = 1000
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed([
+        click.option("--dataset", required=True, help="Whose captions: scenes, fashion200k, custom, ..."),
+        click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset."),
+        click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+                     help="Folder to write."),
+        click.option("--steps", type=click.IntRange(1), help="Optimiser steps; without it, --epochs."),
+        click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the pictures. [10]"),
+        click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Pairs a step."),
+        click.option("--side", type=click.IntRange(24, 384), help="Pixels of a side. [48 for scenes, else 64]"),
+        click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
+                     help="Peak learning rate."),
+        click.option("--pictures", type=click.IntRange(2), default=30_000, show_default=True,
+                     help="Fresh pictures to paint, where the dataset is generated."),
+        click.option("--flip", is_flag=True, help="Mirror half of the pictures; not where texts name left and right."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; other numbers round differently."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress, no table."),
+    ]):
+        function = option(function)
+    return function
+
+
+@click.group()
+def pretrain() -> None:
+    """Train a small CLIP, or the trunk of the small CNN, from captions."""
+
+
+def _find(dataset: str, root: Path | None) -> ModuleType:
+    """The dataset's module, checked as far as it can be without torch."""
+    from cirbench.plugins import find_dataset
+
+    module = find_dataset(dataset)
+    if module.SPEC.needs_root:
+        if root is None:
+            raise CirbenchError(
+                f"--dataset {dataset} needs --root, the folder that holds it. "
+                f"`cirbench data check {dataset} --root FOLDER` says what is missing."
+            )
+        if not root.is_dir():
+            raise CirbenchError(f"--root {root} is not a folder. Give the one that holds {dataset}.")
+    return module
+
+
+def _pairs(
+    module: ModuleType, dataset: str, root: Path | None, side: int, pictures: int, seed: int, quiet: bool
+) -> tuple[Pairs, Pairs | None]:
+    """(pairs to train on, pairs held out or None): fresh ones where the dataset can make them."""
+    from tqdm import tqdm
+
+    if hasattr(module, "pretrain_pairs"):
+        from cirbench.pretrain import Pairs
+
+        with tqdm(total=pictures, desc="painting", disable=quiet, leave=False) as bar:
+            train = Pairs(*module.pretrain_pairs(pictures, seed, side, "train", bar.update), dataset)
+        return train, Pairs(*module.pretrain_pairs(HELD_OUT, seed, side, "select"), dataset)
+    from cirbench.pretrain import pairs_of
+
+    return pairs_of(module.load(module.Knobs(), root), side, quiet), None
+
+
+def _run(
+    train: str, dataset: str, root: Path | None, out: Path, side: int | None, pictures: int, threads: int | None,
+    batch_size: int, seed: int, quiet: bool, **options: Any,
+) -> None:
+    """Both commands: the pictures, the training, one line about it."""
+    module = _find(dataset, root)
+    side = side or (64 if module.SPEC.needs_root else 48)
+    import torch
+
+    from cirbench import pretrain as training
+    from cirbench.cli._shared import is_quiet
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    no_bar = is_quiet(quiet)
+    pairs, held_out = _pairs(module, dataset, root, side, pictures, seed, no_bar)
+    outcome: Outcome = getattr(training, train)(
+        pairs, out, side=side, seed=seed, batch=batch_size, held_out=held_out, quiet=no_bar, **options
+    )
+    if not quiet:
+        recall = ", ".join(f"{k} {v:.1f}" for k, v in outcome.recall.items()) or "not measured"
+        click.echo(
+            f"{out}: {outcome.parameters / 1e6:.2f} million parameters, {len(outcome.losses)} steps, "
+            f"{outcome.seconds:.0f} s, loss {outcome.losses[-1]:.2f}; text to image among {outcome.gallery}: {recall}"
+        )
+
+
+@pretrain.command()
+@_options
+@click.option("--size", type=click.Choice(["small", "medium"]), default="small", show_default=True)
+def clip(size: str, **options: Any) -> None:
+    """Train a small CLIP; use it with --backbone DIR.
+
+    \b
+    cirbench pretrain clip --dataset fashion200k --root DATA --out my-clip --epochs 20 --flip
+    """
+    _run("pretrain_clip", size=size, **options)
+
+
+@pretrain.command()
+@_options
+def cnn(**options: Any) -> None:
+    """Train the trunk of the small CNN against a text tower; no attribute label is used.
+
+    \b
+    cirbench pretrain cnn --dataset scenes --out my-cnn --steps 400
+    """
+    _run("pretrain_cnn", **options)

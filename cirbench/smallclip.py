@@ -1,0 +1,199 @@
+"""A small CLIP as a folder: `clip.json` (its shape), `vocab.txt` (one word a line), `model.safetensors` (fp16).
+
+The model is open_clip's own `CLIP` class with a small image tower and a word-level tokenizer: the byte-pair table of
+the large CLIPs alone would be 9 MB. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import cirbench.smallcnn  # noqa: F401  registers the image towers with timm
+from cirbench.types import CirbenchError
+
+FORMAT = 1
+CONTEXT = 32
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+FILES = ("vocab.txt", "model.safetensors", "clip.json")  # the last one makes the folder a CLIP
+
+#: Shapes that `pretrain_clip` knows: embed_dim, image tower, text tower.
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "small": {"embed_dim": 128, "tower": "cirbench_smallcnn", "width": 64, "heads": 4, "layers": 2},
+    "medium": {"embed_dim": 192, "tower": "cirbench_smallcnn_wide", "width": 128, "heads": 4, "layers": 2},
+}
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case ASCII words and numbers; accents are dropped, everything else separates.
+
+    Example:
+        >>> split_words("A Café-style dress, size 12")
+        ['a', 'cafe', 'style', 'dress', 'size', '12']
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    return _WORD.findall(plain.lower())
+
+
+class WordTokenizer:
+    """Words -> ids. `<end>` has the largest id, because open_clip's pooling looks for the maximum.
+
+    Args:
+        words: the vocabulary without the special words.
+        context: ids per text; longer texts are cut, the end stays.
+    """
+
+    def __init__(self, words: Sequence[str], context: int = CONTEXT) -> None:
+        self.context_length = context
+        self.vocabulary = [PAD, UNKNOWN, START, *words, END]
+        self.ids = {word: i for i, word in enumerate(self.vocabulary)}
+        if len(self.ids) != len(self.vocabulary):
+            twice = [w for w, n in Counter(self.vocabulary).items() if n > 1]
+            raise CirbenchError(f"the vocabulary names {twice[0]!r} twice; each word may stand on one line only.")
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], min_count: int = 2, limit: int = 8192) -> WordTokenizer:
+        """The words of the texts, most frequent first, equals by alphabet.
+
+        Args:
+            texts: what to learn from.
+            min_count: rarer words are unknown words.
+            limit: at most so many words.
+        """
+        counts = Counter(word for text in texts for word in split_words(text))
+        kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
+        return cls(kept[:limit])
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """n strings -> (n, context) int64: start, words, end, then padding."""
+        texts = [texts] if isinstance(texts, str) else texts
+        out = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        unknown, start, end = self.ids[UNKNOWN], self.ids[START], self.ids[END]
+        for row, text in enumerate(texts):
+            words = [self.ids.get(w, unknown) for w in split_words(text)[: self.context_length - 2]]
+            out[row, : len(words) + 2] = torch.tensor([start, *words, end])
+        return out
+
+
+def config_of(size: str, vocabulary: int, image_size: int, context: int = CONTEXT) -> dict[str, Any]:
+    """Arguments of `open_clip.model.CLIP` for one of `SIZES`.
+
+    Raises:
+        CirbenchError: no such size.
+    """
+    if size not in SIZES:
+        from cirbench.settings import unknown
+
+        raise unknown("size", size, SIZES)
+    shape = SIZES[size]
+    return {
+        "embed_dim": shape["embed_dim"],
+        "vision_cfg": {
+            "timm_model_name": shape["tower"], "timm_pool": "grid", "timm_proj": "", "image_size": image_size,
+        },
+        "text_cfg": {
+            "context_length": context, "vocab_size": vocabulary, "width": shape["width"],
+            "heads": shape["heads"], "layers": shape["layers"], "pool_type": "argmax",
+        },
+    }
+
+
+def save(
+    folder: str | Path, model: CLIP, tokenizer: WordTokenizer, config: Mapping[str, Any],
+    mean: Sequence[float] = MEAN, std: Sequence[float] = STD, trained: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder; every file under a temporary name first, `clip.json` last.
+
+    Args:
+        folder: made if need be; an older CLIP in it is replaced.
+        model: built with `config`.
+        tokenizer: its words are saved.
+        config: arguments of `open_clip.model.CLIP`.
+        mean: per channel, of values in 0..1.
+        std: per channel.
+        trained: how it was made, for people.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "clip.json").unlink(missing_ok=True)
+    described = {
+        "format": FORMAT, "model": dict(config), "image_size": config["vision_cfg"]["image_size"],
+        "mean": list(mean), "std": list(std), "trained": dict(trained or {}),
+    }
+    words = "".join(f"{w}\n" for w in tokenizer.vocabulary[3:-1])
+    _replace(folder / "vocab.txt", lambda path: path.write_text(words, encoding="utf-8"))
+    _replace(folder / "model.safetensors", lambda path: save_file(half(model.state_dict()), path))
+    _replace(folder / "clip.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
+
+
+def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floats as fp16, contiguous; integers as they are."""
+    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
+        temporary = Path(scratch) / path.name
+        write(temporary)
+        temporary.replace(path)
+
+
+def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
+    """The model in float32 and evaluation mode, its tokenizer, and embed_dim, image_size, mean, std.
+
+    Raises:
+        CirbenchError: a file is missing or is not what `save` wrote.
+    """
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise CirbenchError(
+            f"{folder} is not a small CLIP: {missing[0]} is missing. A complete folder holds {', '.join(FILES)}; "
+            "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
+        )
+    try:
+        described = json.loads((folder / "clip.json").read_text())
+        config = described["model"]
+        if described["format"] != FORMAT:
+            raise CirbenchError(
+                f"{folder / 'clip.json'} has format {described['format']!r}; this cirbench reads {FORMAT}. "
+                "Train it again, or use the cirbench that wrote it."
+            )
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        tokenizer = WordTokenizer(words, config["text_cfg"]["context_length"])
+        if len(tokenizer) != config["text_cfg"]["vocab_size"]:
+            raise CirbenchError(
+                f"{folder / 'vocab.txt'} has {len(words)} words, clip.json says "
+                f"{config['text_cfg']['vocab_size'] - 4}. The files belong to different CLIPs."
+            )
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten at once
+            model = CLIP(**config)
+        state = load_file(folder / "model.safetensors")
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except CirbenchError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise CirbenchError(
+            f"the small CLIP in {folder} cannot be read: {type(error).__name__}: {first}. "
+            "Restore its files, or train it again with `cirbench pretrain clip`."
+        ) from None
+    info = {"embed_dim": config["embed_dim"], **{k: described[k] for k in ("image_size", "mean", "std")}}
+    return model.eval(), tokenizer, info
