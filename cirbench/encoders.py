@@ -115,7 +115,8 @@ class Clip(nn.Module):
         self, model: nn.Module, tokenize: Callable[[list[str]], Tensor], dim: int, pixels: Pixels, key: str
     ) -> None:
         super().__init__()
-        self.model, self.tokenize, self.dim, self.pixels, self.key = model, tokenize, dim, pixels, key
+        self.model: Any = model
+        self.tokenize, self.dim, self.pixels, self.key = tokenize, dim, pixels, key
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D), not normalised."""
@@ -198,7 +199,8 @@ class Cnn(nn.Module):
 
     def __init__(self, body: nn.Module, info: CnnInfo) -> None:
         super().__init__()
-        self.body, self.info = body, info
+        self.body: Any = body
+        self.info = info
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""
@@ -225,7 +227,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
 
         import cirbench.smallcnn  # noqa: F401  registers the architecture with timm
 
-        body = timm.create_model("cirbench_smallcnn", num_classes=0)
+        body: Any = timm.create_model("cirbench_smallcnn", num_classes=0)
         if pretrained:
             body.load_state_dict(
                 {k: v.float() for k, v in load_file(ASSETS / name / "model.safetensors").items()}

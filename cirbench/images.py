@@ -50,6 +50,7 @@ def resized(image: PIL.Image.Image, size: int, resize: str) -> PIL.Image.Image:
         ValueError: unknown `resize`.
     """
     image = image.convert("RGB")
+    side: float
     if image.size == (size, size) and resize != "targetpad":
         return image
     if resize == "squash":
@@ -65,7 +66,7 @@ def resized(image: PIL.Image.Image, size: int, resize: str) -> PIL.Image.Image:
     elif resize != "crop":
         raise ValueError(f"unknown resize {resize!r}; one of crop, squash, pad, targetpad")
     # torchvision's Resize: the shorter side exactly, the longer one rounded down.
-    width, height = (max(size, int(side * size / min(image.size))) for side in image.size)
+    width, height = (max(size, int(length * size / min(image.size))) for length in image.size)
     image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
@@ -116,7 +117,6 @@ class PixelStore:
                 for _ in tqdm(jobs, total=len(image_ids), desc="decoding pictures", disable=quiet, leave=False):
                     pass
             out.flush()
-            del out
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

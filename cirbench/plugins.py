@@ -99,7 +99,7 @@ def _declarations(path: Path, source: str) -> dict[str, Any]:
         tree = ast.parse(source, filename=str(path))
     except SyntaxError as error:
         raise CirbenchError(f"{path}, line {error.lineno}: not valid Python: {error.msg}.") from None
-    wanted, kept = set(DECLARED), []
+    wanted, kept = set(DECLARED), list[ast.stmt]()
     # Backwards, so that a constant a declaration mentions is kept too.
     for node in reversed(tree.body):
         if isinstance(node, ast.ImportFrom):

@@ -30,7 +30,9 @@ def plan_eval(
     record = Record(folder)
     inputs = record.data["inputs"]
     if not (folder / "model.safetensors").is_file():
-        raise CirbenchError(f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force.")
+        raise CirbenchError(
+            f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force."
+        )
     over = {f"method.{k}": v for k, v in inputs["config"].items()}
     over |= {f"train.{k}": v for k, v in inputs["train"].items()}
     name = dataset or inputs["dataset"]
@@ -71,7 +73,9 @@ def evaluate_run(planned: Plan, record: Record, out: Path, device: str, quiet: b
             "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
             "overrides": record.data.get("overrides", {}), "selection": record.data["selection"], "split": "report",
             "started": started.isoformat(timespec="seconds"),
-            "notes": [*dataset.notes, f"Weights of the run {record.name}, trained on {record.data['inputs']['dataset']}."],
+            "notes": [
+                *dataset.notes, f"Weights of the run {record.name}, trained on {record.data['inputs']['dataset']}."
+            ],
         },
         {"train": 0.0, "epoch": 0.0}, began,
     )

@@ -107,7 +107,7 @@ def _train(
     return train(method, triplets, feed, settings, device, folder, validate, options.quiet)
 
 
-def run(planned: Plan, options: Options = Options()) -> Record:  # noqa: B008  an immutable value
+def run(planned: Plan, options: Options = Options()) -> Record:
     """Do a run, resume it, or return its finished record.
 
     Args:
@@ -291,7 +291,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
     try:
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {}).get("extra_state", "{}"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  not a mapping
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # not a mapping
     except (OSError, ValueError, RuntimeError) as error:
         raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
     except Exception as error:
@@ -305,8 +305,8 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
             method.load_state_dict(tensors)
         except RuntimeError as error:
             raise CirbenchError(
-                f"the weights in {path} do not fit the method {planned.method.name}: {str(error).splitlines()[1].strip()} "
-                "Its source has changed since."
+                f"the weights in {path} do not fit the method {planned.method.name}: "
+                f"{str(error).splitlines()[-1].strip()} Its source or its config has changed since."
             ) from None
         method.to(device).eval()
     return method

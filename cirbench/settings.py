@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cirbench.types import CirbenchError
 
-__all__ = ["SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "nearest", "parse_assignments", "resolve"]
+__all__ = [
+    "SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "nearest", "parse_assignments", "resolve",
+]
 
 
 class Settings(BaseModel):
@@ -132,7 +134,7 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
 
 
 class StreamSettings(Settings):
-    """Fields of methods that compose one image vector with one text vector, over the CLIP stream, the CNN stream or both.
+    """Fields of methods that compose an image vector with a text vector, over the CLIP stream, the CNN stream or both.
 
     The defaults are DWC's, so that what differs between methods is the composition alone.
     """

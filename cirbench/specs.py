@@ -125,7 +125,8 @@ def plan(
 def _check_root(facts: DatasetSpec, root: Path | None) -> None:
     get = facts.manual or f"`cirbench data get {facts.name} --root DIR` fetches what is public."
     if root is None:
-        files = f" It needs {', '.join(facts.files[:6])}{' ...' if len(facts.files) > 6 else ''}." if facts.files else ""
+        more = " ..." if len(facts.files) > 6 else ""
+        files = f" It needs {', '.join(facts.files[:6])}{more}." if facts.files else ""
         raise CirbenchError(
             f"the dataset {facts.name} is not built in: name the folder that holds it with --root.{files} {get} "
             f"Then `cirbench data check {facts.name} --root DIR` tells whether all is there."

@@ -53,7 +53,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise CirbenchError(f"--device {name!r} is not a device. Valid: auto, cpu, cuda, cuda:0, cuda:1, mps.") from None
+        raise CirbenchError(f"--device {name!r} is no device. Valid: auto, cpu, cuda, cuda:0, cuda:1, mps.") from None
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise CirbenchError(f"--device {name}: this machine has {count} CUDA devices. Use --device cpu or auto.")

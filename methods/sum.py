@@ -1,8 +1,8 @@
 """Sum, the parameter-free composition: q = l2norm(image + text) (CLIP4Cir's `sum`, ARTEMIS' late fusion).
 
 The floor that every learned composition has to beat, over the same encoders, streams, loss and budget. What is learned
-are the projections alone; `zero-shot` learns nothing. With `freeze_clip=false` and `project=false` it is CLIP4Cir's first
-stage (Baldrati et al., 2022).
+are the projections alone; `zero-shot` learns nothing. With `freeze_clip=false` and `project=false` it is CLIP4Cir's
+first stage (Baldrati et al., 2022).
 """
 
 from __future__ import annotations

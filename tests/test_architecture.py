@@ -52,9 +52,10 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
 
 
 def of_cirbench(found: set[str]) -> set[str]:
-    return {parts[1] for name in found if (parts := name.split("."))[0] == "cirbench" and len(parts) > 1
-            and ((CORE / f"{parts[1]}.py").is_file() or parts[1] in ("datasets", "methods", "reports", "cli", "sweeps"))}
-
+    names = [name.split(".") for name in found]
+    kinds = ("datasets", "methods", "reports", "cli", "sweeps")
+    return {n[1] for n in names if n[0] == "cirbench" and len(n) > 1
+            and ((CORE / f"{n[1]}.py").is_file() or n[1] in kinds)}
 
 @pytest.mark.parametrize("name", sorted(n for n in MAY if (CORE / f"{n}.py").is_file()))
 def test_core_imports_point_down(name: str) -> None:
@@ -125,5 +126,6 @@ def test_bad_names_are_told_before_torch_is_imported(tmp_path: Path) -> None:
 
 
 def test_files_stay_readable() -> None:
-    long = {p.relative_to(ROOT): n for p in ROOT.glob("[cmrst]*/**/*.py") if (n := len(p.read_text().splitlines())) > 480}
+    files = ROOT.glob("[cmrst]*/**/*.py")
+    long = {p.relative_to(ROOT): n for p in files if (n := len(p.read_text().splitlines())) > 480}
     assert not long, f"split these: {long}"

@@ -57,7 +57,7 @@ CASES = [
     ("backbone unknown", [*RUN, "--backbone", "RN50x3:openai"], ["'RN50x3'", "RN50x4"]),
     ("weights tag unknown", [*RUN, "--backbone", "RN50-quickgelu:opnai"], ["'opnai'", "'openai'"]),
     ("backbone without weights", [*RUN, "--backbone", "RN50-quickgelu"], ["RN50-quickgelu:", "openai"]),
-    ("backbone for a method without CLIP", ["run", "-m", "random", "-d", "scenes", "--backbone", "x"], ["uses no CLIP"]),
+    ("backbone without use", ["run", "-m", "random", "-d", "scenes", "--backbone", "x"], ["uses no CLIP"]),
     ("data not given", ["run", "-m", "dwc", "-d", "fashion200k"], ["--root", "data check fashion200k"]),
     ("CNN unknown", [*RUN, "--set", "method.cnn=resnet5O"], ["'resnet5O'"]),
     ("batch larger than the data", [*RUN, "--set", "train.batch_size=9999"], ["9999", "train.batch_size"]),
@@ -94,7 +94,7 @@ def test_missing_folder_names_the_nearest_that_exists(tmp_path: Path, capsys: py
     ("x = 1", "no class Config"),
     ("from cirbench.settings import Settings\nclass Config(Settings):\n    pass\n", "no function build"),
     ("def build(:\n", "not valid Python"),
-    ("import nothing_of_this_name\nclass Config(nothing_of_this_name.X):\n    pass\ndef build(c): ...\n", "nothing_of_this_name"),
+    ("import nothing_here\nclass Config(nothing_here.X):\n    pass\ndef build(c): ...\n", "nothing_here"),
 ], ids=["no config", "no build", "syntax", "import"])
 def test_a_path_that_is_no_plugin(text: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(text)

@@ -46,7 +46,7 @@ def test_ranks_equal_a_slow_loop(tied: bool, images: int) -> None:
         View(targets, np.full(rows, -1), every_target=True), View(targets, dropped),
         View(targets, dropped, members, member_of, every_target=True),
     ]
-    found, top, top_score = rank(torch.from_numpy(queries), torch.from_numpy(gallery), views, top=7, top_view=2)
+    found, top, _ = rank(torch.from_numpy(queries), torch.from_numpy(gallery), views, top=7, top_view=2)
     # The reference takes its scores from a product of the same precision; exact for whole numbers.
     scores = (torch.from_numpy(queries) @ torch.from_numpy(gallery).T).numpy()
     if not tied:

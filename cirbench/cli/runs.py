@@ -17,7 +17,9 @@ def runs(folder: Path, as_json: bool) -> None:
     from cirbench.types import CirbenchError
 
     if not folder.is_dir():
-        raise CirbenchError(f"{folder}: no such folder. `cirbench run` makes runs/ where it is called; --out names another.")
+        raise CirbenchError(
+            f"{folder}: no such folder. `cirbench run` makes runs/ where it is called; --out names another."
+        )
     rows = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         if is_finished(path):

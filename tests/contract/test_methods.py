@@ -32,7 +32,8 @@ def build(method: str, variant: str, seed: int = 0):
 
 
 def feed_for(dataset, made, split) -> Feed:
-    return Feed(dataset, split.images(), evaluation.texts_of(dataset, split, ["text"]), made.inputs, torch.device("cpu"))
+    texts = evaluation.texts_of(dataset, split, ["text"])
+    return Feed(dataset, split.images(), texts, made.inputs, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("method", "variant"), PAIRS, ids=IDS)
@@ -45,7 +46,8 @@ def test_embeddings_keep_the_contract(method: str, variant: str) -> None:
     with torch.inference_mode():
         together = made.encode_queries(feed.queries(references, words))
         images = made.encode_images(feed.images(references))
-        one_by_one = torch.cat([made.encode_queries(feed.queries([r], [w])) for r, w in zip(references, words, strict=True)])
+        pairs = zip(references, words, strict=True)
+        one_by_one = torch.cat([made.encode_queries(feed.queries([r], [w])) for r, w in pairs])
         backwards = made.encode_images(feed.images(references[::-1])).flip(0)
     assert together.shape[0] == images.shape[0] == 6, "one embedding a query and one an image"
     assert together.shape[1] == images.shape[1], "queries and images are compared by dot product"
