@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cirbench import metrics
+from cirbench import judging
 from cirbench.feed import Feed
-from cirbench.ranking import Ranks, Score, View, dot, rank
+from cirbench.ranking import Ranks, Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 
 #: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on its company.
@@ -59,61 +59,25 @@ def gallery_of(split: Split) -> list[str]:
     return list(seen)
 
 
-def view_of(split: Split, protocol: Protocol, position: Mapping[str, int], row_query: np.ndarray) -> View:
-    """What a protocol ranks, row by row."""
-    queries = [split.queries[q] for q in row_query]
-    dropped = np.array(
-        [position.get(q.reference, -1) if protocol.drop_reference else -1 for q in queries], dtype=np.int64
-    )
-    cache: dict[tuple[str, ...], np.ndarray] = {}
-
-    def places(ids: tuple[str, ...]) -> np.ndarray:
-        if ids not in cache:
-            cache[ids] = np.array([position[i] for i in ids if i in position], dtype=np.int64)
-        return cache[ids]
-
-    targets = [places(q.targets) for q in queries]
-    if protocol.gallery == "own":
-        keys: list[Any] = list(row_query)
-        sets = {k: split.queries[k].candidates or () for k in keys}
-    else:
-        galleries = split.galleries[protocol.gallery]
-        keys = [q.group if q.group in galleries else "" for q in queries]
-        sets = {k: galleries[k] for k in keys}
-        if len(sets) == 1 and len(next(iter(sets.values()))) == len(position):
-            return View(targets, dropped)
-    number = {k: i for i, k in enumerate(sets)}
-    members = np.zeros((len(sets), len(position)), dtype=bool)
-    for key, ids in sets.items():
-        members[number[key], [position[i] for i in ids]] = True
-    return View(targets, dropped, members, np.array([number[k] for k in keys], dtype=np.int64))
-
-
-def _values(name: str, ranks: Ranks) -> np.ndarray | None:
-    """(R,) per-row values in 0..1 of a metric that averages over rows, or None for medians and the like."""
-    kind, k = metrics.parse(name)
-    return metrics.hits(ranks.best, k).astype(np.float64) if kind == "R" else None
-
-
-def summarise(split: Split, protocol: Protocol, row_query: np.ndarray, ranks: Ranks) -> dict[str, float]:
-    """Metric name -> percent, groups included; averages over groups are unweighted and taken before any rounding."""
-    groups = np.array([split.queries[q].group for q in row_query])
-    names = list(dict.fromkeys(groups.tolist()))
-    out: dict[str, float] = {}
-    for name in protocol.metrics:
-        per_group = {g: metrics.of_ranks(name, ranks.best[groups == g]) for g in names}
-        if protocol.average == "groups":
-            out[name] = float(np.mean(list(per_group.values())))
-        else:
-            out[name] = metrics.of_ranks(name, ranks.best)
-        if names != [""]:
-            out.update({f"{g}/{name}": value for g, value in per_group.items()})
-    return out
+def judge(
+    out: Evaluation, split: Split, protocol: Protocol, row_query: np.ndarray, ranks: Mapping[str, Ranks],
+    known: Container[str], size: int | None, absent: Sequence[str] = (),
+) -> None:
+    """Add one protocol's metrics and per-row arrays to an evaluation."""
+    best = ranks[judging.BEST]
+    found = judging.values(split, protocol, row_query, ranks, known)
+    out.arrays[f"rank/{protocol.name}"], out.arrays[f"ties/{protocol.name}"] = best.best, best.ties
+    for name, value in judging.kept_values(protocol, found).items():
+        out.arrays[f"value/{protocol.name}/{name}"] = value.astype(np.float32)
+    out.protocols[protocol.name] = {
+        "queries": len(row_query), "gallery": size, "ties": int(np.count_nonzero(best.ties)), "form": protocol.form,
+        "metrics": judging.summarise(split, protocol, row_query, best.best, found, absent),
+    }
 
 
 def score(
     split: Split, protocols: Sequence[Protocol], gallery: Sequence[str], images: Tensor, rows: Mapping[str, Rows],
-    scoring: Score = dot,
+    scoring: Score = dot, absent: Sequence[str] = (),
 ) -> Evaluation:
     """Rank every form once and score every protocol from it.
 
@@ -124,6 +88,7 @@ def score(
         images: (N, D).
         rows: text form -> encoded rows.
         scoring: a method's own score, or the dot product.
+        absent: groups that have no row; averages over groups are then left out.
 
     Raises:
         CirbenchError: an embedding that is not finite.
@@ -140,17 +105,16 @@ def score(
         part = rows[form]
         if not torch.isfinite(part.embeddings).all():
             raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values; nothing can be ranked.")
-        views = [view_of(split, p, position, part.query) for p in mine]
-        ranks, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
+        kinds = [(p, kind) for p in mine for kind in judging.needed(p)]
+        views = [judging.view_of(split, p, position, part.query, kind) for p, kind in kinds]
+        results, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
         out.arrays[f"row_query/{form}"] = part.query.astype(np.int32)
         out.arrays[f"top/{form}"], out.arrays[f"top_score/{form}"] = top, top_score
-        for protocol, result, view in zip(mine, ranks, views, strict=True):
-            out.arrays[f"rank/{protocol.name}"], out.arrays[f"ties/{protocol.name}"] = result.best, result.ties
-            size = len(gallery) if view.members is None else int(view.members.sum(1).max())
-            out.protocols[protocol.name] = {
-                "queries": len(part.query), "gallery": size, "ties": int(np.count_nonzero(result.ties)), "form": form,
-                "metrics": summarise(split, protocol, part.query, result),
-            }
+        for protocol in mine:
+            ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
+            members = views[kinds.index((protocol, judging.BEST))].members
+            size = len(gallery) if members is None else int(members.sum(1).max())
+            judge(out, split, protocol, part.query, ranks, position, size, absent)
     return out
 
 

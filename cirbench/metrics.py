@@ -11,6 +11,18 @@ import re
 import numpy as np
 
 _NAME = re.compile(r"^(R|Rs|mAP)@([1-9][0-9]*)$")
+_MEAN = re.compile(r"^mean\((.+)\)$")
+
+
+def parts(name: str) -> list[str]:
+    """`mean(R@10,R@50)` -> its metrics; any other name is itself alone.
+
+    Example:
+        >>> parts("mean(R@5,Rs@1)")
+        ['R@5', 'Rs@1']
+    """
+    match = _MEAN.match(name)
+    return [part.strip() for part in match[1].split(",")] if match else [name]
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -23,7 +35,7 @@ def parse(name: str) -> tuple[str, int]:
         return name, 0
     match = _NAME.match(name)
     if not match:
-        raise ValueError(f"{name!r} is not a metric; metrics are R@K, Rs@K, mAP@K, MdR and MR")
+        raise ValueError(f"{name!r} is not a metric; metrics are R@K, Rs@K, mAP@K, MdR, MR and mean(...) of these")
     return match[1], int(match[2])
 
 

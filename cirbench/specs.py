@@ -17,7 +17,7 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, RunSpec
 PACKAGE = Path(__file__).parent
 #: Files whose change may change a number; their hashes are part of a run's identity.
 NUMERICS = (
-    "encoders", "evaluation", "features", "feed", "images", "layers", "metrics", "ranking", "seeds", "smallclip",
+    "encoders", "evaluation", "features", "feed", "images", "judging", "layers", "metrics", "ranking", "seeds", "smallclip",
     "smallcnn", "training",
 )
 
