@@ -202,7 +202,7 @@ def _train(
     steps: int | None, epochs: float | None, batch: int, lr: float, weight_decay: float, warmup: int, flip: bool,
     seed: int, quiet: bool, tower: str | None = None,
 ) -> tuple[CLIP, WordTokenizer, dict[str, Any], dict[str, Any], Outcome]:
-    """(model, tokenizer, config, how it was trained, outcome)."""
+    """Model, tokenizer, config, how it was trained, outcome."""
     pairs = data if isinstance(data, Pairs) else pairs_of(data, side, quiet)
     if held_out is None:
         pairs, held_out = hold_out(pairs, seed)
@@ -279,8 +279,10 @@ def pretrain_cnn(
     those of `pretrain_clip`.
 
     Raises:
-        CirbenchError: no captions.
+        CirbenchError: no captions, or `out` holds a CLIP, whose weights have the same file name.
     """
+    if (Path(out) / "clip.json").exists():
+        raise CirbenchError(f"{out} holds a small CLIP; its model.safetensors would be lost. Give another --out.")
     model, _, _, how, outcome = _train(
         data, held_out, "small", side, CNN_MEAN, CNN_STD, steps, epochs, batch, lr, weight_decay, warmup, flip, seed,
         quiet, tower="cirbench_smallcnn",

@@ -226,13 +226,14 @@ def test_the_first_captions_are_ranked_and_ties_count_against():
 
 
 def test_the_command(tmp_path, monkeypatch):
-    call = ["--dataset", "scenes", "--out", str(tmp_path / "x"), "--steps", "2", "--pictures", "64",
-            "--batch-size", "16"]
+    call = ["--dataset", "scenes", "--steps", "2", "--pictures", "64", "--batch-size", "16", "--out"]
     monkeypatch.setattr("cirbench.cli.pretrain.HELD_OUT", 20)
     for name in ("clip", "cnn"):
-        done = CliRunner().invoke(command, [name, *call], catch_exceptions=False)
+        done = CliRunner().invoke(command, [name, *call, str(tmp_path / name)], catch_exceptions=False)
         assert done.exit_code == 0 and "text to image among 20: R@1" in done.output
-    assert smallclip.load(tmp_path / "x")[2]["image_size"] == 48
+    assert smallclip.load(tmp_path / "clip")[2]["image_size"] == 48
+    lost = CliRunner().invoke(command, ["cnn", *call, str(tmp_path / "clip")])
+    assert isinstance(lost.exception, CirbenchError) and "another --out" in str(lost.exception)
     failed = CliRunner().invoke(command, ["clip", "--dataset", "scene", "--out", "x"])
     assert isinstance(failed.exception, CirbenchError) and "'scenes'" in str(failed.exception)
 

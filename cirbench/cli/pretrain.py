@@ -72,8 +72,9 @@ def _pairs(
         from cirbench.pretrain import Pairs
 
         with tqdm(total=pictures, desc="painting", disable=quiet, leave=False) as bar:
-            train = Pairs(*module.pretrain_pairs(pictures, seed, side, "train", bar.update), dataset)
-        return train, Pairs(*module.pretrain_pairs(HELD_OUT, seed, side, "select"), dataset)
+            painted, said = module.pretrain_pairs(pictures, seed, side, "train", bar.update)
+        others, told = module.pretrain_pairs(HELD_OUT, seed, side, "select")
+        return Pairs(painted, said, dataset), Pairs(others, told, dataset)
     from cirbench.pretrain import pairs_of
 
     return pairs_of(module.load(module.Knobs(), root), side, quiet), None
