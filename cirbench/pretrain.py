@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip.model import CLIP
-from safetensors.torch import save_file
+from safetensors.torch import save as pack
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -291,7 +291,6 @@ def pretrain_cnn(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     header = {"trained": repr(how)}
-    write: Callable[[Path], Any] = lambda path: save_file(half(trunk), path, metadata=header)  # noqa: E731
-    smallclip._replace(out / "model.safetensors", write)
+    smallclip.replace(out / "model.safetensors", lambda path: path.write_bytes(pack(half(trunk), metadata=header)))
     parameters = sum(v.numel() for v in trunk.values() if v.is_floating_point())
     return Outcome(outcome.losses, outcome.seconds, outcome.recall, outcome.gallery, parameters)

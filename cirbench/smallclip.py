@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as pack
 from torch import Tensor
 
 import cirbench.smallcnn  # noqa: F401  registers the image towers with timm
@@ -138,9 +139,9 @@ def save(
         "mean": list(mean), "std": list(std), "trained": dict(trained or {}),
     }
     words = "".join(f"{w}\n" for w in tokenizer.vocabulary[3:-1])
-    _replace(folder / "vocab.txt", lambda path: path.write_text(words, encoding="utf-8"))
-    _replace(folder / "model.safetensors", lambda path: save_file(half(model.state_dict()), path))
-    _replace(folder / "clip.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
+    replace(folder / "vocab.txt", lambda path: path.write_text(words, encoding="utf-8"))
+    replace(folder / "model.safetensors", lambda path: path.write_bytes(pack(half(model.state_dict()))))
+    replace(folder / "clip.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,7 +149,8 @@ def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name beside it, then rename."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
         temporary = Path(scratch) / path.name
         write(temporary)
