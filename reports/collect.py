@@ -1,0 +1,289 @@
+"""Records -> what a report compares: test sets, arms (one thing over several seeds), values a query.
+
+Two runs are compared query by query only where they answered the very same queries over the very same gallery; that
+is a `TestSet`. Runs that are equal but for the seed are one `Arm`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cirbench import metrics, statistics
+from cirbench.records import Record
+from cirbench.types import CirbenchError
+
+__all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]
+
+GROUPS = ("config", "data", "train")
+SCOPE = {"config": "method", "data": "data", "train": "train"}
+
+
+def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`method.x`, `data.y`, `train.z` -> value: every knob of a run, named as on the command line."""
+    return {f"{SCOPE[g]}.{name}": value for g in GROUPS for name, value in (inputs.get(g) or {}).items()}
+
+
+def identity(inputs: Mapping[str, Any], *without: str) -> str:
+    """Text that is equal for inputs that are equal but for the seed and for the knobs named in `without`."""
+    rest = {k: v for k, v in inputs.items() if k not in ("seed", *GROUPS)}
+    knobs = {k: v for k, v in flat(inputs).items() if k not in without}
+    if any(name.startswith("data.") for name in without):
+        rest.pop("fingerprint", None)  # it hashes the data knobs
+    if without:
+        rest.pop("weights", None)  # follows from the knob that names the encoder
+    return json.dumps([rest, knobs], sort_keys=True, ensure_ascii=False, default=str)
+
+
+@dataclass
+class Arm:
+    """One thing that was run, over one or more seeds.
+
+    Attributes:
+        key: `identity` of its inputs.
+        records: its runs, by seed.
+        label: unique in its test set, for people.
+    """
+
+    key: str
+    records: list[Record]
+    label: str = ""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Of its first run; the others differ in the seed."""
+        return self.records[0].data["inputs"]
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.inputs.get("method", "?"))
+
+    @property
+    def variant(self) -> str:
+        """Label of its overrides, "" for the method as it comes."""
+        return str(self.records[0].data.get("variant") or "")
+
+    @property
+    def seeds(self) -> list[Any]:
+        """One a run, in order."""
+        return [r.data["inputs"].get("seed") for r in self.records]
+
+    @cached_property
+    def knobs(self) -> dict[str, Any]:
+        """Every knob, by its command-line name."""
+        return flat(self.inputs)
+
+    @cached_property
+    def overrides(self) -> dict[str, Any]:
+        """Knobs of the method or its training that were set for this run, by a variant or by hand."""
+        given = self.records[0].data.get("overrides") or {}
+        return {k: v for k, v in given.items() if k.startswith(("method.", "train."))}
+
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Those that every run of it was scored under."""
+        first = self.records[0].data["protocols"]
+        return {n: p for n, p in first.items() if all(n in r.data["protocols"] for r in self.records)}
+
+    def scores(self, protocol: str, metric: str) -> list[float]:
+        """One number a seed, straight from the records (percent)."""
+        found = [r.data["protocols"].get(protocol, {}).get("metrics", {}).get(metric) for r in self.records]
+        return [float(v) for v in found if v is not None]
+
+
+@dataclass
+class TestSet:
+    """Queries and gallery that several arms answered.
+
+    Attributes:
+        dataset: name.
+        key: hash of the queries and the gallery.
+        arms: in the order met.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    dataset: str
+    key: str
+    split: str
+    arms: list[Arm] = field(default_factory=list)
+
+    @property
+    def first(self) -> Record:
+        """The record whose queries and gallery stand for all."""
+        return self.arms[0].records[0]
+
+    @property
+    def queries(self) -> list[dict[str, Any]]:
+        """In order."""
+        return self.first.queries
+
+    @property
+    def gallery(self) -> list[str]:
+        """Image ids."""
+        return self.first.gallery
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """(B,) code of each query's reference image."""
+        return statistics.cluster_codes([str(q.get("reference", "")) for q in self.queries])
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(B,) group of each query."""
+        return np.array([str(q.get("group", "")) for q in self.queries])
+
+    def protocols(self) -> list[str]:
+        """All that any arm was scored under, the default of the first arm first."""
+        names = dict.fromkeys([self.first.data["default_protocol"]])
+        for arm in self.arms:
+            names.update(dict.fromkeys(arm.protocols()))
+        return list(names)
+
+    def rows(self, protocol: str) -> np.ndarray:
+        """(R,) index of the query of each row under `protocol`."""
+        return rows_of(self.first, protocol)
+
+    def weights(self, protocol: str, metric: str) -> np.ndarray | None:
+        """(R,) weights under which the mean over rows is the record's number, None for equal ones.
+
+        A record does not say whether its protocol averages over groups; its numbers do.
+        """
+        arm = next((a for a in self.arms if protocol in a.protocols()), None)
+        if arm is None:
+            return None
+        numbers = arm.records[0].data["protocols"][protocol]["metrics"]
+        rows = self.groups[self.rows(protocol)]
+        names, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
+        values = values_of(arm.records[0], protocol, metric)
+        if len(names) < 2 or values is None or metric not in numbers:
+            return None
+        if math.isclose(100 * float(values.mean()), numbers[metric], abs_tol=1e-3):
+            return None
+        return (1.0 / counts)[codes]
+
+
+def rows_of(record: Record, protocol: str) -> np.ndarray:
+    """(R,) index of the query of each row of `rank/protocol`."""
+    form = record.data["protocols"][protocol].get("form", "text")
+    name = f"row_query/{form}"
+    if name in record.rankings:
+        return record.rankings[name].astype(np.int64)
+    return np.arange(len(record.queries))
+
+
+def values_of(record: Record, protocol: str, metric: str) -> np.ndarray | None:
+    """(R,) value of each row, 0..1, or None where the metric is no mean over rows (MdR) or was not kept."""
+    stored = f"value/{protocol}/{metric}"
+    if stored in record.rankings:
+        return record.rankings[stored].astype(np.float64)
+    kind, _, cut = metric.partition("@")
+    if kind != "R" or not cut.isdigit() or f"rank/{protocol}" not in record.rankings:
+        return None
+    return metrics.hits(record.rankings[f"rank/{protocol}"], int(cut)).astype(np.float64)
+
+
+def arm_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
+    """(R,) value of each row, averaged over the arm's seeds; NaN (no answer) counts as 0."""
+    parts = []
+    for record in arm.records:
+        if protocol not in record.data["protocols"]:
+            return None
+        found = values_of(record, protocol, metric)
+        if found is None or (parts and len(found) != len(parts[0])):
+            return None
+        parts.append(np.nan_to_num(found))
+    return np.mean(parts, axis=0) if parts else None
+
+
+def metric_names(arms: Sequence[Arm], protocol: str, groups: bool = False) -> list[str]:
+    """Metrics of a protocol in the record's order; with `groups` only those of single groups (`dress/R@10`)."""
+    names: dict[str, None] = {}
+    for arm in arms:
+        for record in arm.records:
+            names.update(dict.fromkeys(record.data["protocols"].get(protocol, {}).get("metrics", {})))
+    return [n for n in names if ("/" in n) == groups]
+
+
+def _test_key(record: Record) -> str:
+    digest = hashlib.sha256()
+    for name in ("queries.jsonl", "gallery.json"):
+        path = record.folder / name
+        if not path.is_file():
+            raise CirbenchError(f"{path} is missing, so this run is incomplete. Delete it and repeat the run.")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def arms_of(records: Sequence[Record]) -> list[Arm]:
+    """Group runs that differ in the seed only; runs of an arm are ordered by seed."""
+    found: dict[str, Arm] = {}
+    for record in records:
+        key = identity(record.data["inputs"])
+        found.setdefault(key, Arm(key, [])).records.append(record)
+    for arm in found.values():
+        arm.records.sort(key=lambda r: (int(r.data["inputs"].get("seed") or 0), r.id))
+    return list(found.values())
+
+
+def collect(records: Sequence[Record]) -> list[TestSet]:
+    """Test sets in the order met, their arms labelled and in a fixed order.
+
+    Raises:
+        CirbenchError: no record, or one without its queries.
+    """
+    if not records:
+        raise CirbenchError("no runs to report on. Make one with `cirbench run`, then name its folder.")
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        dataset = str(record.data["inputs"].get("dataset", "?"))
+        found.setdefault((dataset, _test_key(record)), []).append(record)
+    out = []
+    for (dataset, key), members in found.items():
+        arms = arms_of(members)
+        for arm, label in zip(arms, labels(arms), strict=True):
+            arm.label = label
+        protocol = members[0].data["default_protocol"]
+        summary = next(iter(metric_names(arms, protocol)), "")
+        arms.sort(key=lambda a: (-(np.mean(a.scores(protocol, summary) or [-1.0])), a.label, a.key))
+        out.append(TestSet(dataset, key, str(members[0].data.get("split", "")), arms))
+    return out
+
+
+def labels(arms: Sequence[Arm]) -> list[str]:
+    """A name for each: method and variant; where those are equal, the knobs that differ; last, the run id."""
+    out = [arm.method + (f" {arm.variant}" if arm.variant else "") for arm in arms]
+    for name in dict.fromkeys(out):
+        same = [i for i, label in enumerate(out) if label == name]
+        if len(same) > 1:
+            family = [arm for arm in arms if arm.method == arms[same[0]].method]
+            for i, extra in zip(same, _differences([arms[i] for i in same], family), strict=True):
+                out[i] += extra
+    for name in dict.fromkeys(out):
+        same = [i for i, label in enumerate(out) if label == name]
+        for i in same if len(same) > 1 else ():
+            out[i] = f"{name} [{arms[i].records[0].id[:8]}]"
+    return out
+
+
+def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
+    """The knobs of each arm that are not equal in all of them, values usual in the family left out."""
+    names = dict.fromkeys(k for arm in arms for k in arm.knobs)
+    vary: dict[str, str] = {}
+    for name in names:
+        if len({repr(arm.knobs.get(name)) for arm in arms}) > 1:
+            texts = [repr(arm.knobs.get(name)) for arm in family]
+            vary[name] = max(dict.fromkeys(texts), key=texts.count)
+    for arm in arms:
+        said = [
+            f"{name.partition('.')[2]}={arm.knobs.get(name)}" for name, usual in vary.items()
+            if repr(arm.knobs.get(name)) != usual
+        ]
+        yield f" ({', '.join(said)})" if said else ""

@@ -1,0 +1,250 @@
+"""The data behind the query gallery and the query explorer: texts, ranks, first ten, pictures within a budget.
+
+Blocks are zlib-compressed JSON in base64, inside the page; the browser decodes one when it is first needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cirbench.records import Record
+from cirbench.reports.collect import Arm, TestSet, rows_of
+
+__all__ = ["Block", "Example", "Explorer", "Strip", "examples", "explorer", "first_rows", "pack"]
+
+STRIP = 10
+"""Images shown of a ranking."""
+
+SAMPLE = 200
+"""Queries whose first ten are kept where no pictures say which."""
+
+CHUNK = 48
+"""Pictures in one block: few enough to decode at once, many enough to keep the page small."""
+
+TEXT_BUDGET = 6_000_000
+"""Characters of caption a test set may bring before long ones are cut."""
+
+
+@dataclass
+class Block:
+    """A named piece of data of the page: `zlib` JSON in base64, or plain JSON."""
+
+    id: str
+    text: str
+    kind: str = "application/zlib+base64"
+
+
+def pack(name: str, value: Any) -> Block:
+    """`value` as a compressed block; the bytes depend on nothing else."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Block(name, base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode())
+
+
+@dataclass
+class Strip:
+    """The first images of one ranking: (image id, is a target, data URI or "")."""
+
+    label: str
+    rank: int
+    images: list[tuple[str, bool, str]]
+
+
+@dataclass
+class Example:
+    """One query of the gallery."""
+
+    query: dict[str, Any]
+    reference: str
+    targets: list[tuple[str, str]]
+    strips: list[Strip]
+
+
+@dataclass
+class Explorer:
+    """What the page needs to explore one test set."""
+
+    index: int
+    test: TestSet
+    arms: list[Arm]
+    protocol: str
+    groups: list[str]
+    edits: list[str]
+    blocks: list[Block] = field(default_factory=list)
+    pictures: int = 0
+    omitted: int = 0
+    cut: bool = False
+
+
+def first_rows(record: Record, protocol: str) -> np.ndarray:
+    """(B,) the first row of each query, -1 where it has none."""
+    rows = rows_of(record, protocol)
+    out = np.full(len(record.queries), -1, dtype=np.int64)
+    out[rows[::-1]] = np.arange(len(rows))[::-1]
+    return out
+
+
+def _tops(record: Record, protocol: str) -> np.ndarray:
+    form = record.data["protocols"][protocol].get("form", "text")
+    name = f"top/{form}"
+    if name not in record.rankings:
+        return np.full((len(rows_of(record, protocol)), STRIP), -1)
+    return record.rankings[name][:, :STRIP]
+
+
+def _sampled(test: TestSet) -> list[int]:
+    """Queries of which pictures were kept, by any run; without pictures, evenly spaced ones."""
+    known: set[str] = set()
+    for arm in test.arms:
+        known.update(arm.records[0].pictures.index)
+    found = [n for n, q in enumerate(test.queries) if q.get("reference") in known and known.issuperset(q["targets"][:1])]
+    # A picture is kept of some query's first ten too, so nearly every reference may be there: keep an even share.
+    if not found:
+        found = list(range(len(test.queries)))
+    step = max(1, -(-len(found) // SAMPLE))
+    return found[::step]
+
+
+def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> list[Example]:
+    """Queries for the printed gallery: as many answered first, in the first ten, and later, under the first arm.
+
+    Two strips each: the first arm, and the first arm of another method.
+    """
+    scored = [a for a in test.arms if protocol in a.protocols()]
+    if not scored:
+        return []
+    shown = [scored[0], *[a for a in scored[1:] if a.method != scored[0].method][:1]]
+    record = shown[0].records[0]
+    first = first_rows(record, protocol)
+    ranks = record.rankings[f"rank/{protocol}"]
+    bins: list[list[int]] = [[], [], []]
+    kept = record.pictures.index if with_pictures else {}
+    for n in _sampled(test):
+        if first[n] < 0 or (kept and test.queries[n]["reference"] not in kept):
+            continue
+        rank = int(ranks[first[n]])
+        bins[0 if rank == 1 else 1 if 1 < rank <= STRIP else 2].append(n)
+    share = max(1, count // 3)
+    chosen = [n for part in bins for n in part[:: max(1, len(part) // share)][:share]]
+    columns = {}
+    for arm in shown:
+        of = arm.records[0]
+        columns[arm.key] = (first_rows(of, protocol), of.rankings[f"rank/{protocol}"], _tops(of, protocol))
+    wanted: dict[str, None] = {}
+    for n in chosen:
+        query = test.queries[n]
+        wanted.update(dict.fromkeys([query["reference"], *query["targets"][:3]]))
+        for rows, _, tops in columns.values():
+            wanted.update(dict.fromkeys(test.gallery[t] for t in tops[rows[n]] if t >= 0))
+    found = _pictures(shown, wanted) if with_pictures else {}
+    uri = {image_id: data_uri(data) for image_id, data in found.items()}
+    out = []
+    for n in chosen:
+        query = test.queries[n]
+        targets = set(query["targets"])
+        strips = [
+            Strip(arm.label, int(columns[arm.key][1][columns[arm.key][0][n]]), [
+                (test.gallery[t], test.gallery[t] in targets, uri.get(test.gallery[t], ""))
+                for t in columns[arm.key][2][columns[arm.key][0][n]] if t >= 0
+            ])
+            for arm in shown
+        ]
+        reference = query["reference"]
+        out.append(Example(query, uri.get(reference, ""), [(t, uri.get(t, "")) for t in query["targets"][:3]], strips))
+    return out
+
+
+def _pictures(arms: Iterable[Arm], wanted: Iterable[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for arm in arms:
+        for record in arm.records:
+            missing = [i for i in wanted if i not in found]
+            if not missing:
+                return found
+            found |= record.pictures.many(missing)
+    return found
+
+
+def data_uri(data: bytes) -> str:
+    """A picture inside the page."""
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def explorer(test: TestSet, protocol: str, index: int, budget: int) -> Explorer:
+    """All queries of a test set, packed; pictures as long as `budget` bytes of the page last (0: none)."""
+    arms = [a for a in test.arms if protocol in a.protocols() and f"rank/{protocol}" in a.records[0].rankings]
+    groups = list(dict.fromkeys(str(q.get("group") or "") for q in test.queries))
+    edit_of = [str((q.get("extra") or {}).get("edit") or "") for q in test.queries]
+    edits = list(dict.fromkeys(edit_of))
+    out = Explorer(index, test, arms, protocol, groups, edits)
+    texts = [" / ".join(map(str, q.get("texts") or ())) for q in test.queries]
+    if sum(map(len, texts)) > TEXT_BUDGET:
+        longest = max(80, TEXT_BUDGET // len(texts))
+        texts = [t if len(t) <= longest else t[:longest] + f"… [{len(t) - longest} more characters]" for t in texts]
+        out.cut = True
+    place = {g: n for n, g in enumerate(groups)}
+    edit_place = {e: n for n, e in enumerate(edits)}
+    sampled = _sampled(test)
+    out.blocks.append(pack(f"q{index}", {
+        "ids": [str(q.get("id", n)) for n, q in enumerate(test.queries)],
+        "refs": [str(q.get("reference", "")) for q in test.queries],
+        "targets": [[str(t) for t in q["targets"][:3]] for q in test.queries],
+        "texts": texts, "groups": groups, "edits": edits, "sampled": sampled,
+        "group": [place[str(q.get("group") or "")] for q in test.queries], "edit": [edit_place[e] for e in edit_of],
+    }))
+    tops = []
+    for number, arm in enumerate(arms):
+        record = arm.records[0]
+        first = first_rows(record, protocol)
+        ranks = np.where(first >= 0, record.rankings[f"rank/{protocol}"][np.maximum(first, 0)], 0)
+        out.blocks.append(pack(f"r{index}-{number}", ranks.tolist()))
+        top = _tops(record, protocol)[first[sampled]]
+        tops.append(top)
+        names = list(dict.fromkeys(int(t) for t in top.ravel() if t >= 0))
+        local = {t: n for n, t in enumerate(names)}
+        out.blocks.append(pack(f"t{index}-{number}", {
+            "ids": [test.gallery[t] for t in names], "top": [[local[int(t)] for t in row if t >= 0] for row in top],
+        }))
+    if budget > 0:
+        _add_pictures(out, sampled, tops, budget - sum(len(b.text) for b in out.blocks))
+    return out
+
+
+def _add_pictures(out: Explorer, sampled: list[int], tops: list[np.ndarray], budget: int) -> None:
+    """Pictures query by query, the first arms first: a budget that runs out leaves whole queries, not scraps."""
+    wanted: dict[str, None] = {}
+    test = out.test
+    for n in sampled:
+        wanted.update(dict.fromkeys([test.queries[n]["reference"], *test.queries[n]["targets"][:3]]))
+    for top in tops:
+        for row in top:
+            wanted.update(dict.fromkeys(test.gallery[t] for t in row if t >= 0))
+    found = _pictures(out.arms, list(wanted))
+    where: dict[str, list[int]] = {}
+    chunk: list[str] = []
+    chunks: list[list[str]] = []
+    for image_id in wanted:
+        data = found.get(image_id)
+        if data is None:
+            continue
+        text = base64.b64encode(data).decode()
+        budget -= len(text) + len(image_id) + 12
+        if budget < 0:
+            out.omitted += 1
+            continue
+        if not chunk or len(chunk) == CHUNK:
+            chunk = []
+            chunks.append(chunk)
+        where[image_id] = [len(chunks) - 1, len(chunk)]
+        chunk.append(text)
+        out.pictures += 1
+    for number, members in enumerate(chunks):
+        # Stored: WebP does not get smaller. Base64 has no character that could end the element.
+        out.blocks.append(Block(f"p{out.index}-{number}", json.dumps(members), "application/json"))
+    out.blocks.append(pack(f"w{out.index}", where))

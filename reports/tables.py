@@ -1,0 +1,236 @@
+"""Numbers of a report: the main table with its intervals and tests, costs, and text forms of tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cirbench.reports.collect import Arm, TestSet, arm_values, metric_names
+
+from cirbench import statistics
+
+__all__ = ["Cell", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
+
+LEVEL = 0.05
+RESAMPLES = 2000
+
+
+@dataclass
+class Cell:
+    """One number. `best`: significantly above every other arm; `top`: not separable from the best mean."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    seeds: list[float]
+    best: bool = False
+    top: bool = False
+
+
+@dataclass
+class Row:
+    """An arm and its cells by metric (None where it has no such number)."""
+
+    arm: Arm
+    cells: dict[str, Cell | None]
+
+
+@dataclass
+class MainTable:
+    """Arms x metrics under one protocol of one test set."""
+
+    test: TestSet
+    protocol: str
+    metrics: list[str]
+    rows: list[Row]
+    groups: list[str]
+    facts: dict[str, Any]
+    ties: dict[str, list[int]]
+    detectable: float = math.nan
+    notes: list[str] = field(default_factory=list)
+
+
+def main_table(test: TestSet, protocol: str) -> MainTable:
+    """Means over seeds, intervals over queries, and marks where a difference holds.
+
+    Best is marked where, against each other arm, a paired permutation test over reference images (Holm-corrected)
+    gives p < 0.05 *and*, where both were run with two seeds or more, the difference exceeds twice its standard
+    error over seeds.
+    """
+    arms = [a for a in test.arms if protocol in a.protocols()]
+    names = metric_names(arms, protocol)
+    rows = [Row(arm, {name: _cell(arm, protocol, name) for name in names}) for arm in arms]
+    facts = arms[0].records[0].data["protocols"][protocol]
+    table = MainTable(
+        test, protocol, names, rows, metric_names(arms, protocol, groups=True), facts,
+        {a.key: [int(r.data["protocols"][protocol].get("ties", 0)) for r in a.records] for a in arms},
+    )
+    clusters = test.clusters[test.rows(protocol)]
+    for name in names:
+        _judge(table, name, clusters)
+    return table
+
+
+def _cell(arm: Arm, protocol: str, name: str) -> Cell | None:
+    scores = arm.scores(protocol, name)
+    if not scores:
+        return None
+    mean, std = statistics.mean_std(scores)
+    return Cell(mean, std, math.nan, math.nan, scores)
+
+
+def _judge(table: MainTable, name: str, clusters: np.ndarray) -> None:
+    """Fill intervals and marks of one column."""
+    known = []
+    for row in table.rows:
+        cell = row.cells[name]
+        values = None if cell is None else arm_values(row.arm, table.protocol, name)
+        if cell is not None and values is not None and len(values) == len(clusters):
+            known.append((cell, values))
+    if not known:
+        return
+    weights = table.test.weights(table.protocol, name)
+    matrix = np.stack([values for _, values in known], axis=1)
+    low, high = 100 * statistics.bootstrap_interval(matrix, clusters, weights=weights, resamples=RESAMPLES)
+    for (cell, _), lower, upper in zip(known, low, high, strict=True):
+        cell.low, cell.high = float(lower), float(upper)
+    if len(known) < 2:
+        return
+    leader = max(range(len(known)), key=lambda i: known[i][0].mean)
+    others = [i for i in range(len(known)) if i != leader]
+    difference = matrix[:, [leader]] - matrix[:, others]
+    if weights is not None:
+        difference = difference * weights[:, None]
+    p_values = statistics.paired_permutation(difference, clusters, resamples=5 * RESAMPLES - 1)
+    adjusted = statistics.holm(p_values.tolist())
+    beaten = [
+        p < LEVEL and _beyond_seeds(known[leader][0], known[i][0]) for p, i in zip(adjusted, others, strict=True)
+    ]
+    known[leader][0].best = all(beaten)
+    if not all(beaten):
+        known[leader][0].top = True
+        for i, lost in zip(others, beaten, strict=True):
+            known[i][0].top = not lost
+    if name == table.metrics[0]:
+        runner = max(others, key=lambda i: known[i][0].mean)
+        discordant = float(np.mean(np.abs(matrix[:, leader] - matrix[:, runner])))
+        table.detectable = statistics.detectable_effect(len(matrix), discordant)
+
+
+def _beyond_seeds(a: Cell, b: Cell) -> bool:
+    """Whether the difference exceeds twice its standard error over seeds, where that is known."""
+    if math.isnan(a.std) or math.isnan(b.std):
+        return True
+    error = math.sqrt(a.std**2 / len(a.seeds) + b.std**2 / len(b.seeds))
+    return a.mean - b.mean > 2 * error
+
+
+def cost_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """One row an arm: what it costs, means over its seeds; None where it was not measured."""
+
+    def mean(arm: Arm, *path: str) -> float | None:
+        found = []
+        for record in arm.records:
+            value: Any = record.data.get("cost") or {}
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                found.append(float(value))
+        return float(np.mean(found)) if found else None
+
+    return [
+        {
+            "arm": arm,
+            "trainable": mean(arm, "parameters", "trainable"), "total": mean(arm, "parameters", "total"),
+            "flops_query": mean(arm, "flops", "query"), "flops_image": mean(arm, "flops", "image"),
+            "epoch": mean(arm, "seconds", "epoch"), "train": mean(arm, "seconds", "train"),
+            "seconds": mean(arm, "seconds", "total"),
+            "p50": mean(arm, "latency_ms", "p50"), "p95": mean(arm, "latency_ms", "p95"),
+            "memory": mean(arm, "peak_memory_mb"),
+        }
+        for arm in arms
+    ]
+
+
+def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[list[bool]]]:
+    """Header, cells as text (mean ± std), and which are best: the table of `cirbench table`."""
+    header = ["method", "seeds", *table.metrics]
+    rows, best = [], []
+    for row in table.rows:
+        cells, marks = [row.arm.label, str(len(row.arm.records))], [False, False]
+        for name in table.metrics:
+            cell = row.cells[name]
+            if cell is None:
+                cells.append("")
+            else:
+                cells.append(f"{cell.mean:.2f}" + ("" if math.isnan(cell.std) else f" ± {cell.std:.2f}"))
+            marks.append(bool(cell and cell.best))
+        rows.append(cells)
+        best.append(marks)
+    return header, rows, best
+
+
+def text_table(table: MainTable, style: str) -> str:
+    """The main table as markdown, LaTeX or CSV, its protocol named."""
+    header, rows, best = plain_columns(table)
+    about = caption(table)
+    if style == "csv":
+        import csv
+        import io
+
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([
+            "dataset", "protocol", "queries", "gallery", "method", "run_ids", "seeds",
+            *[f"{m}{part}" for m in table.metrics for part in ("", " std", " low", " high")],
+        ])
+        for row in table.rows:
+            numbers: list[str] = []
+            for name in table.metrics:
+                cell = row.cells[name]
+                numbers += ["", "", "", ""] if cell is None else [
+                    "" if math.isnan(v) else repr(v) for v in (cell.mean, cell.std, cell.low, cell.high)
+                ]
+            writer.writerow([
+                table.test.dataset, table.protocol, table.facts.get("queries"), table.facts.get("gallery"),
+                row.arm.label, " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
+            ])
+        return out.getvalue()
+    if style == "latex":
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(about)}}}",
+                 rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule",
+                 " & ".join(map(_latex, header)) + r" \\", r"\midrule"]
+        for cells, marks in zip(rows, best, strict=True):
+            texts = [rf"\textbf{{{_latex(c)}}}" if m else _latex(c) for c, m in zip(cells, marks, strict=True)]
+            lines.append(" & ".join(texts) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    lines = [about, "", "| " + " | ".join(map(_markdown, header)) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    for cells, marks in zip(rows, best, strict=True):
+        texts = [f"**{_markdown(c)}**" if m else _markdown(c) for c, m in zip(cells, marks, strict=True)]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join([*lines, ""])
+
+
+def caption(table: MainTable) -> str:
+    """Dataset, protocol, counts: what every number of the table is."""
+    ties = [n for counts in table.ties.values() for n in counts]
+    return (
+        f"{table.test.dataset}, split {table.test.split or '?'}, protocol {table.protocol}: "
+        f"{table.facts.get('queries')} queries, gallery {table.facts.get('gallery')}, "
+        f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± std over seeds; bold: "
+        "significantly above every other row."
+    )
+
+
+def _markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    special["±"] = r"$\pm$"
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
