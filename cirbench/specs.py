@@ -17,8 +17,8 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, RunSpec
 PACKAGE = Path(__file__).parent
 #: Files whose change may change a number; their hashes are part of a run's identity.
 NUMERICS = (
-    "encoders", "evaluation", "features", "feed", "images", "judging", "layers", "metrics", "ranking", "seeds", "smallclip",
-    "smallcnn", "training",
+    "encoders", "evaluation", "features", "feed", "images", "judging", "layers", "metrics", "ranking", "seeds",
+    "smallclip", "smallcnn", "streams", "training",
 )
 
 
@@ -87,7 +87,8 @@ def plan(
     if variant and variant not in found.variants:
         raise unknown(f"variant of {found.name}", variant, list(found.variants), "See `cirbench list variants`.")
     needed = _by_scope(found.datasets.get(facts.name, {}))
-    varied = _by_scope(found.variants.get(variant, {}))
+    # `DATASET/VARIANT` is what a variant needs there: its own sizes are meant for real pictures.
+    varied = _by_scope({**found.variants.get(variant, {}), **found.datasets.get(f"{facts.name}/{variant}", {})})
     if facts.train.get("flip", "none") == "none":
         # Texts of this dataset name positions: mirroring would make them wrong, whoever's variant it is.
         varied["train"].pop("flip", None)

@@ -30,7 +30,8 @@ MAY = {
     "features": {"types", "encoders", "images", "seeds"},
     "feed": {"types", "features", "images", "seeds"},
     "training": {"types", "settings", "feed"},
-    "evaluation": {"types", "feed", "metrics", "ranking"},
+    "judging": {"types", "metrics", "ranking"},
+    "evaluation": {"types", "feed", "judging", "metrics", "ranking"},
     "specs": {"types", "settings", "plugins", "seeds"},
 }
 #: What a method may use.

@@ -269,16 +269,21 @@ def components(edges: Sequence[Sequence[str]]) -> list[str]:
     return [top(images[0]) for images in edges]
 
 
+def pictures(query: Query) -> tuple[str, ...]:
+    """Every image a query touches: reference, targets, subset members."""
+    return (query.reference, *query.targets, *query.extra.get("members", ()))
+
+
 def carve(queries: Sequence[Query], share: float, seed: int) -> tuple[list[Query], list[Query]]:
     """Split queries so that no image stands on both sides: (what remains, about `share` of them).
 
-    Whole connected components (queries linked by a shared reference or target) are taken in the order of a
-    seeded hash of their smallest image id, skipping those that would exceed the share. Nothing depends on the
-    machine or on the order of the file.
+    Whole connected components (queries linked by a shared reference, target or subset member) are taken in the
+    order of a seeded hash of their smallest image id, skipping those that would exceed the share. Nothing depends on
+    the machine or on the order of the file.
     """
     if share <= 0 or len(queries) < 2:
         return list(queries), []
-    names = components([(q.reference, *q.targets) for q in queries])
+    names = components([pictures(q) for q in queries])
     sizes: dict[str, int] = {}
     for name in names:
         sizes[name] = sizes.get(name, 0) + 1

@@ -1,0 +1,176 @@
+"""CSS3D (Vo et al., CVPR 2019): rendered scenes of coloured shapes; any image with the target's label is a hit.
+
+The annotation is a pickle. It is read by an unpickler that knows plain values and arrays and refuses everything else,
+since unpickling an arbitrary file runs arbitrary code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import IO, Any
+
+from cirbench.datasets import _common as c
+from cirbench.datasets._folder import FolderImages
+from cirbench.settings import Field, Settings
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
+
+METRICS = ("R@1", "R@5", "R@10", "R@50", "R@100")
+FILE = "css_toy_dataset_novel2_small.dup.npy"
+
+SPEC = DatasetSpec(
+    name="css3d",
+    title="CSS3D: rendered scenes of coloured shapes, hits by equal label",
+    protocols=(
+        Protocol("css3d-label", METRICS, known_as=("tirg",),
+                 note="any image with the target's label is a hit; the reference is taken out"),
+    ),
+    files=(FILE,),
+    layout=f"{FILE} and images/css_<split>_<6 digits>.png",
+    citation="Vo et al., Composing Text and Image for Image Retrieval, CVPR 2019",
+    licence="none stated for the data (code: Apache-2.0)",
+    manual="If the address is gone: Google Drive 1wPqMw-HKmXUG2qTgYBiTNUnjz83hA2tY, linked from the TIRG repository.",
+    downloads=(
+        Download("CSS.zip", ("https://storage.googleapis.com/image_retrieval_css/CSS.zip",), unpack="."),
+    ),
+    template=("images/{id}", "css_images/{id}", "CSS/images/{id}"),
+)
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
+}
+
+
+class Knobs(Settings):
+    """How training pairs are drawn and `select` is carved out of train."""
+
+    pairs: str = Field(
+        "listed", pattern="^(listed|crossed)$",
+        description="training pairs of one modification: as listed, or every source with every target",
+    )
+    select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
+    select_seed: int = Field(0, description="seed of the hash that carves")
+
+
+class _Plain(pickle.Unpickler):
+    """Arrays and plain values, nothing that runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise CirbenchError(
+                f"css3d: the annotation file asks for {module}.{name}, which plain data never needs. It may run code "
+                "when read; it was not read. Fetch the file again from its authors."
+            )
+        return super().find_class(module, name)
+
+
+def _array(file: IO[bytes], path: Path) -> Any:
+    import numpy as np
+
+    # `_read_array_header` guesses nothing: the three functions below are numpy's documented reader of headers.
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(file)
+    except ValueError as error:
+        raise CirbenchError(f"{path} is no .npy file: {error}. Fetch it again.") from None
+    if shape != () or dtype != np.dtype(object):
+        raise CirbenchError(f"{path}: one pickled object is expected, found an array {shape} of {dtype}.")
+    try:
+        value = _Plain(file, encoding="latin1").load()
+    except CirbenchError:
+        raise
+    except Exception as error:
+        # A damaged pickle may raise nearly anything.
+        what = f"{type(error).__name__}: {error}"
+        raise CirbenchError(f"{path}: the pickle is damaged ({what}). Fetch it again.") from None
+    return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+
+
+def read(root: Path) -> tuple[dict[str, Any], Path]:
+    """The annotation of both splits."""
+    path = c.find(root, (FILE, f"CSS/{FILE}"), SPEC)
+    if path.stat().st_size == 0:
+        raise CirbenchError(f"{path} is empty (0 bytes). Fetch it again.")
+    with path.open("rb") as file:
+        data = _array(file, path)
+    for split in ("train", "test"):
+        part = c.get(data, split, dict, str(path))
+        c.get(part, "objects_img", list, f"{path}, {split}")
+        c.get(part, "mods", list, f"{path}, {split}")
+    return data, path
+
+
+def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tuple[list[Query], tuple[str, ...]]:
+    count = len(part["objects_img"])
+    ids = tuple(f"css_{name}_{n:06d}" for n in range(count))
+    labels = [str(label) for label in part.get("labels", range(count))]
+    if len(labels) != count:
+        raise CirbenchError(f"{where}: {len(labels)} labels for {count} images.")
+    groups: dict[str, list[str]] = {}
+    for image_id, label in zip(ids, labels, strict=True):
+        groups.setdefault(label, []).append(image_id)
+    hits = {label: tuple(images) for label, images in groups.items()}
+    queries: list[Query] = []
+    for m, mod in enumerate(part["mods"]):
+        at = f"{where}, modification {m}"
+        sources, targets = c.get(mod, "from", list, at), c.get(mod, "to", list, at)
+        text = c.get(mod, "to_str", str, at)
+        if not crossed and len(sources) != len(targets):
+            raise CirbenchError(f"{at}: {len(sources)} sources and {len(targets)} targets; they pair up one to one.")
+        pairs = [(s, t) for s in sources for t in targets] if crossed else list(zip(sources, targets, strict=True))
+        for source, target in pairs:
+            for index in (source, target):
+                if not isinstance(index, int) or not 0 <= index < count:
+                    raise CirbenchError(f"{at}: image {index!r} does not exist; there are {count}.")
+            queries.append(Query(
+                str(len(queries)), ids[source], (text,), hits[labels[target]],
+                extra={"target": ids[target], "label": labels[target]},
+            ))
+    if not queries:
+        raise CirbenchError(f"{where}: no query in any modification.")
+    return queries, ids
+
+
+def _split(data: dict[str, Any], path: Path, name: str, role: str, crossed: bool = False) -> Split:
+    queries, ids = _queries(data[name], name, crossed, f"{path}, {name}")
+    return Split(role, tuple(queries), {"all": {"": ids}})
+
+
+def _dataset(root: Path, splits: dict[str, Split], path: Path, knobs: dict[str, Any]) -> Dataset:
+    return Dataset(
+        "css3d", splits, FolderImages(root, SPEC.template, None, "css3d"), SPEC.protocols,
+        c.annotations_fingerprint("css3d", [path], knobs), forms={"text": c.plain},
+    )
+
+
+def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
+    """`train` or `test`, for scoring; no picture is touched."""
+    folder = c.need_root(root, SPEC)
+    c.choose(("train", "test"), name, "css3d")
+    data, path = read(folder)
+    return _dataset(folder, {name: _split(data, path, name, name)}, path, {})
+
+
+def counts(root: Path) -> dict[str, int]:
+    """How many there are; upstream publishes no exact numbers to compare with."""
+    data, path = read(root)
+    out = {}
+    for name in ("train", "test"):
+        split = _split(data, path, name, name)
+        out[f"{name} queries"], out[f"{name} images"] = len(split.queries), len(split.images())
+    return out
+
+
+def load(knobs: Knobs, root: Path | None = None) -> Dataset:
+    """`report` is test; `select` is carved out of train, as far as labels allow."""
+    folder = c.need_root(root, SPEC)
+    data, path = read(folder)
+    train = _split(data, path, "train", "train", knobs.pairs == "crossed")
+    rest, carved = c.carve(train.queries, knobs.select_share, knobs.select_seed)
+    splits = {"train": Split("train", tuple(rest))}
+    if carved:
+        splits["select"] = Split("select", tuple(carved), {"all": {"": c.images_of(carved)}})
+    splits["report"] = _split(data, path, "test", "report")
+    return _dataset(folder, splits, path, knobs.model_dump())

@@ -1,0 +1,229 @@
+"""FashionIQ (Wu et al., CVPR 2021): two captions a query, three categories, six ways to read and two galleries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from cirbench.datasets import _common as c
+from cirbench.datasets._folder import FolderImages
+from cirbench.settings import Field, Settings
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
+
+CATEGORIES = ("dress", "shirt", "toptee")
+METRICS = ("R@10", "R@50", "mean(R@10,R@50)")
+
+#: Who reports which of the 24 combinations.
+KNOWN = {
+    "fiq-original-keep-ab": ("clip4cir",), "fiq-original-keep-avg": ("searle", "lincir"),
+    "fiq-original-keep-ba": ("pic2word",), "fiq-original-drop-ab": ("covr",),
+    "fiq-original-drop-both": ("artemis", "cosmo"), "fiq-val-drop-each": ("val",),
+    "fiq-val-drop-tokens": ("dwc", "clvc-net"),
+}
+_SAYS = {
+    "original": "gallery: the split file", "val": "gallery: the val queries' own images (5 to 10 points easier)",
+    "keep": "the reference stays", "drop": "the reference is taken out",
+    "ab": "text `a and b`", "ba": "text `b and a`", "both": "`a and b` and `b and a` as two queries",
+    "avg": "embeddings of both orders averaged", "each": "each caption as a query of its own",
+    "tokens": "text `<BOS> a <AND> b <EOS>`",
+}
+
+
+def _protocols() -> tuple[Protocol, ...]:
+    out = []
+    forms = ("ab", "ba", "both", "avg", "each", "tokens")
+    for gallery, kept, form in product(("original", "val"), ("keep", "drop"), forms):
+        name = f"fiq-{gallery}-{kept}-{form}"
+        out.append(Protocol(
+            name, METRICS, form=form, gallery=gallery, drop_reference=kept == "drop", average="groups",
+            summary="mean(R@10,R@50)", known_as=KNOWN.get(name, ()),
+            note="; ".join(_SAYS[part] for part in (gallery, kept, form)) + "; unweighted mean over categories",
+        ))
+    return tuple(out)
+
+
+_RAW = "https://raw.githubusercontent.com/XiaoxiaoGuo/fashion-iq/master"
+FILES = tuple(
+    f"{folder}/{stem}.{cat}.{split}.json"
+    for folder, stem in (("captions", "cap"), ("image_splits", "split"))
+    for cat in CATEGORIES for split in ("train", "val", "test")
+)
+
+SPEC = DatasetSpec(
+    name="fashioniq",
+    title="FashionIQ: dresses, shirts and tops, two captions a query",
+    protocols=_protocols(),
+    counts={
+        f"{cat} {what}": n for cat, numbers in {
+            "dress": (5985, 11452, 2017, 3817, 2628, 2024, 3818),
+            "shirt": (5988, 19036, 2038, 6346, 3089, 2038, 6346),
+            "toptee": (6027, 16121, 1961, 5373, 2902, 2056, 5374),
+        }.items() for what, n in zip((
+            "train queries", "train images", "val queries", "val images", "val images named by queries", "test queries",
+            "test images",
+        ), numbers, strict=True)
+    },
+    files=FILES,
+    layout=(
+        "captions/cap.<cat>.<split>.json and image_splits/split.<cat>.<split>.json (also under json/, cap/ and split/, "
+        "fashionIQ_dataset/ or start_kit/data/); pictures as images/, img/, all_imgs/, image_data/<cat>/, "
+        "resized_images/<cat>/ or resized_image/<cat>/<asin>, .jpg, .jpeg or .png"
+    ),
+    citation="Wu et al., Fashion IQ, CVPR 2021",
+    licence="annotations: CDLA (variant unnamed upstream); the pictures are Amazon's and not redistributable",
+    manual=(
+        "Pictures: the list of addresses is at https://github.com/hongwang600/fashion-iq-metadata; many are dead, "
+        "https://github.com/XiaoxiaoGuo/fashion-iq/issues/18 names mirrors. Put them under images/."
+    ),
+    downloads=tuple(Download(name, (f"{_RAW}/{name}",)) for name in FILES),
+    train={"flip": "joint"},
+    template=(
+        "images/{id}", "img/{id}", "all_imgs/{id}", "resized_images/*/{id}", "resized_image/*/{id}",
+        "image_data/*/{id}", "start_kit/data/resized_images/*/{id}", "fashionIQ_dataset/images/{id}", "{id}",
+    ),
+)
+SPLITS = ("train", "val", "test")
+
+
+class Knobs(Settings):
+    """Which categories, and how `select` is carved out of train."""
+
+    category: str = Field("all", pattern="^(dress|shirt|toptee|all)$", description="one category, or all three")
+    select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
+    select_seed: int = Field(0, description="seed of the hash that carves")
+
+
+def _words(query: Query) -> tuple[str, str]:
+    """The two captions as they are read; where one is empty (3 in val) the other stands for both."""
+    a, b = (text.strip(".?, ") for text in query.texts)
+    return a or b, b or a
+
+
+def joined(first: str, second: str) -> str:
+    """`a and b`, or the one caption there is."""
+    return f"{first} and {second}" if first != second else first
+
+
+def _ab(query: Query) -> list[list[str]]:
+    return [[joined(*_words(query))]]
+
+
+def _ba(query: Query) -> list[list[str]]:
+    return [[joined(*_words(query)[::-1])]]
+
+
+def _both(query: Query) -> list[list[str]]:
+    return [*_ab(query), *_ba(query)]
+
+
+def _avg(query: Query) -> list[list[str]]:
+    return [[*_ab(query)[0], *_ba(query)[0]]]
+
+
+def _each(query: Query) -> list[list[str]]:
+    return [[text] for text in _words(query)]
+
+
+def _tokens(query: Query) -> list[list[str]]:
+    a, b = _words(query)
+    return [[f"<BOS> {a} <AND> {b} <EOS>"]]
+
+
+FORMS = {"ab": _ab, "ba": _ba, "both": _both, "avg": _avg, "each": _each, "tokens": _tokens}
+
+
+def _paths(root: Path, cat: str, split: str) -> tuple[Path, Path]:
+    stem_c, stem_s = f"cap.{cat}.{split}.json", f"split.{cat}.{split}.json"
+    places_c = ("captions", "json", "cap", "start_kit/data/captions", "fashionIQ_dataset/captions", "annotations")
+    places_s = ("image_splits", "json", "split", "start_kit/data/image_splits", "fashionIQ_dataset/image_splits",
+                "annotations")
+    return (
+        c.find(root, [f"{p}/{stem_c}" for p in places_c], SPEC), c.find(root, [f"{p}/{stem_s}" for p in places_s], SPEC)
+    )
+
+
+def _read(root: Path, cat: str, split: str) -> tuple[list[Query], tuple[str, ...], list[Path]]:
+    """Queries, the split file's images, the files."""
+    captions, images = _paths(root, cat, split)
+    gallery = c.read_list(images)
+    for n, name in enumerate(gallery):
+        if not isinstance(name, str):
+            c.get({"name": name}, "name", str, f"{images}, entry {n}")
+    c.unique(gallery, f"{images}: image")
+    queries = []
+    for n, entry in enumerate(c.read_list(captions)):
+        where = f"{captions}, entry {n}"
+        texts = c.strings(entry, "captions", where)
+        if len(texts) != 2 or not any(t.strip() for t in texts):
+            raise CirbenchError(f"{where}: {len(texts)} captions ({texts!r}), exactly 2 are expected, not both empty.")
+        targets = (c.get(entry, "target", str, where),) if split != "test" or "target" in entry else ()
+        queries.append(Query(f"{cat}/{n}", c.get(entry, "candidate", str, where), texts, targets, group=cat))
+    c.subset(
+        c.images_of(queries), gallery, f"{captions}: images",
+        f"{images.name} belongs to another release or another category.",
+    )
+    return queries, tuple(gallery), [captions, images]
+
+
+def _official(root: Path, name: str, split: str, cats: Sequence[str]) -> tuple[Split, list[Path]]:
+    queries: list[Query] = []
+    galleries: dict[str, dict[str, tuple[str, ...]]] = {"original": {}, "val": {}}
+    files: list[Path] = []
+    for cat in cats:
+        mine, gallery, read = _read(root, cat, split)
+        queries += mine
+        files += read
+        galleries["original"][cat] = gallery
+        galleries["val"][cat] = c.images_of(mine)
+    return Split(name, tuple(queries), galleries), files
+
+
+def _cats(knobs: Knobs) -> tuple[str, ...]:
+    return CATEGORIES if knobs.category == "all" else (knobs.category,)
+
+
+def _images(root: Path) -> FolderImages:
+    return FolderImages(root, SPEC.template, None, "fashioniq")
+
+
+def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
+    """An official split, for scoring; no picture is touched."""
+    folder = c.need_root(root, SPEC)
+    c.choose(SPLITS, name, "fashioniq")
+    split, files = _official(folder, name, name, _cats(knobs))
+    fingerprint = c.annotations_fingerprint("fashioniq", files, {"category": knobs.category})
+    return Dataset("fashioniq", {name: split}, _images(folder), SPEC.protocols, fingerprint, forms=FORMS)
+
+
+def counts(root: Path) -> dict[str, int]:
+    """What `data check` compares with the facts."""
+    out = {}
+    for cat in CATEGORIES:
+        for split in SPLITS:
+            queries, gallery, _ = _read(root, cat, split)
+            out[f"{cat} {split} queries"], out[f"{cat} {split} images"] = len(queries), len(gallery)
+            if split == "val":
+                out[f"{cat} val images named by queries"] = len(c.images_of(queries))
+    return out
+
+
+def load(knobs: Knobs, root: Path | None = None) -> Dataset:
+    """`report` is the official val (test labels are hidden); `select` is carved out of train."""
+    folder = c.need_root(root, SPEC)
+    report, files = _official(folder, "report", "val", _cats(knobs))
+    train, train_files = _official(folder, "train", "train", _cats(knobs))
+    rest, carved = c.carve(train.queries, knobs.select_share, knobs.select_seed)
+    splits = {"train": Split("train", tuple(rest))}
+    if carved:
+        own = {cat: c.images_of(q for q in carved if q.group == cat) for cat in _cats(knobs)}
+        splits["select"] = Split("select", tuple(carved), {"original": own, "val": own})
+    splits["report"] = report
+    shared = set(c.images_of(rest)) & set(report.images())
+    notes = (
+        f"{len(shared)} training images also stand in a val gallery of another category (a property of the release)",
+    ) if shared else ()
+    return Dataset(
+        "fashioniq", splits, _images(folder), SPEC.protocols,
+        c.annotations_fingerprint("fashioniq", [*files, *train_files], knobs.model_dump()), forms=FORMS, notes=notes,
+    )

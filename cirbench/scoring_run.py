@@ -1,0 +1,312 @@
+"""The two halves of `cirbench score`: embeddings go through the same ranking as a run, lists are read as ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirbench import evaluation, judging, metrics
+from cirbench import scoring as s
+from cirbench.ranking import Ranks, rank
+from cirbench.types import CirbenchError, Dataset, Protocol, Split
+
+# ------------------------------------------------------------------------------------- embeddings
+
+
+def _place(file: s.Embeddings, group: str, image_id: str) -> int | None:
+    limited = file.places.get(f"{group}/{image_id}") if group else None
+    return file.places.get(image_id) if limited is None else limited
+
+
+def _gallery_of_group(split: Split, protocols: Sequence[Protocol], group: str) -> list[str]:
+    queries = tuple(q for q in split.queries if q.group == group)
+    galleries = {
+        p.gallery: {"": split.galleries[p.gallery].get(group, split.galleries[p.gallery].get("", ()))}
+        for p in protocols if p.gallery != "own"
+    }
+    needed = evaluation.gallery_of(Split(split.name, queries, galleries))
+    return list(dict.fromkeys(needed))
+
+
+def _check_images(
+    file: s.Embeddings, dataset: Dataset, split: Split, groups: Sequence[str], wanted: dict[str, list[str]]
+) -> None:
+    known = set(split.images()) | {i for ids in wanted.values() for i in ids}
+    for query in split.queries:
+        known.update(judging.subset_of(query))
+    prefixes = {g for g in {q.group for q in split.queries} if g}
+    unknown = [
+        i for i in file.places
+        if i not in known and not (i.partition("/")[0] in prefixes and i.partition("/")[2] in known)
+    ]
+    if unknown:
+        raise CirbenchError(
+            f"{file.path}: {len(unknown)} image ids are not in {dataset.name}/{split.name}: {s.listing(unknown)}. "
+            f"Ids look like {next(iter(known))!r}."
+        )
+    for group in groups:
+        lacking = [i for i in wanted[group] if _place(file, group, i) is None]
+        if lacking:
+            where = f" of {group}" if group else ""
+            raise CirbenchError(
+                f"{file.path}: {len(lacking)} gallery images{where} have no embedding: {s.listing(lacking)}. "
+                "Leaving images out makes every number too good; encode all of them."
+            )
+
+
+def _rows(file: s.Embeddings, chosen: list[tuple[int, list[str]]]) -> evaluation.Rows:
+    queries = torch.from_numpy(np.ascontiguousarray(file.queries))
+    parts = [queries[[file.rows[i] for i in way]] for _, way in chosen]
+    stacked = torch.stack([p[0] if len(p) == 1 else p.mean(0) for p in parts])
+    return evaluation.Rows(np.array([q for q, _ in chosen], dtype=np.int64), stacked)
+
+
+def _merge(
+    pieces: list[dict[str, Any]], split: Split, protocols: Sequence[Protocol], absent: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Join per-file or per-category pieces of the same protocol: rows are pooled, then averaged as one."""
+    out: dict[str, Any] = {}
+    for protocol in protocols:
+        mine = [p[protocol.name] for p in pieces if protocol.name in p]
+        if not mine:
+            continue
+        rows = np.concatenate([m["rows"] for m in mine])
+        order = np.argsort(rows, kind="stable")
+        best = np.concatenate([m["best"] for m in mine])[order]
+        ties = np.concatenate([m["ties"] for m in mine])[order]
+        found = {k: np.concatenate([m["found"][k] for m in mine])[order] for k in mine[0]["found"]}
+        out[protocol.name] = {
+            "queries": len(rows), "gallery": max(m["gallery"] for m in mine), "ties": int(np.count_nonzero(ties)),
+            "metrics": judging.summarise(split, protocol, rows[order], best, found, absent[protocol.form]),
+        }
+    return out
+
+
+def _rank(
+    file: s.Embeddings, split: Split, protocols: Sequence[Protocol], rows: dict[str, list[tuple[int, list[str]]]],
+    groups: Sequence[str], gallery: Sequence[str],
+) -> dict[str, Any]:
+    """Values of every protocol for the rows of some groups, over one set of gallery embeddings."""
+    position = {i: n for n, i in enumerate(gallery)}
+    group = groups[0]
+    places = [_place(file, group if len(groups) == 1 else "", i) for i in gallery]
+    images = torch.from_numpy(np.ascontiguousarray(file.gallery[[p for p in places if p is not None]]))
+    out: dict[str, Any] = {}
+    for form, chosen in rows.items():
+        here = [(q, way) for q, way in chosen if split.queries[q].group in groups]
+        if not here:
+            continue
+        part = _rows(file, here)
+        mine = [p for p in protocols if p.form == form]
+        kinds = [(p, kind) for p in mine for kind in judging.needed(p)]
+        views = [judging.view_of(split, p, position, part.query, kind) for p, kind in kinds]
+        results, _, _ = rank(part.embeddings, images, views)
+        for protocol in mine:
+            ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
+            members = views[kinds.index((protocol, judging.BEST))].members
+            out[protocol.name] = {
+                "rows": part.query, "best": ranks[judging.BEST].best, "ties": ranks[judging.BEST].ties,
+                "found": judging.values(split, protocol, part.query, ranks, position),
+                "gallery": len(gallery) if members is None else int(members.sum(1).max()),
+            }
+    return out
+
+
+def score_embeddings(
+    dataset: Dataset, split: Split, paths: Sequence[Path], names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Score one or several npz files; several hold different groups or forms (one model per category).
+
+    Raises:
+        CirbenchError: anything in a file that does not fit the split; see `scoring`.
+    """
+    s.reject_hidden(dataset, split)
+    protocols = s.choose_protocols(dataset, names)
+    if any(p.gallery not in ("own", *split.galleries) for p in protocols):
+        raise CirbenchError(
+            f"{dataset.name}: the gallery is not known without the list of all its pictures. "
+            "Add the file that `cirbench data list` names, or --set data.gallery=annotated."
+        )
+    files = [s.read_embeddings(path) for path in paths]
+    owner: dict[str, Path] = {}
+    pieces: list[dict[str, Any]] = []
+    forms_of: dict[str, set[str]] = {}
+    everything: list[str] = []
+    for file in files:
+        s.check_query_ids(file.path, dataset, split, file.rows)
+        for row in file.rows:
+            if row in owner:
+                raise CirbenchError(f"{file.path}: query {row!r} stands in {owner[row]} too; one of them must go.")
+            owner[row] = file.path
+        rows: dict[str, list[tuple[int, list[str]]]] = {}
+        for form in dict.fromkeys(p.form for p in protocols):
+            chosen, _ = s.rows_present(file.path, dataset, split, file.rows, form)
+            if chosen:
+                rows[form] = chosen
+                forms_of.setdefault(form, set()).update(split.queries[q].group for q, _ in chosen)
+        groups = list(dict.fromkeys(split.queries[q].group for chosen in rows.values() for q, _ in chosen))
+        everything += groups
+        wanted = {g: _gallery_of_group(split, protocols, g) for g in groups}
+        _check_images(file, dataset, split, groups, wanted)
+        if any("/" in i and i.partition("/")[0] in groups for i in file.places):
+            for group in groups:
+                pieces.append(_rank(file, split, protocols, rows, [group], wanted[group]))
+        elif groups:
+            have = [i for i in evaluation.gallery_of(split) if i in file.places]
+            galleries = {i for g in groups for i in wanted[g]}
+            # The same images in the same order as a run, so that equal inputs give equal last bits.
+            pieces.append(_rank(file, split, protocols, rows, groups, [i for i in have if i in galleries]))
+    if not everything:
+        raise CirbenchError(f"{paths[0]}: none of its query ids gives a whole row of any protocol asked for.")
+    return _finish(dataset, split, protocols, forms_of, pieces)
+
+
+def _finish(
+    dataset: Dataset, split: Split, protocols: Sequence[Protocol], forms_of: dict[str, set[str]],
+    pieces: list[dict[str, Any]], omitted: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    groups = list(dict.fromkeys(q.group for q in split.queries))
+    absent = {p.form: [g for g in groups if g not in forms_of.get(p.form, set())] for p in protocols}
+    omitted = dict(omitted or {})
+    for protocol in protocols:
+        gone = absent[protocol.form]
+        if len(gone) == len(groups):
+            omitted.setdefault(protocol.name, f"no row of the text form {protocol.form!r} is in the file")
+        elif gone:
+            omitted[f"{protocol.name}/average"] = f"no query of {', '.join(gone)}, so there is no average over groups"
+    return s.to_json(dataset, split, _merge(pieces, split, protocols, absent), omitted)
+
+
+# ------------------------------------------------------------------------------------- lists
+
+
+def _position(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    place = {name: n for n, name in enumerate(names, 1)}
+    return np.array([place.get(w, 0) for w in wanted], dtype=np.int32)
+
+
+def _list_ranks(
+    split: Split, protocol: Protocol, kind: str, rows: list[tuple[int, tuple[str, ...]]]
+) -> tuple[Ranks, int, int | None]:
+    """Ranks read off lists; how deep every list reaches (a whole gallery counts as bottomless); gallery size."""
+    wanted = judging.targets_of(protocol, kind)
+    indices = [q for q, _ in rows]
+    if protocol.gallery in ("own", *split.galleries) or kind == judging.SUBSET:
+        sets = [set(ids) for _, ids in judging.galleries_of(split, protocol, kind, indices)]
+    else:
+        sets = None
+    best, every, depth, size = [], [], 10**9, 0
+    for n, (q, names) in enumerate(rows):
+        query = split.queries[q]
+        dropped = query.reference if protocol.drop_reference or kind == judging.SUBSET else None
+        allowed = sets[n] if sets is not None else None
+        shown = [i for i in names if i != dropped and (allowed is None or i in allowed)]
+        if allowed is None or len(shown) < len(allowed - {dropped}):
+            depth = min(depth, len(shown))
+        size = max(size, len(allowed) if allowed is not None else 0)
+        ranks = _position(shown, wanted(query))
+        every.append(ranks)
+        best.append(int(min((r for r in ranks if r), default=0)))
+    ranked = Ranks(np.array(best, dtype=np.int32), np.zeros(len(best), dtype=np.int32), every)
+    return ranked, depth, size if sets is not None else None
+
+
+def _check_lists(file: s.Lists, dataset: Dataset, split: Split) -> None:
+    s.check_query_ids(file.path, dataset, split, file.lists)
+    if not split.galleries and not any(q.candidates for q in split.queries):
+        return
+    known: dict[str, set[str]] = {}
+    by_id = {q.id: q for q in split.queries}
+    for row, names in file.lists.items():
+        query = by_id[row.partition("#")[0]]
+        if query.group not in known:
+            known[query.group] = {
+                i for galleries in split.galleries.values() for i in galleries.get(query.group, galleries.get("", ()))
+            }
+        here = set(query.candidates) if query.candidates else known[query.group]
+        bad = [i for i in names if i not in here and i != query.reference]
+        if bad:
+            raise CirbenchError(
+                f"{file.path}: the ranking of query {row!r} names {len(bad)} images that are not in its gallery: "
+                f"{s.listing(bad)}. A ranking over other images cannot be compared."
+            )
+
+
+def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Score ranked lists; CIRR's two server files may be given together.
+
+    Raises:
+        CirbenchError: anything in a file that does not fit the split; see `scoring`.
+    """
+    s.reject_hidden(dataset, split)
+    protocols = s.choose_protocols(dataset, names)
+    merged: dict[bool, dict[str, tuple[str, ...]]] = {}
+    for path in paths:
+        file = s.read_rankings(path, dataset.name)
+        _check_lists(file, dataset, split)
+        target = merged.setdefault(file.subset, {})
+        for row, ranking in file.lists.items():
+            if row in target:
+                raise CirbenchError(f"{path}: query {row!r} stands in another file too; one of them must go.")
+            target[row] = ranking
+    pieces, omitted, forms_of = [], {}, {}
+    for protocol in protocols:
+        ranks: dict[str, Ranks] = {}
+        reach: dict[str, int] = {}
+        size: int | None = None
+        used: list[tuple[int, tuple[str, ...]]] = []
+        for kind in judging.needed(protocol):
+            # A file that ranks subsets alone supports subset recall alone; one that ranks all may support both.
+            source = merged.get(True, merged.get(False)) if kind == judging.SUBSET else merged.get(False)
+            if source is None:
+                continue
+            chosen, _ = s.rows_present(paths[0], dataset, split, source, protocol.form, most=1)
+            if not chosen:
+                continue
+            used = [(q, source[way[0]]) for q, way in chosen]
+            ranks[kind], reach[kind], found_size = _list_ranks(split, protocol, kind, used)
+            size = found_size if kind != judging.SUBSET else size
+        if not ranks:
+            if merged.keys() == {True}:
+                omitted[protocol.name] = "the file ranks subsets alone"
+            continue
+        forms_of.setdefault(protocol.form, set()).update(split.queries[q].group for q, _ in used)
+        rows = np.array([q for q, _ in used], dtype=np.int64)
+        known = _Everything()
+        found = judging.values(split, protocol, rows, ranks, known)
+        for name in s.supported(protocol):
+            kind, k = metrics.parse(name)
+            source_kind = judging.SUBSET if kind == "Rs" else judging.BEST
+            if name not in found:
+                omitted[f"{protocol.name}/{name}"] = "no file ranks what it needs"
+            elif reach[source_kind] < k:
+                omitted[f"{protocol.name}/{name}"] = (
+                    f"the shortest list has {reach[source_kind]} usable images, {k} are needed"
+                    + (" of the query's subset" if kind == "Rs" else "")
+                )
+                del found[name]
+        best = ranks.get(judging.BEST, next(iter(ranks.values())))
+        pieces.append({protocol.name: {
+            "rows": rows, "best": best.best, "ties": best.ties, "found": found,
+            "gallery": -1 if size is None else size,
+        }})
+    if not pieces:
+        raise CirbenchError(
+            f"{paths[0]}: no protocol can be scored from it: "
+            + ("; ".join(f"{k}: {v}" for k, v in omitted.items()) or "no query has a whole row") + "."
+        )
+    result = _finish(dataset, split, protocols, forms_of, pieces, omitted)
+    for entry in result["protocols"].values():
+        entry["gallery"] = None if entry["gallery"] < 0 else entry["gallery"]
+    return result
+
+
+class _Everything:
+    """Contains every id: a list ranks whatever it names."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
