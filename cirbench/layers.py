@@ -1,8 +1,9 @@
-"""Parts that several methods share: pooling, inception blocks, losses, and streams of plain features."""
+"""Parts that several methods share: pooling, inception blocks, compositions, losses, optimisers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,81 @@ def gate(in_dim: int, hidden: int, out_dim: int, dropout: float) -> nn.Sequentia
     )
 
 
-def contrastive(queries: Tensor, targets: Tensor, labels: Tensor, temperature: float) -> Tensor:
+class Concat(nn.Module):
+    """Concatenation and a perceptron, (B, D), (B, D) -> (B, D) (the concatenation baseline of Vo et al. 2019).
+
+    Args:
+        dim: D.
+        layers: 2 for BN, ReLU, linear 2D, BN, ReLU, dropout, linear D; 1 for a single linear layer.
+        dropout: before the last layer of two.
+    """
+
+    def __init__(self, dim: int, layers: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * dim, dim)) if layers == 1 else nn.Sequential(
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim),
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim),
+        )
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """F([image; text])."""
+        return self.layers(torch.cat([image, text], 1))
+
+
+class GatedResidual(nn.Module):
+    """TIRG's composition (Vo et al. 2019), (B, D), (B, D) -> (B, D).
+
+    q = a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t]), with a = (1, 10) learned.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shares = nn.Parameter(torch.tensor([1.0, 10.0]))
+        self.gate = nn.Sequential(nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+        self.residual = nn.Sequential(
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """a_0 sigmoid(gate) * image + a_1 residual."""
+        both = torch.cat([image, text], 1)
+        return self.shares[0] * self.gate(both).sigmoid() * image + self.shares[1] * self.residual(both)
+
+
+class Combiner(nn.Module):
+    """CLIP4Cir's Combiner (Baldrati et al. 2022), (B, D), (B, D) -> (B, D), share of the image (B, 1).
+
+    With x' and t' wide projections: q = W h([x'; t']) + (1 - s) x + s t, s = sigmoid(MLP([x'; t'])).
+
+    Args:
+        dim: D.
+        projection: width of x' and t'.
+        hidden: width of h, and of the MLP behind s.
+        dropout: everywhere.
+    """
+
+    def __init__(self, dim: int, projection: int, hidden: int, dropout: float = 0.5) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout))
+
+        self.image, self.text = block(dim, projection), block(dim, projection)
+        self.hidden = block(2 * projection, hidden)
+        self.output = nn.Linear(hidden, dim)
+        self.share = gate(2 * projection, hidden, 1, dropout)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The composition, and 1 - s."""
+        both = torch.cat([self.text(text), self.image(image)], 1)
+        share = self.share(both)
+        return self.output(self.hidden(both)) + share * text + (1 - share) * image, 1 - share
+
+
+def contrastive(queries: Tensor, targets: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
     """Cross-entropy of in-batch similarities against soft labels: -mean_i sum_j p_ij log softmax_j(q_i.t_j / tau).
 
     Args:
@@ -152,8 +227,18 @@ def distillation(teacher: Tensor, student: Tensor, scale: float) -> Tensor:
     )
 
 
-def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, eps: float = 1e-8) -> torch.optim.Adam:
-    """Adam in its fused form (measured 2.4 times as fast as the default on the CPU)."""
-    return torch.optim.Adam(
-        [p for p in parameters if p.requires_grad], lr=lr, weight_decay=weight_decay, eps=eps, fused=True
+def sgd(
+    parameters: Sequence[Mapping[str, Any]], lr: float, weight_decay: float, momentum: float = 0.9
+) -> torch.optim.SGD:
+    """SGD over parameter groups, in its fused form."""
+    return torch.optim.SGD(
+        [dict(group) for group in parameters], lr=lr, weight_decay=weight_decay, momentum=momentum, fused=True
     )
+
+
+def adam(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8
+) -> torch.optim.Adam:
+    """Adam in its fused form (measured 2.4 times as fast as the default on the CPU); takes parameters or groups."""
+    kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+    return torch.optim.Adam(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "nearest", "parse_assignments", "resolve",
+    "SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "like_dwc", "nearest",
+    "parse_assignments", "resolve",
 ]
 
 
@@ -143,7 +144,11 @@ class StreamSettings(Settings):
     clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
+    clip_resize: Literal["crop", "squash", "pad", "targetpad"] = Field(
+        "crop", description="how pictures become CLIP's square input"
+    )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
+    unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
     cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
@@ -151,11 +156,17 @@ class StreamSettings(Settings):
     cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
     dropout: float = Field(0.5, ge=0, lt=1, description="in projections")
+    pooling: Literal["gem", "plain"] = Field(
+        "gem", description="CNN stream: GeM over map and states; or the map's mean and the last word's state"
+    )
     gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
+    learn_temperature: bool = Field(False, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
-    clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream (Adam)")
-    cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream (Adam)")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="of both streams; SGD has momentum 0.9")
+    clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream")
+    cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream")
+    backbone_rate: float = Field(1.0, ge=0, description="the CNN itself learns at cnn_lr times this")
     weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
 
 
@@ -165,3 +176,9 @@ SCENES_STREAMS: Mapping[str, Any] = {
     "clip_lr": 1e-3, "cnn_lr": 1e-3,
     "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
 }
+
+
+def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, Any]:
+    """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
+    shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != config.model_fields[n].default}
+    return {**shared, "streams": streams, "train.epochs": 50, "train.batch_size": 32}

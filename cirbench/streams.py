@@ -7,6 +7,8 @@ answer is the weighted sum of the streams' cosines.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,20 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary
-from cirbench.layers import GeM, adam, contrastive, hard_labels, l2norm
+from cirbench.layers import GeM, adam, contrastive, hard_labels, l2norm, sgd
 from cirbench.settings import StreamSettings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
-#: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D).
+#: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D), or to that and the share of the image (B, 1).
 Compose = Callable[[str, int], nn.Module]
 
 
 class ClipVectors(nn.Module):
-    """CLIP features as one image vector and one text vector, (B, D) of unit length."""
+    """CLIP features as one image vector and one text vector, (B, D), of unit length where the config says so."""
 
     def __init__(self, config: StreamSettings, clip: Clip) -> None:
         super().__init__()
-        self.dim = config.clip_dim if config.project else clip.dim
+        self.dim, self.unit = config.clip_dim if config.project else clip.dim, config.unit_features
         self.image_fc: nn.Module = nn.Identity()
         self.text_fc: nn.Module = nn.Identity()
         if config.project:
@@ -36,11 +38,11 @@ class ClipVectors(nn.Module):
 
     def image(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, D)."""
-        return l2norm(self.image_fc(features))
+        return l2norm(self.image_fc(features)) if self.unit else self.image_fc(features)
 
     def text(self, features: Tensor) -> Tensor:
         """(B, width) -> (B, D)."""
-        return l2norm(self.text_fc(features))
+        return l2norm(self.text_fc(features)) if self.unit else self.text_fc(features)
 
 
 class CnnVectors(nn.Module):
@@ -49,17 +51,22 @@ class CnnVectors(nn.Module):
     def __init__(self, config: StreamSettings, cnn: Cnn, words: LstmText) -> None:
         super().__init__()
         self.dim, self.cnn, self.words = config.cnn_dim, cnn, words
-        self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p)
+        self.plain = config.pooling == "plain"
+        if not self.plain:
+            self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p)
         self.image_fc = nn.Linear(cnn.info.channels, self.dim)
         self.text_fc = nn.Linear(self.dim, self.dim)
 
     def image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)."""
-        return self.image_fc(self.pool_image(self.cnn(pixels)))
+        feature_map = self.cnn(pixels)
+        return self.image_fc(feature_map.mean((2, 3)) if self.plain else self.pool_image(feature_map))
 
     def text(self, texts: list[str]) -> Tensor:
         """B strings -> (B, D)."""
         states, mask = self.words(texts)
+        if self.plain:
+            return self.text_fc(states[torch.arange(len(texts), device=states.device), mask.sum(1) - 1])
         return self.text_fc(self.pool_text(states.transpose(1, 2), mask))
 
 
@@ -94,6 +101,10 @@ class Streams(nn.Module):
         for name, vectors in self.vectors.items():
             self.composers[name] = compose(name, int(vectors.dim))  # type: ignore[arg-type]
         self.inputs, self.names = Inputs(images, texts), list(self.vectors)
+        #: s of `logits = s^2 cos`: TIRG scales queries and targets alike.
+        self.scales = nn.ParameterDict()
+        if config.learn_temperature:
+            self.scales.update({n: nn.Parameter(torch.tensor(config.temperature**-0.5)) for n in self._learning()})
         self.to(memory_format=torch.channels_last)
 
     def _image(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
@@ -108,11 +119,16 @@ class Streams(nn.Module):
         x = batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
         return self.vectors[name].text(x)  # type: ignore[operator]
 
-    def query(self, name: str, batch: QueryBatch) -> Tensor:
-        """Unit (B, D) of one stream."""
+    def compose(self, name: str, batch: QueryBatch) -> tuple[Tensor, Tensor | None]:
+        """Unit (B, D) of one stream, and the share of the image (B, 1) where the composition has one."""
         image = self._image(name, batch.reference) if self.uses_image else None
         text = self._text(name, batch) if self.uses_text else None
-        return l2norm(self.composers[name](image, text))
+        out = self.composers[name](image, text)
+        return (l2norm(out[0]), out[1]) if isinstance(out, tuple) else (l2norm(out), None)
+
+    def query(self, name: str, batch: QueryBatch) -> Tensor:
+        """Unit (B, D) of one stream."""
+        return self.compose(name, batch)[0]
 
     def target(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
         """Unit (N, D) of one stream."""
@@ -136,39 +152,71 @@ class Streams(nn.Module):
         """In-batch contrast, stream by stream."""
         for name in self.optimizer_names():
             q, t = self.query(name, batch), self.target(name, batch.target)
-            loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), self.config.temperature)
+            temperature: float | Tensor = self.config.temperature
+            if name in self.scales:
+                temperature = self.scales[name].square().reciprocal()
+            loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), temperature)
             yield name, loss, {f"{name}/contrastive": loss.item()}
 
-    def _trainable(self, name: str) -> list[nn.Parameter]:
+    def _groups(self, name: str) -> list[dict[str, Any]]:
+        """What a stream learns: the CNN itself at a rate of its own, then everything else."""
         modules: list[nn.Module] = [self.vectors[name], self.composers[name]]
         if name == "clip" and self.trained_clip is not None:
             modules.append(self.trained_clip)
-        return [p for m in modules for p in m.parameters() if p.requires_grad]
+        vectors = self.vectors[name]
+        slow: set[int] = set()
+        if isinstance(vectors, CnnVectors) and self.config.backbone_rate != 1:
+            slow = {id(p) for p in vectors.cnn.parameters()}
+        every = [p for m in modules for p in m.parameters() if p.requires_grad]
+        rest = [p for p in every if id(p) not in slow]
+        if name in self.scales:
+            rest.append(self.scales[name])
+        rate = (self.config.clip_lr if name == "clip" else self.config.cnn_lr) * self.config.backbone_rate
+        groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
+        return [*groups, {"params": [p for p in every if id(p) in slow], "lr": rate}] if slow else groups
+
+    def _learning(self) -> list[str]:
+        return [n for n in self.names if any(p.requires_grad for p in self.vectors[n].parameters())
+                or any(p.requires_grad for p in self.composers[n].parameters())
+                or (n == "clip" and self.trained_clip is not None)]
 
     def optimizer_names(self) -> list[str]:
         """Streams that have anything to learn."""
-        return [name for name in self.names if self._trainable(name)]
+        return self._learning()
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Adam for each stream that learns."""
+        """One for each stream that learns."""
+        make = adam if self.config.optimizer == "adam" else sgd
         rates = {"clip": self.config.clip_lr, "cnn": self.config.cnn_lr}
-        return {n: adam(self._trainable(n), rates[n], self.config.weight_decay) for n in self.optimizer_names()}
+        return {n: make(self._groups(n), rates[n], self.config.weight_decay) for n in self.optimizer_names()}
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary of the CNN stream's words."""
         return {"vocabulary": self.vectors["cnn"].words.vocabulary} if "cnn" in self.names else {}
 
 
+class WeightedStreams(Streams):
+    """Streams whose composition says how much of the image it keeps."""
+
+    def modality_weights(self, batch: QueryBatch) -> dict[str, Tensor]:
+        """Stream -> (B,) share of the image."""
+        shares = {name: self.compose(name, batch)[1] for name in self.names}
+        return {name: share[:, 0] for name, share in shares.items() if share is not None}
+
+
 def build_streams(
     config: StreamSettings, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None, compose: Compose,
-    uses_image: bool = True, uses_text: bool = True,
+    uses_image: bool = True, uses_text: bool = True, kind: type[Streams] = Streams,
 ) -> Streams:
-    """The streams a config asks for around a composition."""
+    """The streams a config asks for around a composition; `kind` is a subclass that tells more of itself."""
     clip = cnn = words = None
     if config.streams != "cnn":
         clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
+        if config.clip_resize != clip.pixels.resize:
+            clip = copy.copy(clip)  # another way to cut pictures, the same weights
+            clip.pixels = dataclasses.replace(clip.pixels, resize=config.clip_resize)
     if config.streams != "clip":
         vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
         cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)
         words = encoders.lstm(vocabulary, config.word_dim, config.cnn_dim)
-    return Streams(config, clip, cnn, words, compose, uses_image, uses_text)
+    return kind(config, clip, cnn, words, compose, uses_image, uses_text)

@@ -1,0 +1,45 @@
+"""Concat, the plain trained composition: q = l2norm(MLP([image; text])) (the baseline of Vo et al., CVPR 2019).
+
+Two layers as in the TIRG code, or the single linear layer with which DCNet (Kim et al., AAAI 2021) came within half a
+point of TIRG (`one-layer`). Encoders, streams, loss, optimiser and budget are DWC's by default, so that what it lacks is
+DWC's composition and losses alone.
+
+Differences from the TIRG code's baseline: DWC's encoders, projections and optimiser; see tirg.py for TIRG's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cirbench.settings import SCENES_STREAMS, Field, StreamSettings
+
+
+class Config(StreamSettings):
+    """Encoders, sizes and rates are DWC's."""
+
+    layers: int = Field(2, ge=1, le=2, description="of the perceptron: 2 (TIRG's baseline) or 1 (DCNet's)")
+    fusion_dropout: float = Field(0.1, ge=0, lt=1, description="before the last of two layers")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clip-only": {"streams": "clip"},
+    "cnn-only": {"streams": "cnn"},
+    "one-layer": {"layers": 1},
+}
+
+TRAIN = {"epochs": 50, "batch_size": 32}
+
+DATASETS = {"scenes": SCENES_STREAMS}
+
+from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
+from cirbench.layers import Concat  # noqa: E402
+from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.types import TrainView  # noqa: E402
+
+
+def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
+    """See streams.py; the composition is `Concat` of layers.py."""
+    return build_streams(
+        config, encoders, train, state, lambda name, dim: Concat(dim, config.layers, config.fusion_dropout)
+    )
