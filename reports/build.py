@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-
-from cirbench.records import Record
 from cirbench.reports import explorer as exploring
 from cirbench.reports import tables
 from cirbench.reports.collect import TestSet, collect
 
-__all__ = ["build"]
+from cirbench.records import Record
+from cirbench.types import CirbenchError
+
+__all__ = ["build", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 12
@@ -42,8 +44,9 @@ def build(
         "title": title or "Composed image retrieval: " + ", ".join(dict.fromkeys(t.dataset for t in tests)),
         "records": [r for t in tests for a in t.arms for r in a.records],
         "tests": tests, "parts": parts, "images": images, "max_mb": max_mb,
-        "explorers": [], "blocks": [],
+        "explorers": [], "blocks": [], **_provenance(tests),
     }
+    context["sections"] = _sections(context)
     environment = _environment()
     page = environment.get_template("report.html.j2")
     # What is on the page without the explorer is measured, the rest of the budget is for pictures.
@@ -62,8 +65,38 @@ def _test_part(test: TestSet, number: int, images: bool) -> dict[str, Any]:
     return {
         "index": number, "test": test, "protocol": protocols[0],
         "tables": [tables.main_table(test, name) for name in protocols],
-        "costs": tables.cost_rows(test.arms),
+        "costs": tables.cost_rows(test.arms), "published": [], "published_metrics": [], "figures": {"summary": []},
         "examples": exploring.examples(test, protocols[0], EXAMPLES, images),
+    }
+
+
+def _sections(context: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(anchor, heading, template) of the sections that have something to show."""
+    return [("summary", "Summary", "summary.html.j2"), ("queries", "Queries", "queries.html.j2"),
+            ("provenance", "Provenance", "provenance.html.j2")]
+
+
+def _provenance(tests: Sequence[TestSet]) -> dict[str, Any]:
+    """Environments, notes and omissions of all runs, equal ones told once."""
+    records = [r for t in tests for a in t.arms for r in a.records]
+    environments: dict[str, dict[str, Any]] = {}
+    for record in records:
+        told = dict(record.data.get("environment") or {})
+        told.pop("commit", None)  # it stands with the run
+        machine = told.pop("machine", None)
+        told |= machine if isinstance(machine, dict) else {}
+        items = [(k, v) for k, v in told.items() if isinstance(v, str | int | float) and v != ""]
+        started, finished = str(record.data.get("started", ""))[:16], str(record.data.get("finished", ""))[:16]
+        group = environments.setdefault(repr(items), {"items": items, "runs": 0, "first": started, "last": finished})
+        group["runs"] += 1
+        group["first"], group["last"] = min(group["first"], started), max(group["last"], finished)
+    return {
+        "environments": list(environments.values()),
+        "notes": list(dict.fromkeys(str(n) for r in records for n in r.data.get("notes") or ())),
+        "omitted": list(dict.fromkeys(f"{k}: {v}" for r in records for k, v in (r.data.get("omitted") or {}).items())),
+        "inputs_text": lambda record: json.dumps(
+            {"inputs": record.data["inputs"], "overrides": record.data.get("overrides")}, indent=1, ensure_ascii=False
+        ),
     }
 
 
@@ -105,3 +138,19 @@ def _said(value: Any) -> str:
 def _slug(text: str) -> str:
     """Letters, digits and dashes only."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def write(path: Path, page: str) -> None:
+    """Write the page as a whole or not at all.
+
+    Raises:
+        CirbenchError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CirbenchError(f"cannot write {path}: {error.strerror or error}. Name another file with -o.") from None

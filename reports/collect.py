@@ -147,10 +147,6 @@ class TestSet:
             names.update(dict.fromkeys(arm.protocols()))
         return list(names)
 
-    def rows(self, protocol: str) -> np.ndarray:
-        """(R,) index of the query of each row under `protocol`."""
-        return rows_of(self.first, protocol)
-
     def weights(self, protocol: str, metric: str) -> np.ndarray | None:
         """(R,) weights under which the mean over rows is the record's number, None for equal ones.
 
@@ -160,7 +156,7 @@ class TestSet:
         if arm is None:
             return None
         numbers = arm.records[0].data["protocols"][protocol]["metrics"]
-        rows = self.groups[self.rows(protocol)]
+        rows = self.groups[rows_of(arm.records[0], protocol)]
         names, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
         values = values_of(arm.records[0], protocol, metric)
         if len(names) < 2 or values is None or metric not in numbers:

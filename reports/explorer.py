@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.records import Record
-from cirbench.reports.collect import Arm, TestSet, rows_of
 
 __all__ = ["Block", "Example", "Explorer", "Strip", "examples", "explorer", "first_rows", "pack"]
 
@@ -64,6 +64,7 @@ class Example:
     reference: str
     targets: list[tuple[str, str]]
     strips: list[Strip]
+    seed: Any
 
 
 @dataclass
@@ -103,7 +104,9 @@ def _sampled(test: TestSet) -> list[int]:
     known: set[str] = set()
     for arm in test.arms:
         known.update(arm.records[0].pictures.index)
-    found = [n for n, q in enumerate(test.queries) if q.get("reference") in known and known.issuperset(q["targets"][:1])]
+    found = [
+        n for n, q in enumerate(test.queries) if q.get("reference") in known and known.issuperset(q["targets"][:1])
+    ]
     # A picture is kept of some query's first ten too, so nearly every reference may be there: keep an even share.
     if not found:
         found = list(range(len(test.queries)))
@@ -147,16 +150,17 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     out = []
     for n in chosen:
         query = test.queries[n]
-        targets = set(query["targets"])
+        hits = set(query["targets"])
         strips = [
             Strip(arm.label, int(columns[arm.key][1][columns[arm.key][0][n]]), [
-                (test.gallery[t], test.gallery[t] in targets, uri.get(test.gallery[t], ""))
+                (test.gallery[t], test.gallery[t] in hits, uri.get(test.gallery[t], ""))
                 for t in columns[arm.key][2][columns[arm.key][0][n]] if t >= 0
             ])
             for arm in shown
         ]
         reference = query["reference"]
-        out.append(Example(query, uri.get(reference, ""), [(t, uri.get(t, "")) for t in query["targets"][:3]], strips))
+        targets = [(t, uri.get(t, "")) for t in query["targets"][:3]]
+        out.append(Example(query, uri.get(reference, ""), targets, strips, shown[0].seeds[0]))
     return out
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, metric_names
+from cirbench.reports.collect import Arm, TestSet, arm_values, metric_names, rows_of
 
 from cirbench import statistics
 
@@ -50,6 +50,7 @@ class MainTable:
     groups: list[str]
     facts: dict[str, Any]
     ties: dict[str, list[int]]
+    grouped: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     detectable: float = math.nan
     notes: list[str] = field(default_factory=list)
 
@@ -69,7 +70,9 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
         test, protocol, names, rows, metric_names(arms, protocol, groups=True), facts,
         {a.key: [int(r.data["protocols"][protocol].get("ties", 0)) for r in a.records] for a in arms},
     )
-    clusters = test.clusters[test.rows(protocol)]
+    for arm in arms:
+        table.grouped[arm.key] = {m: statistics.mean_std(arm.scores(protocol, m)) for m in table.groups}
+    clusters = test.clusters[rows_of(arms[0].records[0], protocol)]
     for name in names:
         _judge(table, name, clusters)
     return table
