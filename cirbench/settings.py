@@ -180,5 +180,6 @@ SCENES_STREAMS: Mapping[str, Any] = {
 
 def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, Any]:
     """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
-    shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != config.model_fields[n].default}
+    own = config.model_fields
+    shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
     return {**shared, "streams": streams, "train.epochs": 50, "train.batch_size": 32}

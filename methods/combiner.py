@@ -1,8 +1,8 @@
 """Combiner, the second stage of CLIP4Cir (Baldrati et al., CVPR 2022 workshops and demo; ACM TOMM 2023).
 
 Idea: a residual between CLIP's own vectors. With x' and t' wide projections of image and text,
-q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one number a query. CLIP stays frozen, the target is
-its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
+q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one number a query. CLIP stays frozen, the target
+is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,
 no projection of the targets. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
@@ -10,8 +10,8 @@ no projection of the targets. `like-dwc` has DWC's encoders, projections, loss, 
 `freeze_clip=false` and `project=false`; its CLIP is not carried over to this stage.
 
 Differences from the paper and its code:
-- the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split that is
-  also reported;
+- the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split,
+  which is also reported;
 - several targets of a batch that are hits share the label; in the paper the others count as wrong;
 - the paper's batch of 4096 needs as many training triplets: lower `train.batch_size` on smaller sets.
 """

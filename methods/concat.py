@@ -1,8 +1,8 @@
 """Concat, the plain trained composition: q = l2norm(MLP([image; text])) (the baseline of Vo et al., CVPR 2019).
 
 Two layers as in the TIRG code, or the single linear layer with which DCNet (Kim et al., AAAI 2021) came within half a
-point of TIRG (`one-layer`). Encoders, streams, loss, optimiser and budget are DWC's by default, so that what it lacks is
-DWC's composition and losses alone.
+point of TIRG (`one-layer`). Encoders, streams, loss, optimiser and budget are DWC's by default, so that what it lacks
+is DWC's composition and losses alone.
 
 Differences from the TIRG code's baseline: DWC's encoders, projections and optimiser; see tirg.py for TIRG's own.
 """

@@ -1,8 +1,8 @@
 """TIRG, Text Image Residual Gating (Vo et al., CVPR 2019, arXiv 1812.07119).
 
 Idea: the answer is the reference image, gated, plus a residual made of both:
-q = a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t]), a learned from (1, 10). x is the mean of the CNN's last map through a
-linear layer, t the LSTM's last state through a linear layer. Queries and targets are unit vectors times one learned
+q = a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t]), a learned from (1, 10). x is the mean of the CNN's last map through
+a linear layer, t the LSTM's last state through a linear layer. Queries and targets are unit vectors times one learned
 scale s (from 4), so logits are s^2 cos, in a softmax over the batch's targets. SGD, the CNN at a tenth of the rate.
 
 The defaults are the paper's, on the CNN stream (ResNet-18, 512 wide). `like-dwc` has DWC's encoders, projections, loss,
@@ -13,8 +13,8 @@ Differences from the paper and its code:
 - the softmax loss of Fashion200K everywhere; not the soft triplet loss of CSS and MIT-States;
 - several targets of a batch that are hits share the label; in the paper the others count as wrong;
 - the LSTM's words and padding are DWC's (encoders.py): punctuation is dropped, padding is never read;
-- the rate does not drop tenfold every 50,000 steps but as `train.schedule` says; 30 epochs of Fashion200K are the paper's
-  160,000 steps.
+- the rate does not drop tenfold every 50,000 steps but as `train.schedule` says; 30 epochs of Fashion200K are the
+  paper's 160,000 steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Config(StreamSettings):
     pooling: Literal["gem", "plain"] = Field(
         "plain", description="CNN stream: the map's mean and the last word's state; or GeM over map and states"
     )
-    temperature: float = Field(0.0625, gt=0, description="tau of the contrastive loss; where s starts: 1/tau = s^2 = 16")
+    temperature: float = Field(0.0625, gt=0, description="tau of the contrastive loss; s starts at 1/sqrt(tau) = 4")
     learn_temperature: bool = Field(True, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
     optimizer: Literal["adam", "sgd"] = Field("sgd", description="of both streams; SGD has momentum 0.9")
     clip_lr: float = Field(1e-2, gt=0, description="learning rate of the CLIP stream")

@@ -1,0 +1,205 @@
+"""The rivals against slow transcriptions of their formulas, and what their settings promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import slow_dwc
+import slow_rivals as slow
+import test_dwc
+import torch
+from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
+
+from cirbench import specs
+from cirbench.encoders import Cnn, CnnInfo, LstmText
+from cirbench.layers import Combiner, Concat, GatedResidual
+from cirbench.plugins import find_method
+from cirbench.settings import StreamSettings
+from cirbench.streams import Streams
+from cirbench.types import Pixels, TrainView
+
+D = 10
+
+
+def scrambled(module: torch.nn.Module) -> torch.nn.Module:
+    test_dwc.scramble(module)
+    return module.double().eval()
+
+
+def vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(5, D, generator=g, dtype=torch.float64), torch.randn(5, D, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_concat_equals_its_formula(layers: int) -> None:
+    module, (image, text) = scrambled(Concat(D, layers)), vectors()
+    expected = [slow.concat(test_dwc.weights(module), i.numpy(), t.numpy(), layers) for i, t in zip(image, text, strict=True)]
+    assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
+
+
+def test_tirg_equals_its_formula() -> None:
+    module, (image, text) = scrambled(GatedResidual(D)), vectors()
+    expected = [slow.tirg(test_dwc.weights(module), i.numpy(), t.numpy()) for i, t in zip(image, text, strict=True)]
+    assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
+    assert GatedResidual(D).shares.tolist() == [1.0, 10.0]
+
+
+def test_combiner_equals_its_formula() -> None:
+    module, (image, text) = scrambled(Combiner(D, 7, 9)), vectors()
+    found, share = module(image, text)
+    for n in range(len(image)):
+        q, s = slow.combiner(test_dwc.weights(module), image[n].numpy(), text[n].numpy())
+        assert np.abs(found[n].detach().numpy() - q).max() < 1e-6 and share[n, 0].item() == pytest.approx(s, abs=1e-6)
+
+
+def test_sum_equals_its_formula() -> None:
+    image, text = vectors()
+    found = sum.Sum()(image, text)
+    assert np.allclose(found, [slow.total(i.numpy(), t.numpy()) for i, t in zip(image, text, strict=True)], atol=1e-12)
+
+
+class FakeEncoders:
+    """Stands for the real ones: features come from the test, maps go through."""
+
+    def __init__(self) -> None:
+        self.clip_made = test_dwc.FakeClip()
+        self.clip_made.pixels = Pixels(8, (0, 0, 0), (1, 1, 1))
+
+    def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Any:
+        return self.clip_made
+
+    def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
+        return Cnn(test_dwc.Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1)), "map"))
+
+    def lstm(self, vocabulary: list[str], word_dim: int, hidden: int) -> LstmText:
+        return LstmText(vocabulary, word_dim, hidden)
+
+
+def make(module: Any, **fields: Any) -> Streams:
+    config = module.Config(**{"clip_dim": 16, "cnn_dim": 16, "word_dim": 6, "dropout": 0.0, "streams": "both", **fields})
+    made = module.build(config, FakeEncoders(), TrainView(test_dwc.TEXTS[:3], 3), None)
+    test_dwc.scramble(made)
+    return made.double().eval()
+
+
+CASES = [
+    (tirg, {}), (tirg, {"pooling": "gem"}), (tirg, {"learn_temperature": False, "temperature": 0.2}),
+    (combiner, {"projection": 7, "hidden": 9}), (combiner, {"projection": 7, "hidden": 9, "project": True}),
+    (combiner, {"projection": 7, "hidden": 9, "unit_features": True}),
+    (concat, {}), (concat, {"layers": 1}), (sum, {}),
+]
+
+
+@pytest.mark.parametrize(("module", "fields"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_losses_of_both_streams_equal_the_slow_transcription(module: Any, fields: dict[str, Any]) -> None:
+    """From features, maps and words to the loss, stream by stream."""
+    made, data = make(module, **fields), test_dwc.training_batch()
+    config, rows = made.config, range(len(test_dwc.TEXTS))
+    found = {name: loss.item() for name, loss, _ in made.losses(data)}
+    p = test_dwc.weights(made)
+
+    def below(prefix: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(prefix): v for k, v in p.items() if k.startswith(prefix)}
+
+    def compose(stream: str, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        own = below(f"composers.{stream}.")
+        if module is tirg:
+            return slow.tirg(own, image, text)
+        if module is combiner:
+            return slow.combiner(own, image, text)[0]
+        return slow.total(image, text) if module is sum else slow.concat(own, image, text, config.layers)
+
+    def cnn_image(v: np.ndarray) -> np.ndarray:
+        own = below("vectors.cnn.")
+        pooled = v.mean((1, 2)) if config.pooling == "plain" else slow_dwc.gem(own, "pool_image", v)
+        return slow_dwc.linear(own, "image_fc", pooled)
+
+    def cnn_text(text: str) -> np.ndarray:
+        own = below("vectors.cnn.")
+        words = {k.replace("words.", "text.", 1): v for k, v in own.items()}
+        states = slow_dwc.lstm(words, test_dwc.ids(text))
+        pooled = states[-1] if config.pooling == "plain" else slow_dwc.gem(own, "pool_text", states.T)
+        return slow_dwc.linear(own, "text_fc", pooled)
+
+    own, how = below("vectors.clip."), (config.project, config.unit_features)
+    clip_q = [
+        compose("clip", slow.clip_vector(own, "image", data.reference["clip"][n].numpy(), *how),
+                slow.clip_vector(own, "text", data.text["clip"][n].numpy(), *how)) for n in rows
+    ]
+    clip_t = [slow.clip_vector(own, "image", data.target["clip"][n].numpy(), *how) for n in rows]
+    cnn_q = [
+        compose("cnn", cnn_image(data.reference["cnn"][n].numpy()), cnn_text(test_dwc.TEXTS[n])) for n in rows
+    ]
+    cnn_t = [cnn_image(data.target["cnn"][n].numpy()) for n in rows]
+    for name, q, t in (("clip", clip_q, clip_t), ("cnn", cnn_q, cnn_t)):
+        scale = float(p[f"scales.{name}"]) if config.learn_temperature else None
+        expected = slow.loss(np.array(q), np.array(t), data.positives.numpy(), config.temperature, scale)
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
+
+
+def test_learned_scale_starts_where_the_paper_starts_it() -> None:
+    made = tirg.build(tirg.Config(), FakeEncoders(), TrainView(["a"], 1), None)
+    assert {n: s.item() for n, s in made.scales.items()} == {"cnn": pytest.approx(4.0)}
+    optimizer = made.optimizers()["cnn"]
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["momentum"] == 0.9
+    assert any(p is made.scales["cnn"] for p in optimizer.param_groups[0]["params"])
+
+
+def test_the_cnn_learns_at_a_rate_of_its_own() -> None:
+    class Body(test_dwc.Map):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+    cnn = Cnn(Body(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1)), "map"))
+    words = LstmText(["a"], 6, 16)
+    config = tirg.Config(cnn_dim=16, word_dim=6, cnn_lr=0.5)
+    made = Streams(config, None, cnn, words, lambda name, dim: GatedResidual(dim))
+    rest, slow_group = made.optimizers()["cnn"].param_groups
+    assert [id(p) for p in slow_group["params"]] == [id(cnn.body.weight)]
+    assert rest["lr"] == 0.5 and slow_group["lr"] == pytest.approx(0.05)
+    grouped = {id(p) for g in (rest, slow_group) for p in g["params"]}
+    assert grouped == {id(p) for p in made.parameters()}, "every parameter is in one group"
+
+
+@pytest.mark.parametrize("name", ["tirg", "combiner"])
+@pytest.mark.parametrize(
+    ("variant", "streams"), [("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn")]
+)
+def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str, streams: str) -> None:
+    ours, theirs = specs.plan(name, "scenes", variant), specs.plan("dwc", "scenes")
+    shared = set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}
+    assert len(shared) > 10
+    assert {f: getattr(ours.config, f) for f in shared} == {f: getattr(theirs.config, f) for f in shared}
+    assert ours.train == theirs.train and ours.config.streams == streams
+    fields = {k: v for k, v in find_method(name).variants[variant].items() if "." not in k}
+    full, paper = find_method(name).config(**fields), dwc.Config()
+    assert {f: getattr(full, f) for f in shared} == {f: getattr(paper, f) for f in shared}, "off scenes as well"
+
+
+def test_plain_pooling_does_not_read_padding() -> None:
+    made = make(tirg)
+    batch = test_dwc.batch(test_dwc.TEXTS)
+    with torch.no_grad():
+        together = made.vectors["cnn"].text(batch.words)
+        alone = torch.cat([made.vectors["cnn"].text([t]) for t in batch.words])
+    assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_targetpad_is_asked_of_the_pictures() -> None:
+    encoders = FakeEncoders()
+    config = combiner.Config(projection=4, hidden=4)
+    made = combiner.build(config, encoders, TrainView([], 0), None)
+    assert made.inputs.images["clip"].encoder.pixels.resize == "targetpad"
+    assert encoders.clip_made.pixels.resize == "crop", "others who share this CLIP are not changed"
+
+
+def test_share_of_the_image_is_reported_by_those_that_have_one() -> None:
+    queries = test_dwc.batch(test_dwc.TEXTS)
+    shares = make(combiner, projection=4, hidden=4).modality_weights(queries)
+    assert set(shares) == {"clip", "cnn"}
+    assert all(((s > 0) & (s < 1)).all() and s.shape == (4,) for s in shares.values())
+    assert not hasattr(make(text_only), "modality_weights") and not hasattr(make(tirg), "modality_weights")
