@@ -1,0 +1,108 @@
+"""Encoders by name; features from the cache; the LSTM's vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from cirbench import encoders, specs
+from cirbench.encoders import Encoders, LstmText, build_vocabulary, load_clip, load_cnn, split_words
+from cirbench.features import FeatureStore, TextStore
+from cirbench.images import PixelStore
+from cirbench.types import CirbenchError
+
+
+def test_vocabulary_is_in_file_order_behind_the_special_words() -> None:
+    assert build_vocabulary(["Red, SHOE!", "a red Heel"]) == ["<UNK>", "<AND>", "<BOS>", "<EOS>", "red", "shoe", "a", "heel"]
+    assert split_words("<BOS> ombré t-shirt <EOS>") == ["bos", "ombre", "tshirt", "eos"]
+
+
+def test_unknown_words_and_empty_texts_have_states() -> None:
+    text = LstmText(build_vocabulary(["red shoe"]), 4, 6)
+    states, mask = text(["", "never seen", "red"])
+    assert states.shape == (3, 2, 6) and mask.sum(1).tolist() == [1, 2, 1]
+    assert torch.allclose(states[0, 0], states[1, 0]), "an empty text is one unknown word"
+
+
+@pytest.mark.parametrize("name", encoders.PACKAGED)
+def test_packaged_clips_load_and_agree_with_themselves(name: str) -> None:
+    a, b = load_clip(name), load_clip(name)
+    images, texts = torch.randn(3, 3, 48, 48), ["a red circle", "unknown words here", "put a small blue ring"]
+    assert torch.equal(a.encode_images(images), b.encode_images(images))
+    assert torch.equal(a.encode_texts(texts), b.encode_texts(texts))
+    assert a.encode_images(images).shape == a.encode_texts(texts).shape == (3, a.dim)
+    assert not any(p.requires_grad for p in a.parameters()) and not a.training
+    assert any(p.requires_grad for p in load_clip(name, frozen=False).parameters())
+
+
+def test_the_package_stays_small() -> None:
+    total = sum(p.stat().st_size for p in encoders.ASSETS.rglob("*") if p.is_file())
+    assert total <= 4.2e6
+
+
+def test_open_clip_by_name_with_random_weights() -> None:
+    a, b = load_clip("RN50-quickgelu:random", image_size=64), load_clip("RN50-quickgelu:random", image_size=64)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert a.encode_images(x).shape == a.encode_texts(["a", "b"]).shape == (2, 1024) and a.pixels.size == 64
+        assert torch.equal(a.encode_images(x), b.encode_images(x)), "random weights come from the seed"
+    assert a.key == b.key != load_clip("RN50-quickgelu:random", seed=1, image_size=64).key
+    assert "QuickGELU" in str(a.model)
+
+
+def test_weights_that_cannot_be_fetched_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(open_clip, "create_model", refuse)
+    with pytest.raises(CirbenchError, match="scenes-medium"):
+        load_clip("RN50-quickgelu:openai")
+
+
+def test_any_timm_cnn_gives_a_map() -> None:
+    cnn = load_cnn("resnet10t", 64, pretrained=False)
+    assert cnn(torch.zeros(2, 3, 64, 64)).shape == (2, cnn.info.channels, 2, 2)
+    assert load_cnn("scenes-cnn", 48)(torch.zeros(1, 3, 48, 48)).shape[2:] == (6, 6)
+    with pytest.raises(CirbenchError, match="no feature map"):
+        load_cnn("vit_tiny_patch16_224", 224, pretrained=False)
+
+
+def test_features_from_the_cache_equal_fresh_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
+    dataset = specs.load(tiny.plan("dwc"))
+    ids = dataset.splits["report"].images()
+    clip = load_clip("scenes-small")
+    first = FeatureStore(clip, dataset.images, ids, mirrored=True)
+    monkeypatch.setattr(type(clip), "encode_images", lambda *a: pytest.fail("computed again"))
+    again = FeatureStore(clip, dataset.images, ids, mirrored=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
+    assert torch.equal(first(ids[:9]), again(ids[:9]))
+    pixels = PixelStore(dataset.images, ids, clip.pixels)
+    flip = np.arange(9) % 2 == 0
+    with torch.inference_mode():
+        assert torch.allclose(again(ids[:9], flip), clip.encode_images(pixels(ids[:9], flip)), atol=1e-5)
+    texts = ["a red circle", "put it left", "a red circle"]
+    with torch.inference_mode():
+        assert torch.allclose(TextStore(clip, texts)(texts), clip.encode_texts(texts), atol=1e-6)
+
+
+def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
+    dataset, other = specs.load(tiny.plan("dwc")), specs.load(tiny.plan("dwc", data__data_seed=1))
+    for name in encoders.PACKAGED:
+        for data in (dataset, other):
+            FeatureStore(load_clip(name), data.images, data.splits["report"].images()[:5])
+    assert len(list((tmp_path / "features").glob("*.npy"))) == 4
+
+
+def test_a_frozen_clip_is_shared() -> None:
+    made = Encoders()
+    assert made.clip("scenes-small") is made.clip("scenes-small")
+    assert made.clip("scenes-small", frozen=False) is not made.clip("scenes-small", frozen=False)
