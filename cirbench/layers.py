@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -196,6 +196,28 @@ class Combiner(nn.Module):
         return self.output(self.hidden(both)) + share * text + (1 - share) * image, 1 - share
 
 
+class Composition(nn.Module):
+    """Any composition by name, (B, D), (B, D) -> (B, D) and the share of the image (B, 1), None where it has none."""
+
+    def __init__(self, compose: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.compose = compose
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The composition, and the share of the image."""
+        out = self.compose(image, text)
+        return out if isinstance(out, tuple) else (out, None)
+
+
+def composition(kind: str, dim: int, dropout: float) -> Composition:
+    """`sum`, `hadamard` (product), `concat`, `tirg` or `combiner`, D and 2D wide inside."""
+    made: dict[str, Callable[[], Callable[[Tensor, Tensor], Any]]] = {
+        "sum": lambda: torch.add, "hadamard": lambda: torch.mul, "concat": lambda: Concat(dim, dropout=dropout),
+        "tirg": lambda: GatedResidual(dim), "combiner": lambda: Combiner(dim, dim, 2 * dim, dropout),
+    }
+    return Composition(made[kind]())
+
+
 def contrastive(queries: Tensor, targets: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
     """Cross-entropy of in-batch similarities against soft labels: -mean_i sum_j p_ij log softmax_j(q_i.t_j / tau).
 
@@ -206,6 +228,25 @@ def contrastive(queries: Tensor, targets: Tensor, labels: Tensor, temperature: f
         temperature: tau.
     """
     return -(labels * F.log_softmax(queries @ targets.T / temperature, 1)).sum(1).mean()
+
+
+def similarities(x: Tensor, kind: str, width: float = 1.0) -> Tensor:
+    """How alike the rows of x are, (B, D) -> (B, B).
+
+    Args:
+        x: (B, D).
+        kind: `dot` x_i.x_j; `cosine`; `euclidean` -|x_i - x_j|; `gaussian` exp(-|x_i - x_j|^2 / (2 width^2)).
+        width: of the Gaussian.
+    """
+    if kind == "dot":
+        return x @ x.T
+    if kind == "cosine":
+        return l2norm(x) @ l2norm(x).T
+    # A row is no distance from itself, where the root would have no gradient.
+    squared = (x[:, None] - x[None]).square().sum(2)
+    if kind == "gaussian":
+        return (-squared / (2 * width**2)).exp()
+    return -(squared + 1e-12).sqrt()
 
 
 def hard_labels(positives: Tensor) -> Tensor:

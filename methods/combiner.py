@@ -1,7 +1,7 @@
 """Combiner, the second stage of CLIP4Cir (Baldrati et al., CVPR 2022 workshops and demo; ACM TOMM 2023).
 
 Idea: a residual between CLIP's own vectors. With x' and t' wide projections of image and text,
-q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one number a query. CLIP stays frozen, the target
+q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one number a query. CLIP stays frozen, a target
 is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,

@@ -52,11 +52,26 @@ class Config(Settings):
         "learned", description="weight between the modalities: one a query, a constant, or one a channel (EMD)"
     )
     modality_weight: float = Field(0.5, ge=0, le=1, description="share of the image where the weight is constant")
+    unit_parts: bool = Field(False, description="scale f_I and f_T to unit length before they are weighted")
+    fusion: Literal["emd", "sum", "concat", "hadamard", "tirg", "combiner"] = Field(
+        "emd", description="how f_I and f_T become a query: EMD's weighted sum, or another composition (layers.py)"
+    )
     soft_label_weight: float = Field(0.2, ge=0, le=1, description="share of soft labels (SSG); 0 for hard labels")
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     soft_label_temperature: float = Field(0.07, gt=0, description="tau of the soft labels")
+    soft_label_source: Literal["target", "reference", "text", "teacher", "uniform"] = Field(
+        "target", description="whose likeness softens labels: targets, references, texts, the other stream's targets, "
+        "or nobody's (label smoothing)"
+    )
+    soft_label_similarity: Literal["dot", "cosine", "euclidean", "gaussian"] = Field(
+        "dot", description="likeness of two of them; the vectors are of unit length, so dot and cosine agree"
+    )
+    soft_label_width: float = Field(1.0, gt=0, description="sigma of the Gaussian likeness")
     detach_soft_labels: bool = Field(True, description="no gradient through soft labels")
     contrastive_weight: float = Field(1.0, ge=0, description="of the contrastive loss")
+    contrastive_direction: Literal["query-to-target", "symmetric"] = Field(
+        "query-to-target", description="queries choose targets, or also targets queries (mean of both)"
+    )
     mutual_weight: float = Field(1.0, ge=0, description="of mutual enhancement between the streams; 0 for none")
     mutual_scale: float = Field(10.0, gt=0, description="similarities are multiplied by this before its softmax")
     teacher_image: Literal["target", "reference"] = Field(
@@ -69,12 +84,43 @@ class Config(Settings):
 
 
 VARIANTS = {
+    # Parts taken away.
     "no-emd": {"editors": "none", "weighting": "constant"},
     "no-ssg": {"soft_label_weight": 0.0},
-    "fixed-lambda": {"weighting": "constant"},
     "no-mutual": {"mutual_weight": 0.0},
+    "bare": {"editors": "none", "weighting": "constant", "soft_label_weight": 0.0, "mutual_weight": 0.0},
     "clip-only": {"streams": "clip"},
     "cnn-only": {"streams": "cnn"},
+    # Editors, and the weight between the modalities.
+    "no-editors": {"editors": "none"},
+    "image-editor": {"editors": "image"},
+    "text-editor": {"editors": "text"},
+    "fixed-lambda": {"weighting": "constant"},
+    "lambda-image": {"weighting": "constant", "modality_weight": 1.0},
+    "lambda-text": {"weighting": "constant", "modality_weight": 0.0},
+    "lambda-per-channel": {"weighting": "per-channel"},
+    "unit-parts": {"unit_parts": True},
+    # Another composition in the place of EMD, with DWC's losses.
+    "fusion-sum": {"editors": "none", "fusion": "sum"},
+    "fusion-concat": {"editors": "none", "fusion": "concat"},
+    "fusion-hadamard": {"editors": "none", "fusion": "hadamard"},
+    "fusion-tirg": {"editors": "none", "fusion": "tirg"},
+    "fusion-combiner": {"editors": "none", "fusion": "combiner"},
+    # Soft labels.
+    "ssg-0.1": {"soft_label_weight": 0.1},
+    "ssg-0.5": {"soft_label_weight": 0.5},
+    "ssg-1.0": {"soft_label_weight": 1.0},
+    "ssg-euclidean": {"soft_label_similarity": "euclidean"},
+    "ssg-gaussian": {"soft_label_similarity": "gaussian"},
+    "ssg-reference": {"soft_label_source": "reference"},
+    "ssg-text": {"soft_label_source": "text"},
+    "ssg-teacher": {"soft_label_source": "teacher"},
+    "ssg-uniform": {"soft_label_source": "uniform"},
+    "ssg-gradient": {"detach_soft_labels": False},
+    # Losses, and the other readings of the paper.
+    "symmetric": {"contrastive_direction": "symmetric"},
+    "mutual-reference": {"teacher_image": "reference"},
+    "padding-as-words": {"padding_mask": False},
     "as-released": {
         "teacher_image": "reference", "detach_soft_labels": False, "padding_mask": False,
         "cnn_statistics": "clip", "train.flip": "independent",
@@ -102,26 +148,38 @@ from cirbench.layers import (  # noqa: E402
     Inception1d,
     Inception2d,
     adam,
+    composition,
     contrastive,
     distillation,
     gate,
     hard_labels,
     l2norm,
+    similarities,
 )
-from cirbench.types import Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
+from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
 
 
 class Combine(nn.Module):
-    """The weighted sum of two modalities: (B, D), (B, D) -> unit (B, D), weight (B, 1) or (B, D)."""
+    """The weighted sum of two modalities: (B, D), (B, D) -> unit (B, D), share of the image (B, 1) or (B, D).
+
+    With `fusion` it is another composition; then the share is None where that has none.
+    """
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        if config.weighting != "constant":
+        if config.fusion == "emd" and config.weighting != "constant":
             self.weight = gate(2 * dim, dim, 1 if config.weighting == "learned" else dim, config.dropout)
+        elif config.fusion != "emd":
+            self.other = composition(config.fusion, dim, config.dropout)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """q = l2norm(lambda f_I + (1 - lambda) f_T)."""
+        if self.config.unit_parts:
+            image, text = l2norm(image), l2norm(text)
+        if self.config.fusion != "emd":
+            query, share = self.other(image, text)
+            return l2norm(query), share
         if self.config.weighting == "constant":
             weight = image.new_full((image.shape[0], 1), self.config.modality_weight)
         else:
@@ -147,9 +205,13 @@ class ClipStream(nn.Module):
         """(N, width) -> unit (N, D), through the same layer as reference images."""
         return l2norm(self.img_fc(image))
 
-    def query(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def text_alone(self, text: Tensor) -> Tensor:
+        """(B, width) -> unit (B, D), unedited."""
+        return l2norm(self.txt_fc(text))
+
+    def query(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, width), (B, width) -> unit (B, D), weight."""
-        i, w = l2norm(self.img_fc(image)), l2norm(self.txt_fc(text))
+        i, w = l2norm(self.img_fc(image)), self.text_alone(text)
         both = torch.cat([i, w], 1)
         edited_i = self.gate_image(both) * i if self.config.editors in ("both", "image") else i
         edited_w = self.gate_text(both) * w if self.config.editors in ("both", "text") else w
@@ -221,11 +283,16 @@ class CnnStream(nn.Module):
         text = self.txt_fc(self.pool_text(edited_w, mask))
         return image, text, maps
 
-    def query(self, image: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def text_alone(self, texts: list[str]) -> Tensor:
+        """B strings -> unit (B, D), unedited."""
+        words, mask = self.text(texts, padded_as_words=not self.config.padding_mask)
+        return l2norm(self.txt_fc(self.pool_text(words.transpose(1, 2), mask)))
+
+    def query(self, image: Tensor, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W), B strings -> unit (B, D), weight."""
         return self.query_of_map(self.cnn(image), texts)
 
-    def query_of_map(self, feature_map: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def query_of_map(self, feature_map: Tensor, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """(B, C, h, w), B strings -> unit (B, D), weight."""
         words, mask = self.text(texts, padded_as_words=not self.config.padding_mask)
         image, text, _ = self.edit(feature_map, words, mask)
@@ -252,6 +319,8 @@ class Dwc(nn.Module):
             images["cnn"] = cnn.info.pixels
         self.inputs = Inputs(images, texts)
         self.names = [name for name in ("clip", "cnn") if hasattr(self, name)]
+        if config.soft_label_source == "teacher" and len(self.names) < 2:
+            raise CirbenchError("method.soft_label_source=teacher needs the other stream: set method.streams=both.")
         self.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------------------ streams
@@ -262,7 +331,7 @@ class Dwc(nn.Module):
     def _clip_text(self, batch: QueryBatch) -> Tensor:
         return batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
 
-    def _query(self, stream: str, batch: QueryBatch) -> tuple[Tensor, Tensor]:
+    def _query(self, stream: str, batch: QueryBatch) -> tuple[Tensor, Tensor | None]:
         if stream == "clip":
             return self.clip.query(self._clip_image(batch.reference["clip"]), self._clip_text(batch))
         return self.cnn.query(batch.reference["cnn"], batch.words)
@@ -287,47 +356,72 @@ class Dwc(nn.Module):
 
     # ------------------------------------------------------------------------------- losses
 
-    def labels(self, targets: Tensor, positives: Tensor) -> Tensor:
-        """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(t_i . t_j / tau) + (1 - a) y, y the hard labels."""
-        hard, share = hard_labels(positives).to(targets.dtype), self.config.soft_label_weight
+    def labels(self, compared: Tensor, positives: Tensor) -> Tensor:
+        """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(likeness(x_i, x_j) / tau) + (1 - a) y, y the hard labels.
+
+        x are the targets themselves (t_i . t_j), unless `soft_label_source` names others.
+        """
+        hard, share = hard_labels(positives).to(compared.dtype), self.config.soft_label_weight
         if share == 0:
             return hard
+        if self.config.soft_label_source == "uniform":
+            return share / len(hard) + (1 - share) * hard
         if self.config.detach_soft_labels:
-            targets = targets.detach()
-        return share * (targets @ targets.T / self.config.soft_label_temperature).softmax(1) + (1 - share) * hard
+            compared = compared.detach()
+        alike = similarities(compared, self.config.soft_label_similarity, self.config.soft_label_width)
+        return share * (alike / self.config.soft_label_temperature).softmax(1) + (1 - share) * hard
+
+    def _vectors(self, stream: str, batch: TrainBatch) -> dict[str, Tensor]:
+        """Unit (B, D) of queries and targets, and of references and texts alone where a loss compares them."""
+        used = {self.config.teacher_image, self.config.soft_label_source}
+        if stream == "clip":
+            image, text = self._clip_image(batch.reference["clip"]), self._clip_text(batch)
+            out = {"query": self.clip.query(image, text)[0], "target": self._target("clip", batch.target)}
+            if "reference" in used:
+                out["reference"] = self.clip.target(image)
+            if "text" in used:
+                out["text"] = self.clip.text_alone(text)
+            return out
+        feature_map = self.cnn.cnn(batch.reference["cnn"])
+        out = {"query": self.cnn.query_of_map(feature_map, batch.words)[0], "target": self._target("cnn", batch.target)}
+        if "reference" in used:
+            out["reference"] = self.cnn.target_of_map(feature_map)
+        if "text" in used:
+            out["text"] = self.cnn.text_alone(batch.words)
+        return out
 
     def _loss(
-        self, stream: str, q: Tensor, t: Tensor, positives: Tensor, teacher: Tensor | None
+        self, stream: str, own: dict[str, Tensor], other: dict[str, Tensor] | None, positives: Tensor
     ) -> tuple[str, Tensor, dict[str, float]]:
-        con = contrastive(q, t, self.labels(t, positives), self.config.temperature)
-        loss, logs = self.config.contrastive_weight * con, {f"{stream}/contrastive": con.item()}
-        if teacher is not None:
-            mutual = distillation(teacher, q @ t.T, self.config.mutual_scale)
-            loss, logs[f"{stream}/mutual"] = loss + self.config.mutual_weight * mutual, mutual.item()
+        """One stream's loss; `other` is the stream that teaches it."""
+        config, q, t = self.config, own["query"], own["target"]
+        compared = own.get(config.soft_label_source, t)
+        if config.soft_label_source == "teacher" and other is not None:
+            compared = other["target"].detach()
+        con = contrastive(q, t, self.labels(compared, positives), config.temperature)
+        if config.contrastive_direction == "symmetric":
+            con = (con + contrastive(t, q, self.labels(compared, positives.T), config.temperature)) / 2
+        loss, logs = config.contrastive_weight * con, {f"{stream}/contrastive": con.item()}
+        if other is not None and config.mutual_weight:
+            mutual = distillation(other["query"] @ other[config.teacher_image].T, q @ t.T, config.mutual_scale)
+            loss, logs[f"{stream}/mutual"] = loss + config.mutual_weight * mutual, mutual.item()
         return stream, loss, logs
 
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
         """The CLIP stream against the CNN stream, a step, then the CNN stream against the stepped CLIP stream."""
-        mutual = len(self.names) == 2 and self.config.mutual_weight > 0
-        by_reference = self.config.teacher_image == "reference"
-        teacher = q = t = None
-        if "cnn" in self.names:
-            # Computed once: the CLIP stream's step leaves the CNN stream as it is.
-            reference_map = self.cnn.cnn(batch.reference["cnn"])
-            q, _ = self.cnn.query_of_map(reference_map, batch.words)
-            t = self.cnn.target(batch.target["cnn"])
-            if mutual:
-                with torch.no_grad():
-                    teacher = q @ (self.cnn.target_of_map(reference_map) if by_reference else t).T
+        taught = len(self.names) == 2 and (
+            self.config.mutual_weight > 0 or self.config.soft_label_source == "teacher"
+        )
+        # Computed once: the CLIP stream's step leaves the CNN stream as it is.
+        cnn = self._vectors("cnn", batch) if "cnn" in self.names else None
         if "clip" in self.names:
-            clip_q, clip_t = self._query("clip", batch)[0], self._target("clip", batch.target)
-            yield self._loss("clip", clip_q, clip_t, batch.positives, teacher)
-        if q is not None and t is not None:
-            if mutual:
+            yield self._loss("clip", self._vectors("clip", batch), cnn if taught else None, batch.positives)
+        if cnn is not None:
+            clip = None
+            if taught:
                 with torch.no_grad():
-                    images = batch.reference if by_reference else batch.target
-                    teacher = self._query("clip", batch)[0] @ self._target("clip", images).T
-            yield self._loss("cnn", q, t, batch.positives, teacher)
+                    clip = self._vectors("clip", batch)
+            yield self._loss("cnn", cnn, clip, batch.positives)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One a stream."""
@@ -343,7 +437,8 @@ class Dwc(nn.Module):
 
     def modality_weights(self, batch: QueryBatch) -> dict[str, Tensor]:
         """Stream -> (B,) share of the image; the CNN stream's image branch already contains text."""
-        return {name: self._query(name, batch)[1].mean(1) for name in self.names}
+        shares = {name: self._query(name, batch)[1] for name in self.names}
+        return {name: share.mean(1) for name, share in shares.items() if share is not None}
 
     def explain(self, batch: QueryBatch) -> Explanation:
         """Words weighted by the text editor, and maps over the reference picture, all from the CNN stream."""

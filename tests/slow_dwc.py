@@ -94,7 +94,24 @@ def gem(p: dict, name: str, x: np.ndarray) -> np.ndarray:
     return (flat**power).mean(1) ** (1 / power)
 
 
-def combine(config, p: dict, name: str, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def combine(config, p: dict, name: str, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """EMD's weighted sum, or the composition that stands in its place; imported late, since it is written with these."""
+    import slow_rivals as rivals
+
+    if config.unit_parts:
+        image, text = unit(image), unit(text)
+    inner = {k.removeprefix(f"{name}.other.compose."): v for k, v in p.items()}
+    if config.fusion == "sum":
+        return unit(rivals.total(image, text)), None
+    if config.fusion == "hadamard":
+        return unit(np.array([i * t for i, t in zip(image, text, strict=True)])), None
+    if config.fusion == "concat":
+        return unit(rivals.concat(inner, image, text, 2)), None
+    if config.fusion == "tirg":
+        return unit(rivals.tirg(inner, image, text)), None
+    if config.fusion == "combiner":
+        q, share = rivals.combiner(inner, image, text)
+        return unit(q), np.array([share])
     if config.weighting == "constant":
         weight = np.array([config.modality_weight])
     else:
@@ -163,11 +180,33 @@ def cnn_query(config, p: dict, v: np.ndarray, ids: list[int]) -> tuple[np.ndarra
     return combine(config, p, "combine", image, text)
 
 
-def soft_labels(config, targets: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    n, share = len(targets), config.soft_label_weight
+def clip_text(p: dict, text: np.ndarray) -> np.ndarray:
+    return unit(relu(linear(p, "txt_fc.0", text)))
+
+
+def cnn_text(p: dict, ids: list[int]) -> np.ndarray:
+    return unit(linear(p, "txt_fc", gem(p, "pool_text", lstm(p, ids).T)))
+
+
+def likeness(config, a: np.ndarray, b: np.ndarray) -> float:
+    if config.soft_label_similarity == "dot":
+        return float(sum(x * y for x, y in zip(a, b, strict=True)))
+    if config.soft_label_similarity == "cosine":
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    distance = np.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+    if config.soft_label_similarity == "gaussian":
+        return float(np.exp(-(distance**2) / (2 * config.soft_label_width**2)))
+    return -float(distance)
+
+
+def soft_labels(config, compared: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    n, share = len(compared), config.soft_label_weight
     out = np.zeros((n, n))
     for i in range(n):
-        similar = softmax(np.array([targets[i] @ targets[j] for j in range(n)]) / config.soft_label_temperature)
+        alike = np.array([likeness(config, compared[i], compared[j]) for j in range(n)])
+        similar = softmax(alike / config.soft_label_temperature)
+        if config.soft_label_source == "uniform":
+            similar = np.full(n, 1 / n)
         for j in range(n):
             out[i, j] = share * similar[j] + (1 - share) * positives[i, j] / positives[i].sum()
     return out

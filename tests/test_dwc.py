@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import slow_dwc as slow
 import torch
+from cirbench.methods import dwc
 from torch import nn
 
 from cirbench.encoders import Cnn, CnnInfo, LstmText, build_vocabulary
-from cirbench.methods import dwc
 from cirbench.plugins import find_method
-from cirbench.types import Frozen, Pixels, QueryBatch, TrainBatch
+from cirbench.types import CirbenchError, Frozen, Pixels, QueryBatch, TrainBatch
 
 TEXTS = ["same shoe but red", "red", "a much higher heel and no strap at all", "unseenword heel"]
 VOCABULARY = build_vocabulary(TEXTS[:3])
@@ -76,8 +76,17 @@ ABLATED = [
     {}, {"editors": "image"}, {"editors": "text"}, {"editors": "none"}, {"weighting": "constant"},
     {"weighting": "constant", "modality_weight": 0.3}, {"weighting": "per-channel"},
     {"editors": "none", "weighting": "constant"}, {"word_temperature": 1.0, "region_temperature": 2.0},
-    {"padding_mask": False},
+    {"padding_mask": False}, {"unit_parts": True},
+    {"fusion": "sum"}, {"fusion": "hadamard"}, {"fusion": "concat"}, {"fusion": "tirg"}, {"fusion": "combiner"},
+    {"fusion": "tirg", "editors": "none", "unit_parts": True},
 ]
+
+
+def same_share(found: torch.Tensor | None, row: int, expected: np.ndarray | None) -> bool:
+    """Equal shares of the image, or none in both."""
+    if found is None or expected is None:
+        return found is None and expected is None
+    return np.abs(found[row].numpy() - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("fields", ABLATED, ids=str)
@@ -92,12 +101,12 @@ def test_streams_equal_the_slow_transcription(fields: dict[str, Any]) -> None:
     for n, text in enumerate(TEXTS):
         image = queries.reference["clip"][n].numpy()
         q, w = slow.clip_query(method.config, clip, image, queries.text["clip"][n].numpy())
-        assert np.abs(clip_q[n].numpy() - q).max() < 1e-6 and np.abs(clip_w[n].numpy() - w).max() < 1e-6
+        assert np.abs(clip_q[n].numpy() - q).max() < 1e-6 and same_share(clip_w, n, w)
         assert np.abs(clip_t[n].numpy() - slow.clip_target(clip, image)).max() < 1e-6
         v = queries.reference["cnn"][n].numpy()
         words = ids(text) if method.config.padding_mask else ids(text, longest)
         q, w = slow.cnn_query(method.config, cnn, v, words)
-        assert np.abs(cnn_q[n].numpy() - q).max() < 1e-6 and np.abs(cnn_w[n].numpy() - w).max() < 1e-6
+        assert np.abs(cnn_q[n].numpy() - q).max() < 1e-6 and same_share(cnn_w, n, w)
         assert np.abs(cnn_t[n].numpy() - slow.cnn_target(cnn, v)).max() < 1e-6
 
 
@@ -123,6 +132,13 @@ def training_batch(dtype: torch.dtype = torch.float64) -> TrainBatch:
     {}, {"soft_label_weight": 0.0}, {"soft_label_weight": 1.0}, {"mutual_weight": 0.0}, {"teacher_image": "reference"},
     {"detach_soft_labels": False}, {"mutual_scale": 3.0, "temperature": 0.2, "soft_label_temperature": 0.5},
     {"streams": "clip"}, {"streams": "cnn"}, {"mutual_weight": 0.3, "contrastive_weight": 2.0},
+    {"contrastive_direction": "symmetric"}, {"soft_label_similarity": "cosine"}, {"soft_label_similarity": "euclidean"},
+    {"soft_label_similarity": "gaussian"}, {"soft_label_similarity": "gaussian", "soft_label_width": 0.5},
+    {"soft_label_source": "uniform"}, {"soft_label_source": "reference"}, {"soft_label_source": "text"},
+    {"soft_label_source": "teacher"}, {"soft_label_source": "teacher", "mutual_weight": 0.0},
+    {"soft_label_source": "text", "contrastive_direction": "symmetric", "soft_label_similarity": "euclidean"},
+    {"soft_label_source": "reference", "teacher_image": "reference", "detach_soft_labels": False},
+    {"fusion": "combiner", "editors": "none"},
 ], ids=str)
 def test_losses_equal_the_slow_transcription(fields: dict[str, Any]) -> None:
     # Evaluation mode keeps batch statistics out of it; the losses themselves know no mode.
@@ -131,6 +147,7 @@ def test_losses_equal_the_slow_transcription(fields: dict[str, Any]) -> None:
     q: dict[str, np.ndarray] = {}
     t: dict[str, np.ndarray] = {}
     r: dict[str, np.ndarray] = {}
+    w: dict[str, np.ndarray] = {}
     rows = range(len(TEXTS))
     if hasattr(method, "clip"):
         p = weights(method.clip)
@@ -138,20 +155,28 @@ def test_losses_equal_the_slow_transcription(fields: dict[str, Any]) -> None:
                                               data.text["clip"][n].numpy())[0] for n in rows])
         t["clip"] = np.array([slow.clip_target(p, data.target["clip"][n].numpy()) for n in rows])
         r["clip"] = np.array([slow.clip_target(p, data.reference["clip"][n].numpy()) for n in rows])
+        w["clip"] = np.array([slow.clip_text(p, data.text["clip"][n].numpy()) for n in rows])
     if hasattr(method, "cnn"):
         p = weights(method.cnn)
         q["cnn"] = np.array([slow.cnn_query(config, p, data.reference["cnn"][n].numpy(), ids(TEXTS[n]))[0] for n in rows])
         t["cnn"] = np.array([slow.cnn_target(p, data.target["cnn"][n].numpy()) for n in rows])
         r["cnn"] = np.array([slow.cnn_target(p, data.reference["cnn"][n].numpy()) for n in rows])
+        w["cnn"] = np.array([slow.cnn_text(p, ids(TEXTS[n])) for n in rows])
     seen = []
     for name, loss, logs in method.losses(data):
         seen.append(name)
-        labels = slow.soft_labels(config, t[name], data.positives.numpy())
+        other = "cnn" if name == "clip" else "clip"
+        compared = {"target": t, "reference": r, "text": w, "uniform": t}.get(config.soft_label_source, {}).get(name)
+        if config.soft_label_source == "teacher":
+            compared = t[other]
+        labels = slow.soft_labels(config, compared, data.positives.numpy())
         con = slow.contrastive(q[name], t[name], labels, config.temperature)
+        if config.contrastive_direction == "symmetric":
+            labels = slow.soft_labels(config, compared, data.positives.numpy().T)
+            con = (con + slow.contrastive(t[name], q[name], labels, config.temperature)) / 2
         expected = config.contrastive_weight * con
         assert logs[f"{name}/contrastive"] == pytest.approx(con, abs=1e-6)
         if len(q) == 2 and config.mutual_weight:
-            other = "cnn" if name == "clip" else "clip"
             images = r if config.teacher_image == "reference" else t
             mutual = slow.kl(q[other] @ images[other].T, q[name] @ t[name].T, config.mutual_scale)
             expected += config.mutual_weight * mutual
@@ -234,6 +259,42 @@ def test_variants_are_overrides_of_fields() -> None:
         config = dwc.Config(**fields)
         assert all(getattr(config, k) == v for k, v in fields.items())
         assert any(getattr(dwc.Config(), k) != v for k, v in fields.items()), "a variant that changes nothing"
+
+
+def test_default_weights_keep_their_names() -> None:
+    """Checkpoints and converted ones are read by these names, whatever fields are added."""
+    names = set(make().state_dict())
+    assert {"clip.img_fc.0.weight", "clip.gate_image.3.bias", "clip.combine.weight.3.weight", "cnn.pool_target.p",
+            "cnn.to_words.reduce.weight", "cnn.image_to_words.norm_pooled.running_var", "cnn.combine.weight.0.bias",
+            "cnn.text.lstm.weight_hh_l0", "cnn.txt_fc.weight"} <= names
+    assert not any(".other." in name for name in names)
+
+
+def test_teacher_labels_need_a_teacher_and_give_it_no_gradient() -> None:
+    with pytest.raises(CirbenchError, match="streams=both"):
+        make(streams="clip", soft_label_source="teacher")
+    method, data = make(soft_label_source="teacher", detach_soft_labels=False, mutual_weight=0.0), training_batch()
+    _, loss, _ = next(method.losses(data))
+    loss.backward()
+    assert all(p.grad is None for p in method.cnn.parameters())
+    assert method.clip.img_fc[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_weight_of_one_modality_hides_the_other(share: float) -> None:
+    """`lambda-text` and `lambda-image` in the CLIP stream without editors, where no branch has seen the other."""
+    method = make(streams="clip", editors="none", weighting="constant", modality_weight=share)
+    a, b = batch(TEXTS, 1), batch(TEXTS, 2)
+    mixed = (a.reference, b.text) if share == 1.0 else (b.reference, a.text)
+    with torch.no_grad():
+        assert torch.equal(method.encode_queries(a), method.encode_queries(QueryBatch(*mixed, TEXTS)))
+
+
+def test_shares_are_told_where_there_are_any() -> None:
+    queries = batch(TEXTS)
+    assert set(make().modality_weights(queries)) == {"clip", "cnn"}
+    assert set(make(fusion="combiner").modality_weights(queries)) == {"clip", "cnn"}
+    assert make(fusion="sum").modality_weights(queries) == {}
 
 
 def test_frozen_clip_is_no_part_of_the_weights() -> None:
