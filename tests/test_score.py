@@ -1,0 +1,343 @@
+"""`score` against a slow loop written from the definitions, the known answers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_data import SCORED, build
+
+from cirbench import scoring_run
+from cirbench.cli import main
+from cirbench.splits import load_named
+from cirbench.types import Dataset, Protocol, Query, Split
+
+SHARED = Path(os.environ.get("CIRBENCH_SHARED") or Path(__file__).parents[1].parent / "shared") / "data" / "annotations"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real annotation files (../shared) are not here")
+
+# ------------------------------------------------------------------------------------- the slow loop
+
+
+def slow_gallery(split: Split, protocol: Protocol, query: Query) -> list[str]:
+    if protocol.gallery == "own":
+        return list(query.candidates or ())
+    groups = split.galleries[protocol.gallery]
+    return list(groups[query.group] if query.group in groups else groups[""])
+
+
+def slow_worth(protocol: Protocol, query: Query, image: str) -> float:
+    if protocol.hit == "graded":
+        return max(0.0, query.extra["soft"].get(image, 0.0))
+    if protocol.hit == "first":
+        return float(image == query.targets[0])
+    return float(image in query.targets)
+
+
+def slow_best_in_first(scores: dict[str, float], worth: dict[str, float], k: int) -> float:
+    """Among equal scores the images worth least stand first; then the best of the first k."""
+    order = sorted(scores, key=lambda i: (-scores[i], worth[i]))
+    return max((worth[i] for i in order[:k]), default=0.0)
+
+
+def slow_precision(scores: dict[str, float], targets: tuple[str, ...], k: int) -> float:
+    order = sorted(scores, key=lambda i: (-scores[i], i in targets))
+    found, total = 0, 0.0
+    for place, image in enumerate(order[:k], 1):
+        if image in targets:
+            found += 1
+            total += found / place
+    return total / min(len(targets), k)
+
+
+def slow_metric(name: str, protocol: Protocol, query: Query, scores: dict[str, float]) -> float:
+    kind, k = name.split("@")
+    if kind == "Rs":
+        members = [m for m in query.extra["members"] if m != query.reference]
+        scores = {m: scores[m] for m in members}
+    if kind == "mAP":
+        return slow_precision(scores, query.targets, int(k))
+    return slow_best_in_first(scores, {i: slow_worth(protocol, query, i) for i in scores}, int(k))
+
+
+def slow(
+    dataset: Dataset, split: Split, protocol: Protocol, text: dict[tuple[str, str], np.ndarray],
+    image: dict[str, np.ndarray],
+) -> dict[str, float]:
+    values: dict[str, list[tuple[str, tuple[str, ...], float]]] = {}
+    for query in split.queries:
+        for strings in dataset.forms[protocol.form](query):
+            vector = np.mean([text[query.id, s] for s in strings], axis=0)
+            shown = [i for i in slow_gallery(split, protocol, query)
+                     if not (protocol.drop_reference and i == query.reference)]
+            scores = {i: float(vector @ image[i]) for i in shown}
+            for metric in protocol.metrics:
+                parts = metric[5:-1].split(",") if metric.startswith("mean(") else [metric]
+                value = float(np.mean([slow_metric(p, protocol, query, scores) for p in parts]))
+                aspects = tuple(query.extra.get("aspects", ())) if metric.startswith("mAP") else ()
+                values.setdefault(metric, []).append((query.group, aspects, value))
+    out = {}
+    for metric, rows in values.items():
+        groups = dict.fromkeys(g for g, _, _ in rows)
+        by_group = {g: 100 * float(np.mean([v for h, _, v in rows if h == g])) for g in groups}
+        whole = list(by_group.values()) if protocol.average == "groups" else [100 * v for _, _, v in rows]
+        out[metric] = float(np.mean(whole))
+        out.update({f"{g}/{metric}": v for g, v in by_group.items() if g})
+        for aspect in {a for _, aspects, _ in rows for a in aspects}:
+            out[f"{aspect}/{metric}"] = 100 * float(np.mean([v for _, a, v in rows if aspect in a]))
+    return out
+
+
+def embeddings(dataset: Dataset, split: Split, kind: str, seed: int) -> tuple[dict, dict]:
+    """(query id, string) -> vector and image id -> vector; small integers make many exact ties."""
+    rng = np.random.default_rng(seed)
+
+    def draw() -> np.ndarray:
+        # The dyadic grid keeps every product and every mean of two exact, in float32 and in any order of summation.
+        grid = rng.integers(-1, 2, 4) if kind == "tied" else rng.integers(-512, 513, 8)
+        return grid.astype(np.float32) * 2
+
+    text = {}
+    for form in dataset.forms.values():
+        for query in split.queries:
+            for row in form(query):
+                for string in row:
+                    text.setdefault((query.id, string), draw())
+    image = {i: draw() for i in split.images()}
+    for query in split.queries:
+        for name in query.extra.get("members", ()):
+            image.setdefault(name, draw())
+    return text, image
+
+
+def write_npz(path: Path, dataset: Dataset, split: Split, text: dict, image: dict, seed: int = 0) -> Path:
+    """In any row order, with every row of every form under its own name."""
+    default = dataset.protocols[0].form
+    ids, rows = [], []
+    for form in dict.fromkeys(p.form for p in dataset.protocols):
+        for query in split.queries:
+            made = dataset.forms[form](query)
+            for n, row in enumerate(made):
+                name = "" if form == default else f"#{form}" if len(made) == 1 else f"#{form}.{n}"
+                ids.append(query.id + name)
+                rows.append(np.mean([text[query.id, s] for s in row], axis=0))
+    order = np.random.default_rng(seed).permutation(len(ids))
+    images = list(image)
+    np.random.default_rng(seed + 1).shuffle(images)
+    np.savez(
+        path, query_ids=np.array(ids)[order], queries=np.array(rows, dtype=np.float32)[order],
+        image_ids=np.array(images), gallery=np.array([image[i] for i in images]),
+    )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["random", "tied"])
+@pytest.mark.parametrize("name", sorted(SCORED))
+def test_score_equals_the_slow_loop_for_every_protocol(name: str, kind: str, tmp_path: Path) -> None:
+    root = build(name, tmp_path / name)
+    dataset, split = load_named(name, root, SCORED[name])
+    text, image = embeddings(dataset, split, kind, 11)
+    file = write_npz(tmp_path / "e.npz", dataset, split, text, image)
+    result = scoring_run.score_embeddings(dataset, split, [file])
+    assert result["omitted"] == {}
+    assert list(result["protocols"]) == [p.name for p in dataset.protocols]
+    for protocol in dataset.protocols:
+        expected = slow(dataset, split, protocol, text, image)
+        found = result["protocols"][protocol.name]
+        assert found["metrics"] == pytest.approx(expected, abs=1e-9), protocol.name
+        assert found["queries"] == sum(len(dataset.forms[protocol.form](q)) for q in split.queries)
+    assert kind == "random" or any(p["ties"] for p in result["protocols"].values())
+
+
+@pytest.mark.parametrize("name", ["fashioniq", "shoes", "cirr", "circo", "genecis", "custom"])
+def test_full_lists_score_like_the_embeddings_they_come_from(name: str, tmp_path: Path) -> None:
+    root = build(name, tmp_path / name)
+    dataset, split = load_named(name, root, SCORED[name])
+    text, image = embeddings(dataset, split, "random", 5)
+    lists = {}
+    for form in dict.fromkeys(p.form for p in dataset.protocols):
+        for query in split.queries:
+            protocol = next(p for p in dataset.protocols if p.form == form)
+            rows = dataset.forms[form](query)
+            for n, row in enumerate(rows):
+                vector = np.mean([text[query.id, s] for s in row], axis=0)
+                ids = slow_gallery(split, protocol, query)
+                lists[f"{query.id}#{form}" + (f".{n}" if len(rows) > 1 else "")] = sorted(
+                    ids, key=lambda i, v=vector: -float(v @ image[i])
+                )
+    (tmp_path / "l.json").write_text(json.dumps(lists))
+    by_list = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])
+    file = write_npz(tmp_path / "e.npz", dataset, split, text, image)
+    by_embedding = scoring_run.score_embeddings(dataset, split, [file])
+    for protocol in dataset.protocols:
+        a, b = by_list["protocols"][protocol.name], by_embedding["protocols"][protocol.name]
+        assert a["metrics"] == pytest.approx(b["metrics"], abs=1e-9), protocol.name
+        assert a["gallery"] == b["gallery"]
+
+
+def test_models_per_category_are_aggregated_under_one_name(tmp_path: Path) -> None:
+    root = build("fashioniq", tmp_path / "fiq")
+    dataset, split = load_named("fashioniq", root, "val")
+    files, expected = [], {}
+    for n, cat in enumerate(("dress", "shirt", "toptee")):
+        part = Split("val", tuple(q for q in split.queries if q.group == cat),
+                     {g: {cat: by[cat]} for g, by in split.galleries.items()})
+        text, image = embeddings(dataset, part, "random", n)
+        image = {f"{cat}/{i}": v for i, v in image.items()}
+        files.append(write_npz(tmp_path / f"{cat}.npz", dataset, part, text, image))
+        expected[cat] = slow(dataset, part, dataset.protocols[0], text, {i.partition("/")[2]: v for i, v in image.items()})
+    result = scoring_run.score_embeddings(dataset, split, files)["protocols"]["fiq-original-keep-ab"]["metrics"]
+    assert result["R@10"] == pytest.approx(np.mean([expected[c]["R@10"] for c in expected]))
+    assert result["shirt/R@50"] == pytest.approx(expected["shirt"]["R@50"])
+    alone = scoring_run.score_embeddings(dataset, split, files[:1])
+    assert "R@10" not in alone["protocols"]["fiq-original-keep-ab"]["metrics"]
+    assert alone["protocols"]["fiq-original-keep-ab"]["metrics"]["dress/R@10"] == pytest.approx(expected["dress"]["R@10"])
+    assert "shirt, toptee" in alone["omitted"]["fiq-original-keep-ab/average"]
+
+
+def test_absent_forms_are_omitted_and_both_orders_are_put_together(tmp_path: Path) -> None:
+    root = build("fashioniq", tmp_path / "fiq")
+    dataset, split = load_named("fashioniq", root, "val")
+    text, image = embeddings(dataset, split, "random", 3)
+    ids = [q.id for q in split.queries] + [f"{q.id}#ba" for q in split.queries]
+    rows = [text[q.id, dataset.forms[f](q)[0][0]] for f in ("ab", "ba") for q in split.queries]
+    np.savez(tmp_path / "e.npz", query_ids=ids, queries=rows, image_ids=list(image), gallery=list(image.values()))
+    result = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"])
+    assert {n.rpartition("-")[2] for n in result["protocols"]} == {"ab", "ba", "both", "avg"}
+    assert {n.rpartition("-")[2] for n in result["omitted"]} == {"each", "tokens"}
+    for name in ("fiq-original-drop-both", "fiq-val-keep-avg"):
+        protocol = next(p for p in dataset.protocols if p.name == name)
+        assert result["protocols"][name]["metrics"] == pytest.approx(slow(dataset, split, protocol, text, image), abs=1e-9)
+
+
+def test_short_lists_omit_what_they_cannot_support(tmp_path: Path) -> None:
+    root = build("cirr", tmp_path / "cirr")
+    dataset, split = load_named("cirr", root, "val")
+    ids = list(split.galleries["all"][""])
+    lists = {q.id: [i for i in ids if i != q.reference][:7] for q in split.queries}
+    (tmp_path / "l.json").write_text(json.dumps(lists))
+    result = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])
+    assert set(result["protocols"]["cirr-hard"]["metrics"]) == {"R@1", "R@5"}
+    assert "7 usable images, 10 are needed" in result["omitted"]["cirr-hard/R@10"]
+    assert "subset" in result["omitted"]["cirr-hard/Rs@3"]
+
+
+# ------------------------------------------------------------------------------------- known answers
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *args: Any) -> dict[str, Any]:
+    main(["score", *map(str, args), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@needs_shared
+def test_circo_example_file_gives_the_official_values(capsys: pytest.CaptureFixture[str]) -> None:
+    root = SHARED / "circo"
+    found = run_json(
+        capsys, "--dataset", "circo", "--root", root, "--split", "val", "--rankings",
+        root / "submission_examples" / "submission_val.json",
+    )["protocols"]["circo-keep"]
+    expected = {
+        "mAP@5": 0.486111, "mAP@10": 0.517767, "mAP@25": 0.540035, "mAP@50": 0.602039, "R@5": 0.909091,
+        "R@10": 0.909091, "R@25": 1.363636, "R@50": 3.636364, "direct_addressing/mAP@10": 0.919701,
+        "comparative_statement/mAP@10": 1.05, "statement_with_conjunction/mAP@10": 0.618346,
+        "viewpoint/mAP@10": 0.617284, "spatial_relations_background/mAP@10": 0.180754, "addition/mAP@10": 0.087054,
+        "compare_change/mAP@10": 0.024225, "cardinality/mAP@10": 0.0, "negation/mAP@10": 0.0,
+    }
+    assert {k: found["metrics"][k] for k in expected} == pytest.approx(expected, abs=5e-7)
+    assert found["queries"] == 220
+
+
+def circo_edge(kind: str, query: Query, fillers: list[str]) -> list[str]:
+    others = [f for f in fillers if f not in query.targets and f != query.reference]
+    return {
+        "oracle": [*query.targets, *others], "reference-first": [query.reference, *query.targets, *others],
+        "reversed": [*query.targets[::-1], *others], "three": list(query.targets[:3]),
+        "fillers-first": [*others[:4], *query.targets, *others[4:]],
+    }[kind][:50]
+
+
+@needs_shared
+@pytest.mark.parametrize(("kind", "values"), [
+    ("oracle", (100, 100, 100, 100)), ("reference-first", (58.3071, 64.7493, 65.3596, 65.3596)),
+    ("reversed", (100, 100, 100, 100)), ("fillers-first", (8.0212, 30.9514, 34.9485, 34.9485)),
+])
+def test_circo_edge_set(kind: str, values: tuple[float, ...], tmp_path: Path) -> None:
+    dataset, split = load_named("circo", SHARED / "circo", "val")
+    fillers = [str(n) for n in range(1, 80)]
+    lists = {q.id: [int(i) for i in circo_edge(kind, q, fillers)] for q in split.queries}
+    (tmp_path / "l.json").write_text(json.dumps(lists))
+    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["circo-keep"]["metrics"]
+    assert [found[f"mAP@{k}"] for k in (5, 10, 25, 50)] == pytest.approx(values, abs=5e-5)
+    if kind == "reversed":
+        assert [found["R@5"], found["R@10"]] == pytest.approx([74.0909, 95.9091], abs=5e-5)
+    if kind == "reference-first":
+        dropped = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-drop"])
+        assert dropped["protocols"]["circo-drop"]["metrics"]["mAP@25"] == pytest.approx(100)
+
+
+@needs_shared
+def test_circo_lists_of_three_are_scored_by_the_formula_and_omitted_by_score(tmp_path: Path) -> None:
+    from cirbench.metrics import average_precision_at
+
+    dataset, split = load_named("circo", SHARED / "circo", "val")
+    for k, value in ((5, 83.7273), (10, 78.2148), (25, 78.0354), (50, 78.0354)):
+        precisions = [
+            average_precision_at(np.arange(1, min(len(q.targets), 3) + 1), len(q.targets), k) for q in split.queries
+        ]
+        assert 100 * np.mean(precisions) == pytest.approx(value, abs=5e-5)
+    (tmp_path / "l.json").write_text(json.dumps({q.id: list(q.targets[:3]) for q in split.queries}))
+    result = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-keep"])
+    assert "mAP@5" not in result["protocols"]["circo-keep"]["metrics"]
+    assert "5 are needed" in result["omitted"]["circo-keep/mAP@5"]
+
+
+@needs_shared
+def test_cirr_oracle_is_perfect_under_hard_and_not_under_graded_labels(tmp_path: Path) -> None:
+    dataset, split = load_named("cirr", SHARED / "cirr", "val")
+    ids = split.galleries["all"][""]
+    lists = {q.id: [q.targets[0], *(i for i in ids if i not in (q.targets[0], q.reference))] for q in split.queries}
+    (tmp_path / "l.json").write_text(json.dumps(lists))
+    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
+    assert found["cirr-hard"]["metrics"]["R@1"] == 100 and found["cirr-hard"]["metrics"]["Rs@1"] == 100
+    assert found["cirr-graded"]["metrics"]["R@1"] == pytest.approx(99.0122, abs=5e-5)
+    best = {}
+    for q in split.queries:
+        soft = sorted((i for i in q.extra["soft"] if i != q.reference), key=lambda i: -q.extra["soft"][i])
+        best[q.id] = [*soft, *(i for i in ids if i not in soft and i != q.reference)]
+    (tmp_path / "l.json").write_text(json.dumps(best))
+    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["cirr-graded"]["metrics"]
+    assert found["R@1"] == pytest.approx(99.9043, abs=5e-5) and found["Rs@1"] == pytest.approx(99.5456, abs=5e-5)
+
+
+@needs_shared
+def test_shoes_oracle_misses_the_query_whose_target_is_its_reference(tmp_path: Path) -> None:
+    dataset, split = load_named("shoes", SHARED / "shoes", "eval")
+    names = split.galleries["4658"][""]
+    lists = {q.id: [q.targets[0], *names[:60]] for q in split.queries}
+    lists = {k: list(dict.fromkeys(v)) for k, v in lists.items()}
+    (tmp_path / "l.json").write_text(json.dumps(lists))
+    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
+    assert found["shoes-4658"]["metrics"]["R@1"] == pytest.approx(100 * 1760 / 1761)
+    assert found["shoes-doubled"]["metrics"]["R@1"] == pytest.approx(100 * 3520 / 3521)
+    assert found["shoes-doubled"]["queries"] == 3521
+    assert found["shoes-4621"]["metrics"]["R@50"] == pytest.approx(100 * (1760 - 11) / 1761)
+    assert any("29 queries" in note for note in dataset.notes)
+
+
+@needs_shared
+def test_fashioniq_val_scores_on_the_real_annotation(tmp_path: Path) -> None:
+    dataset, split = load_named("fashioniq", SHARED / "fashion_iq", "val", ("data.category=dress",))
+    rng = np.random.default_rng(0)
+    gallery = split.images()
+    vectors = rng.standard_normal((len(gallery), 16)).astype(np.float32)
+    place = {i: n for n, i in enumerate(gallery)}
+    queries = vectors[[place[q.targets[0]] for q in split.queries]] * 100
+    np.savez(tmp_path / "e.npz", query_ids=[q.id for q in split.queries], queries=queries.astype(np.float64),
+             image_ids=gallery, gallery=vectors.astype(np.float16))
+    found = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-original-keep-ab"])
+    entry = found["protocols"]["fiq-original-keep-ab"]
+    assert entry["queries"] == 2017 and entry["gallery"] == 3817 and entry["metrics"]["R@50"] > 99
