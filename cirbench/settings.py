@@ -172,7 +172,7 @@ class StreamSettings(Settings):
 
 #: What `StreamSettings` methods need on scenes: DWC's sizes, rates and epochs there.
 SCENES_STREAMS: Mapping[str, Any] = {
-    "clip": "scenes-medium", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
+    "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
     "clip_lr": 1e-3, "cnn_lr": 1e-3,
     "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
 }
