@@ -133,7 +133,7 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 #: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
 DATASETS = {
     "scenes": {
-        "clip": "scenes-medium", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
+        "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
         "clip_lr": 1e-3, "cnn_lr": 1e-3,
         "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
     },
