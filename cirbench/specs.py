@@ -59,7 +59,7 @@ def _by_scope(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def plan(
     method: str, dataset: str, variant: str = "", backbone: str = "", seed: int = 0, sets: Sequence[str] = (),
-    root: Path | None = None, over: Mapping[str, Any] | None = None,
+    root: Path | None = None, over: Mapping[str, Any] | None = None, recipe: str = "",
 ) -> Plan:
     """Resolve and check one run.
 
@@ -75,6 +75,7 @@ def plan(
         sets: `scope.field=value` texts.
         root: folder of the data.
         over: the same as `sets`, already parsed (`{"method.x": 1}`).
+        recipe: another dataset whose sizes and rates to use here (`scenes` is sized for two CPU cores), or "".
 
     Raises:
         CirbenchError: anything that can be known to be wrong without loading data or weights.
@@ -86,9 +87,13 @@ def plan(
         raise CirbenchError(f"--seed {seed}: a seed is 0 or more.")
     if variant and variant not in found.variants:
         raise unknown(f"variant of {found.name}", variant, list(found.variants), "See `cirbench list variants`.")
-    needed = _by_scope(found.datasets.get(facts.name, {}))
+    recipes = [name for name in found.datasets if "/" not in name]
+    if recipe and recipe not in recipes:
+        raise unknown(f"recipe of {found.name}", recipe, recipes)
+    sized = recipe or facts.name
+    needed = _by_scope(found.datasets.get(sized, {}))
     # `DATASET/VARIANT` is what a variant needs there: its own sizes are meant for real pictures.
-    varied = _by_scope({**found.variants.get(variant, {}), **found.datasets.get(f"{facts.name}/{variant}", {})})
+    varied = _by_scope({**found.variants.get(variant, {}), **found.datasets.get(f"{sized}/{variant}", {})})
     if facts.train.get("flip", "none") == "none":
         # Texts of this dataset name positions: mirroring would make them wrong, whoever's variant it is.
         varied["train"].pop("flip", None)

@@ -15,13 +15,15 @@ from cirbench.cli._shared import command_line, is_quiet, parse_seeds, run_option
 Examples:
   cirbench run --method dwc --dataset scenes
   cirbench run --method dwc --variant no-emd --dataset scenes --seeds 0,1,2
-  cirbench run --method ./mine.py --dataset custom --root photos/ --backbone my-clip/
+  cirbench run --method dwc --dataset custom --root photos/ --backbone my-clip/ --recipe scenes
   cirbench run --method dwc --dataset scenes --set train.epochs=2 --set method.soft_label_weight=0.5
 """)
 @click.option("--method", "-m", required=True, help="Name (`cirbench list methods`) or path of a .py file.")
 @click.option("--dataset", "-d", required=True, help="Name (`cirbench list datasets`).")
 @click.option("--variant", default="", help="A named set of overrides (`cirbench list variants`).")
 @click.option("--backbone", default="", help="CLIP to use instead: MODEL:TAG, a packaged name, or a folder.")
+@click.option("--recipe", default="", metavar="DATASET",
+              help="Sizes and rates the method has for another dataset: `scenes` fits two CPU cores.")
 @click.option("--seed", type=int, default=None, help="Default 0.")
 @click.option("--seeds", default=None, help="Several, such as 0,1,2: one run each.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
@@ -29,7 +31,7 @@ Examples:
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
 @run_options
 def run(
-    method: str, dataset: str, variant: str, backbone: str, seed: int | None, seeds: str | None, sets: tuple[str, ...],
+    method: str, dataset: str, variant: str, backbone: str, recipe: str, seed: int | None, seeds: str | None, sets: tuple[str, ...],
     force: bool, export_embeddings: bool, root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
@@ -39,7 +41,7 @@ def run(
     from cirbench import specs
 
     plans = [
-        specs.plan(method, dataset, variant, backbone, s, sets, root) for s in parse_seeds(seed, seeds)
+        specs.plan(method, dataset, variant, backbone, s, sets, root, recipe=recipe) for s in parse_seeds(seed, seeds)
     ]
     from cirbench import runs
 
