@@ -31,7 +31,8 @@ Examples:
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
 @run_options
 def run(
-    method: str, dataset: str, variant: str, backbone: str, recipe: str, seed: int | None, seeds: str | None, sets: tuple[str, ...],
+    method: str, dataset: str, variant: str, backbone: str, recipe: str, seed: int | None, seeds: str | None,
+    sets: tuple[str, ...],
     force: bool, export_embeddings: bool, root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
