@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from cirbench.reports import analysis, attention, tables
 from cirbench.reports import explorer as exploring
-from cirbench.reports import tables
 from cirbench.reports.collect import TestSet, collect
 
 from cirbench.records import Record
@@ -46,7 +47,11 @@ def build(
         "tests": tests, "parts": parts, "images": images, "max_mb": max_mb,
         "explorers": [], "blocks": [], **_provenance(tests),
     }
-    context["sections"] = _sections(context)
+    context["sections"] = _sections(parts)
+    if figures is not None:
+        from cirbench.reports.figures import save
+
+        save([f for part in parts for found in part["figures"].values() for f in found], figures)
     environment = _environment()
     page = environment.get_template("report.html.j2")
     # What is on the page without the explorer is measured, the rest of the budget is for pictures.
@@ -61,19 +66,85 @@ def build(
 
 
 def _test_part(test: TestSet, number: int, images: bool) -> dict[str, Any]:
+    """Everything the templates show of one test set."""
     protocols = test.protocols()
+    default = protocols[0]
+    shown = [tables.main_table(test, name) for name in protocols]
+    metric = shown[0].metrics[0] if shown[0].metrics else ""
+    published = _published(test.dataset)
+    part: dict[str, Any] = {
+        "index": number, "test": test, "protocol": default, "metric": metric, "tables": shown,
+        "costs": tables.cost_rows(test.arms),
+        "published": published, "published_metrics": list(dict.fromkeys(m for e in published for m in e["metrics"])),
+        "examples": exploring.examples(test, default, EXAMPLES, images),
+        "families": analysis.ablations(test, default, metric), "curves": analysis.curves(test, default, metric),
+        "noise": analysis.curves(test, default, metric, analysis.NOISE, least=2),
+        "backbones": [
+            {"curve": c, "costs": {r["arm"].key: r for r in tables.cost_rows([p[2] for p in c.points])}}
+            for c in analysis.curves(test, default, metric, analysis.BACKBONE, least=2)
+        ],
+        "modality": analysis.modality(test), "audit": analysis.audit(test, default, metric),
+        "attention": attention.attention(test, images), "doubtful": _pictured(test, default, images),
+        "training": analysis.training(test),
+    }
+    part["figures"] = _figures(part)
+    return part
+
+
+def _published(dataset: str) -> list[dict[str, Any]]:
+    """Numbers of papers on a dataset, each with its source and protocol (published.toml)."""
+    found = tomllib.loads((TEMPLATES.parent / "published.toml").read_text(encoding="utf-8"))
+    return [entry for entry in found["result"] if entry["dataset"] == dataset]
+
+
+def _pictured(test: TestSet, protocol: str, images: bool) -> list[dict[str, Any]]:
+    """Likely false negatives with their pictures, where kept."""
+    found = analysis.false_negatives(test, protocol)
+    ids = [i for d in found for i in (d["query"]["reference"], d["query"]["targets"][0], d["image"])]
+    known = exploring.pictures(test.arms, ids) if images and ids else {}
+    uri = {image_id: exploring.data_uri(data) for image_id, data in known.items()}
+    return [d | {"uri": uri} for d in found]
+
+
+def _figures(part: dict[str, Any]) -> dict[str, list[Any]]:
+    """Section -> figures of one test set."""
+    from cirbench.reports import figures as draw
+
+    n, metric, test = part["index"], part["metric"], part["test"]
+    scores = {row.arm.key: row.cells[metric].mean for row in part["tables"][0].rows if row.cells.get(metric)}
+    by_knob: dict[str, list[Any]] = {}
+    for curve in part["curves"]:
+        by_knob.setdefault(curve.knob, []).append(curve)
+    by_stream = [row for row in part["modality"] if row["arm"] is part["modality"][0]["arm"]]
     return {
-        "index": number, "test": test, "protocol": protocols[0],
-        "tables": [tables.main_table(test, name) for name in protocols],
-        "costs": tables.cost_rows(test.arms), "published": [], "published_metrics": [], "figures": {"summary": []},
-        "examples": exploring.examples(test, protocols[0], EXAMPLES, images),
+        "summary": [f for f in [draw.cost_figure(f"cost-{n}", part["costs"], scores, metric)] if f],
+        "ablation": [draw.ablation_figure(f"ablation-{n}-{k}", f) for k, f in enumerate(part["families"])],
+        "sensitivity": [
+            draw.curve_figure(f"curve-{n}-{_slug(knob)}", found[:8], metric) for knob, found in by_knob.items()
+        ],
+        "noise": [draw.curve_figure(f"noise-{n}", part["noise"][:8], metric)] if part["noise"] else [],
+        "modality": [
+            draw.modality_figure(f"modality-{n}-{_slug(row['stream'])}", row, test.groups) for row in by_stream
+        ],
+        "training": [f for f in [
+            draw.training_figure(f"losses-{n}", part["training"], "losses", "loss"),
+            draw.training_figure(f"select-{n}", part["training"], "select", "%"),
+        ] if f],
     }
 
 
-def _sections(context: dict[str, Any]) -> list[tuple[str, str, str]]:
+SECTIONS = (
+    ("ablation", "Ablation", ("families",)), ("sensitivity", "Sensitivity", ("curves",)),
+    ("backbones", "Backbones", ("backbones",)), ("modality", "Modality importance", ("modality", "audit")),
+    ("queries", "Queries", ("examples",)), ("attention", "Attention", ("attention",)),
+    ("noise", "Label noise", ("noise", "doubtful")), ("training", "Training", ("training",)),
+)
+
+
+def _sections(parts: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """(anchor, heading, template) of the sections that have something to show."""
-    return [("summary", "Summary", "summary.html.j2"), ("queries", "Queries", "queries.html.j2"),
-            ("provenance", "Provenance", "provenance.html.j2")]
+    middle = [(i, name, f"{i}.html.j2") for i, name, keys in SECTIONS if any(p[k] for p in parts for k in keys)]
+    return [("summary", "Summary", "summary.html.j2"), *middle, ("provenance", "Provenance", "provenance.html.j2")]
 
 
 def _provenance(tests: Sequence[TestSet]) -> dict[str, Any]:
@@ -105,13 +176,18 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(num=_number, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug)
+    environment.filters.update(num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug)
     return environment
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     """A number for people, or a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    """A difference, its sign always shown."""
+    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
 
 def _exact(value: float | None) -> str:

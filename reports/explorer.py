@@ -17,7 +17,7 @@ from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.records import Record
 
-__all__ = ["Block", "Example", "Explorer", "Strip", "examples", "explorer", "first_rows", "pack"]
+__all__ = ["Block", "Example", "Explorer", "Strip", "examples", "explorer", "first_rows", "pack", "pictures"]
 
 STRIP = 10
 """Images shown of a ranking."""
@@ -145,7 +145,7 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
         wanted.update(dict.fromkeys([query["reference"], *query["targets"][:3]]))
         for rows, _, tops in columns.values():
             wanted.update(dict.fromkeys(test.gallery[t] for t in tops[rows[n]] if t >= 0))
-    found = _pictures(shown, wanted) if with_pictures else {}
+    found = pictures(shown, wanted) if with_pictures else {}
     uri = {image_id: data_uri(data) for image_id, data in found.items()}
     out = []
     for n in chosen:
@@ -164,7 +164,8 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     return out
 
 
-def _pictures(arms: Iterable[Arm], wanted: Iterable[str]) -> dict[str, bytes]:
+def pictures(arms: Iterable[Arm], wanted: Iterable[str]) -> dict[str, bytes]:
+    """Those of the wanted pictures that any run of these arms kept."""
     found: dict[str, bytes] = {}
     for arm in arms:
         for record in arm.records:
@@ -229,7 +230,7 @@ def _add_pictures(out: Explorer, sampled: list[int], tops: list[np.ndarray], bud
     for top in tops:
         for row in top:
             wanted.update(dict.fromkeys(test.gallery[t] for t in row if t >= 0))
-    found = _pictures(out.arms, list(wanted))
+    found = pictures(out.arms, list(wanted))
     where: dict[str, list[int]] = {}
     chunk: list[str] = []
     chunks: list[list[str]] = []
