@@ -196,7 +196,9 @@ def _list_ranks(
     wanted = judging.targets_of(protocol, kind)
     indices = [q for q, _ in rows]
     if protocol.gallery in ("own", *split.galleries) or kind == judging.SUBSET:
-        sets = [set(ids) for _, ids in judging.galleries_of(split, protocol, kind, indices)]
+        named = judging.galleries_of(split, protocol, kind, indices)
+        once = {name: frozenset(ids) for name, ids in dict(named).items()}
+        sets = [once[name] for name, _ in named]
     else:
         sets = None
     best, every, depth, size = [], [], 10**9, 0
@@ -205,7 +207,7 @@ def _list_ranks(
         dropped = query.reference if protocol.drop_reference or kind == judging.SUBSET else None
         allowed = sets[n] if sets is not None else None
         shown = [i for i in names if i != dropped and (allowed is None or i in allowed)]
-        if allowed is None or len(shown) < len(allowed - {dropped}):
+        if allowed is None or len(shown) < len(allowed) - (dropped in allowed):
             depth = min(depth, len(shown))
         size = max(size, len(allowed) if allowed is not None else 0)
         ranks = _position(shown, wanted(query))

@@ -1,0 +1,58 @@
+"""Encodes a test split with a run's weights and writes what the server of its dataset reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cirbench import evaluation, judging, submissions
+from cirbench.feed import Feed
+from cirbench.ranking import dot, rank
+from cirbench.types import CirbenchError, Dataset, Protocol, Split
+
+#: Datasets with a server, and the split whose labels it keeps.
+SERVERS = {"cirr": "test1", "circo": "test"}
+
+
+def rankings(
+    dataset: Dataset, split: Split, images: torch.Tensor, rows: evaluation.Rows, protocol: Protocol, k: int,
+    kind: str = judging.BEST, scoring: object = dot,
+) -> list[list[str]]:
+    """The first k image ids of every query."""
+    gallery = evaluation.gallery_of(split)
+    position = {name: n for n, name in enumerate(gallery)}
+    view = judging.view_of(split, protocol, position, rows.query, kind)
+    _, top, _ = rank(rows.embeddings, images, [view], scoring, k)  # type: ignore[arg-type]
+    return [[gallery[int(t)] for t in line if t >= 0] for line in np.asarray(top)]
+
+
+def write(
+    method: object, dataset: Dataset, split: Split, device: torch.device, folder: Path, quiet: bool
+) -> list[Path]:
+    """Encode, rank and write; every file is checked before its path is returned.
+
+    Raises:
+        CirbenchError: a dataset without a server, or a gallery too small for its lists.
+    """
+    if dataset.name not in SERVERS:
+        raise CirbenchError(f"there is no server for {dataset.name}; submissions exist for {', '.join(SERVERS)}.")
+    protocol = dataset.protocols[0] if dataset.name == "circo" else replace(dataset.protocols[0], hit="targets")
+    form = dataset.forms[protocol.form]
+    texts: Sequence[str] = evaluation.texts_of(dataset, split, [protocol.form])
+    feed = Feed(dataset, split.images(), texts, method.inputs, device, quiet=quiet)  # type: ignore[attr-defined]
+    images = evaluation.encode_gallery(method, feed, evaluation.gallery_of(split), quiet)
+    rows = evaluation.encode_rows(method, feed, split, form, quiet)
+    scoring = getattr(method, "score", dot)
+    ranked = rankings(dataset, split, images, rows, protocol, 50, scoring=scoring)
+    if dataset.name == "cirr":
+        subset = rankings(dataset, split, images, rows, protocol, 5, judging.SUBSET, scoring)
+        paths = submissions.write_cirr(folder, split, ranked, subset)
+    else:
+        paths = submissions.write_circo(folder, split, ranked)
+    for path in paths:
+        submissions.validate(path, split)
+    return paths
