@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cirbench import cost, evaluation, specs
+from cirbench import cost, evaluation, lease, specs
 from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
@@ -71,6 +71,9 @@ def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]
 
 
 def _view(dataset: Dataset, form: str) -> TrainView:
+    if "train" not in dataset.splits:
+        # Evaluation-only datasets: whatever a method learnt from texts is in the state of its checkpoint.
+        return TrainView([], 0)
     texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
     return TrainView(texts, len(dataset.splits["train"].queries))
 
@@ -121,7 +124,8 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     _check_backbones(planned.spec.config)
     dataset = specs.load(planned)
     run_id, inputs, _ = identify(planned, dataset)
-    folder = options.out / specs.run_name(planned, run_id)
+    # An interrupted run goes on where it is, under whatever label it was begun.
+    folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / specs.run_name(planned, run_id))
     existing = _finished(options.out, run_id)
     if existing is not None and not options.force:
         return Record(existing)
@@ -129,6 +133,16 @@ def run(planned: Plan, options: Options = Options()) -> Record:
         for old in {folder, *([existing] if existing is not None else [])}:
             shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    with lease.held(folder):
+        if is_finished(folder):  # by another process, while this one waited for the lease
+            return Record(folder)
+        return _run(planned, dataset, run_id, inputs, folder, device, options)
+
+
+def _run(
+    planned: Plan, dataset: Dataset, run_id: str, inputs: dict[str, Any], folder: Path, device: torch.device,
+    options: Options,
+) -> Record:
     started = datetime.now(UTC)
     began = time.perf_counter()
     _deterministic(planned.spec.seed)
@@ -149,11 +163,14 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     write_jsonl(folder / "training.jsonl", trained.log)
     seconds = {"train": trained.seconds, "epoch": trained.seconds / max(planned.train.epochs, 1) if trainable else 0.0}
     save_weights(folder / "model.safetensors", method)
+    tick = time.perf_counter()
+    selected = _on_select(folder, method, dataset, device, options)
+    seconds["select"] = time.perf_counter() - tick
     report(
         folder, method, dataset, dataset.splits["report"], dataset.protocols, device, options,
         {
             "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
-            "selection": selection, "split": "report", "started": started.isoformat(timespec="seconds"),
+            "selection": selection, "select": selected, "split": "report", "started": started.isoformat(timespec="seconds"),
             "notes": list(dataset.notes) + (
                 ["The checkpoint was chosen on the reported split (test-oracle)."]
                 if planned.train.selection == "test-oracle" else []
@@ -163,6 +180,21 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     )
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Record(folder)
+
+
+def _on_select(
+    folder: Path, method: Any, dataset: Dataset, device: torch.device, options: Options
+) -> dict[str, Any] | None:
+    """Score the reported weights on `select` too, for sweeps: they compare points there, and never on `report`."""
+    split = dataset.splits.get("select")
+    if split is None or not split.queries:
+        return None
+    forms = list(dict.fromkeys(p.form for p in dataset.protocols))
+    feed = _feed(method, dataset, split, forms, device, options.quiet)
+    result, _, _ = evaluation.evaluate(method, feed, dataset, split, dataset.protocols, options.quiet)
+    kept = ("row_query/", "rank/", "value/")
+    write_npz(folder / "select.npz", {name: a for name, a in result.arrays.items() if name.startswith(kept)})
+    return {"protocols": result.protocols, "omitted": result.omitted}
 
 
 def _finished(out: Path, run_id: str) -> Path | None:

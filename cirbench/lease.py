@@ -1,0 +1,171 @@
+"""Who is working on a folder: a small file with a heartbeat, so that a dead worker can be told from a slow one.
+
+On the same machine a dead process is known at once, by its id and the time it started. Of another machine only the
+heartbeat is known: a lease whose count has stood still for `PATIENCE` seconds *of the observer's clock* is taken over,
+so clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cirbench.records import write_json
+
+__all__ = ["BEAT", "PATIENCE", "Watch", "held", "identity", "lock", "repeating"]
+
+BEAT = 5.0
+"""Seconds between two heartbeats."""
+PATIENCE = 60.0
+"""Seconds without a heartbeat after which a worker of another machine counts as dead."""
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """This machine since it was started, and the process ids that are visible here (containers have their own)."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        lambda: Path("/proc/self/ns/pid").readlink().name,
+    ):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return " ".join(parts)
+
+
+def _born(pid: int) -> float | None:
+    """When a process started, or None where there is none; a zombie no longer works."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
+    except psutil.Error:
+        return None
+
+
+def identity() -> dict[str, Any]:
+    """What tells this process from every other: machine, process id, its start, and a token."""
+    return {"machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex, "beat": 0}
+
+
+class Watch:
+    """Decides whether the holder of a lease is dead; keeps what it saw, so ask the same object again."""
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        self._seen: dict[str, tuple[Any, float]] = {}
+
+    def dead(self, holder: Mapping[str, Any] | None) -> bool:
+        """Whether nobody works under this lease any more (None: nobody ever did)."""
+        if not holder:
+            return True
+        if holder.get("machine") == _machine():
+            born = _born(int(holder["pid"]))
+            # The clock may be adjusted while a process runs, so its start may seem to move a little.
+            return born is None or abs(born - float(holder.get("born") or 0)) > 2
+        token, beat, now = str(holder.get("token")), holder.get("beat"), time.monotonic()
+        last, since = self._seen.setdefault(token, (beat, now))
+        if last != beat:
+            self._seen[token] = (beat, now)
+            return False
+        return now - since > self.patience
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            import msvcrt
+
+            while True:
+                with contextlib.suppress(OSError):
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
+                    break
+            try:
+                yield
+            finally:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file frees the lock
+
+
+@contextlib.contextmanager
+def repeating(action: Any, seconds: float) -> Iterator[None]:
+    """Call `action` every so many seconds, in a thread, while the block runs. Its failures do not stop the block."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(seconds):
+            with contextlib.suppress(Exception):
+                action()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterator[bool]:
+    """Hold the lease of a folder; waits while a living process holds it. Yields whether it had to wait.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, held(Path(folder)) as waited:
+        ...     waited, (Path(folder) / "lease.json").is_file()
+        (False, True)
+    """
+    path, mine, watch = folder / "lease.json", identity(), Watch(patience)
+    waited = False
+    while True:
+        # Between reading a dead lease and replacing it nobody else may do the same.
+        with lock(folder / "lease.lock"):
+            if watch.dead(_read(path)):
+                write_json(path, mine)
+                break
+        waited = True
+        time.sleep(poll)
+
+    def beat() -> None:
+        with lock(folder / "lease.lock"):
+            found = _read(path)
+            if found is not None and found.get("token") == mine["token"]:
+                mine["beat"] += 1
+                write_json(path, mine)
+
+    try:
+        with repeating(beat, BEAT):
+            yield waited
+    finally:
+        with lock(folder / "lease.lock"):
+            found = _read(path)
+            if found is not None and found.get("token") == mine["token"]:
+                path.unlink()
+        # The file of the lock stays while others may wait for it; whoever waits finds a finished run.
+        (folder / "lease.lock").unlink(missing_ok=True)
