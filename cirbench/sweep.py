@@ -1,0 +1,394 @@
+"""A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
+
+A trial is a point of the space. Its number says which point of a grid it is, and storages hand numbers out atomically:
+so no point is taken twice or dropped, and there is nothing to set up before the first worker may start. A trial whose
+worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cirbench import lease
+from cirbench.records import Record, write_json
+from cirbench.seeds import derive, digest
+from cirbench.sweepfile import Point, Range, Sweep
+from cirbench.types import CirbenchError
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+BLOCKS = 10
+"""Blocks of select queries whose values the pruner compares, each with itself under another point."""
+RUNNING, COMPLETE, PRUNED, FAIL = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how, nothing that changes a number."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    storage: str = ""
+    quiet: bool = True
+    command: str = ""
+    deadline: float | None = None
+    retry_failed: bool = False
+
+
+class _FileLock:
+    """Freed by the operating system when its holder is killed; Optuna's own would stand for 30 seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._held = path, contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        self._held.enter_context(lease.lock(self.path))
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+
+def hide_password(url: str) -> str:
+    """A database URL that may be shown."""
+    head, at, tail = url.rpartition("@")
+    if not at or ":" not in head.partition("://")[2]:
+        return url
+    return f"{head.rpartition(':')[0]}:***@{tail}"
+
+
+def open_storage(folder: Path, url: str = "") -> Any:
+    """The journal file of a sweep's folder, or a database.
+
+    Raises:
+        CirbenchError: no driver, or no database there.
+    """
+    if not url:
+        folder.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), _FileLock(folder / "journal.lock")))
+    shown = hide_password(url)
+    if "://" not in url:
+        raise CirbenchError(f"--storage {shown!r} is no database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
+    # Several processes that find an empty database all create its tables; all but one fail, and then find them.
+    for attempt in range(5):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except ImportError as error:
+            raise CirbenchError(f"--storage {shown}: {error}. Install it with `pip install 'cirbench[storage]'`.") from None
+        except Exception as error:
+            if attempt == 4 or "could not connect" in str(error) or "onnection refused" in str(error):
+                first = str(error).strip().splitlines()[0].replace(url, shown)
+                raise CirbenchError(f"--storage {shown} cannot be used: {first}.") from None
+            time.sleep(0.3 * (attempt + 1))
+    raise AssertionError("left by return or raise")
+
+
+class _Points(optuna.samplers.BaseSampler):
+    """A grid: the trial's number is the number of its point."""
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points = points
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        return as_params(self.points[int(trial.user_attrs.get("point", trial.number))])[name]
+
+
+def as_params(point: Point) -> dict[str, Any]:
+    """A point of a grid as Optuna shows it."""
+    return {"arm": point.arm or point.method, "variant": point.variant, **point.values}
+
+
+def _distributions(sweep: Sweep, points: list[Point]) -> dict[str, BaseDistribution]:
+    """Parameter name -> what it may be."""
+    if sweep.sampler == "grid":
+        choices: dict[str, list[Any]] = {}
+        for point in points:
+            for name, value in as_params(point).items():
+                known = choices.setdefault(name, [])
+                if value not in known:
+                    known.append(value)
+        return {name: CategoricalDistribution(values) for name, values in choices.items()}
+    out: dict[str, BaseDistribution] = {}
+    for name, axis in sweep.arms[0].space.items():
+        if not isinstance(axis, Range):
+            out[name] = CategoricalDistribution(axis)
+        elif axis.whole:
+            out[name] = IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=int(axis.step or 1))
+        else:
+            out[name] = FloatDistribution(axis.low, axis.high, log=axis.log, step=axis.step)
+    return out
+
+
+def _sampler(sweep: Sweep, points: list[Point], trials: int) -> optuna.samplers.BaseSampler:
+    """Seeded by the sweep and by how many trials there are, so that a restart repeats no draw."""
+    seed = derive(0, "sampler", sweep.name, trials) % 2**32
+    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "grid": lambda: _Points(points),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+        # One low-discrepancy sequence for all: its place in it is kept in the study.
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=derive(0, "qmc", sweep.name) % 2**32, scramble=True),
+    }
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return samplers[sweep.sampler]()
+
+
+class Worker:
+    """One process's view of a study: takes points and runs them."""
+
+    def __init__(self, sweep: Sweep, options: Options, patience: float = lease.PATIENCE) -> None:
+        self.sweep, self.options = sweep, options
+        self.name = sweep.study()
+        self.folder = options.out / "sweeps" / self.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.points = sweep.points() if sweep.sampler == "grid" else []
+        self.storage = open_storage(self.folder, options.storage)
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if sweep.pruner == "wilcoxon":
+            import warnings
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                # Two seeds at least: blocks of one trained model share its luck.
+                pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=2 * BLOCKS)
+        self.study = optuna.create_study(
+            storage=self.storage, study_name=self.name, direction=sweep.objective.direction, pruner=pruner,
+            load_if_exists=True, sampler=_sampler(sweep, self.points, 0),
+        )
+        self.distributions = _distributions(sweep, self.points)
+        self.me, self.watch = lease.identity(), lease.Watch(patience)
+
+    # ------------------------------------------------------------------------------- who does what
+
+    def trials(self) -> list[FrozenTrial]:
+        """Those that stand for a point, the last one of each point."""
+        last: dict[int, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if "void" not in trial.user_attrs:
+                last[int(trial.user_attrs.get("point", trial.number))] = trial
+        return [last[k] for k in sorted(last)]
+
+    def _abandoned(self, trial: FrozenTrial) -> bool:
+        holder = trial.user_attrs.get("worker")
+        if holder is None and self.options.storage:
+            # Just taken by another machine, perhaps; here, whoever takes a trial holds the lock that we now hold.
+            holder = {"token": f"trial {trial.number}", "beat": 0}
+        return self.watch.dead(holder)
+
+    def claim(self) -> int | None:
+        """The id of a trial that is now ours, or None where there is nothing to take at this moment."""
+        with lease.lock(self.folder / "claim.lock"):
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == RUNNING and self._abandoned(trial):
+                    return self._take(trial._trial_id)
+            again = None
+            if self.options.retry_failed:
+                again = next((t for t in trials if t.state == FAIL and not self._mine(t)), None)
+            if again is None and (len(trials) >= self.sweep.total or self.late()):
+                return None
+            self.study.sampler = _sampler(self.sweep, self.points, len(self.study.get_trials(deepcopy=False)))
+            fresh = self.study.ask()
+            if again is not None:
+                fresh.set_user_attr("point", int(again.user_attrs.get("point", again.number)))
+            elif fresh.number >= self.sweep.total:
+                # Another machine took the last point between the question above and this one.
+                fresh.set_user_attr("void", True)
+                self.study.tell(fresh, state=FAIL)
+                return None
+            return self._take(fresh._trial_id)
+
+    def _mine(self, trial: FrozenTrial) -> bool:
+        """Whether this very command already tried it: then once more is not better."""
+        return (trial.datetime_complete or trial.datetime_start).timestamp() >= self._started  # type: ignore[union-attr]
+
+    _started = time.time()
+
+    def _take(self, trial_id: int) -> int | None:
+        self.storage.set_trial_user_attr(trial_id, "worker", self.me)
+        if self.options.storage:
+            # A database has no such lock across machines: the last to write keeps it.
+            time.sleep(0.5)
+            if self.storage.get_trial(trial_id).user_attrs.get("worker", {}).get("token") != self.me["token"]:
+                return None
+        return trial_id
+
+    def _beat(self, trial_id: int) -> None:
+        self.me = {**self.me, "beat": self.me["beat"] + 1}
+        self.storage.set_trial_user_attr(trial_id, "worker", self.me)
+
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.options.deadline is not None and time.time() > self.options.deadline
+
+    def point(self, trial: Trial) -> Point:
+        """What a trial stands for; asks the sampler for what is not drawn yet."""
+        if self.sweep.sampler == "grid":
+            found = self.points[int(trial.user_attrs.get("point", trial.number))]
+            for name in as_params(found):
+                trial._suggest(name, self.distributions[name])
+            return found
+        arm = self.sweep.arms[0]
+        values = {name: trial._suggest(name, d) for name, d in self.distributions.items()}
+        return Point(arm.label, arm.method, arm.variants[0], values, arm.fixed)
+
+    # --------------------------------------------------------------------------------- doing it
+
+    def work(self, after: Callable[[Worker], None] | None = None) -> None:
+        """Take points until none is left; wait for those of other workers, and take over from the dead."""
+        parent = os.getppid()
+        while os.getppid() == parent:
+            trial_id = self.claim()
+            if trial_id is not None:
+                with lease.repeating(lambda taken=trial_id: self._beat(taken), 3 * lease.BEAT):
+                    self._do(Trial(self.study, trial_id))
+                self.publish()
+                if after is not None:
+                    after(self)
+            elif not self.late() and any(t.state == RUNNING for t in self.trials()):
+                time.sleep(0.5)
+            else:
+                break
+        self.publish()
+
+    def _do(self, trial: Trial) -> None:
+        point = self.point(trial)
+        trial.set_user_attr("label", point.label or point.method)
+        values = []
+        for n, seed in enumerate(self.sweep.seeds):
+            record = self._run(trial, point, seed)
+            if record is None:
+                self._tell(trial, None, FAIL)
+                return
+            value = objective(record, self.sweep)
+            values.append(value)
+            trial.set_user_attr(f"seed {seed}", {"run": record.name, "id": record.id, "objective": value})
+            if self.sweep.pruner == "wilcoxon":
+                for block, part in enumerate(blocks(record, self.sweep)):
+                    trial.report(part, n * BLOCKS + block)
+                if n and n + 1 < len(self.sweep.seeds) and trial.should_prune():
+                    self._tell(trial, None, PRUNED)
+                    return
+        self._tell(trial, float(np.mean(values)), COMPLETE)
+
+    def _run(self, trial: Trial, point: Point, seed: int) -> Record | None:
+        """One seed, tried again a bounded number of times."""
+        from cirbench import runs
+
+        options = runs.Options(self.options.out, self.options.device, command=self.options.command)
+        for attempt in range(self.sweep.retries + 1):
+            try:
+                record = runs.run(self.sweep.plan(point, seed), options)
+                objective(record, self.sweep)
+                return record
+            except Exception as error:
+                trial.set_user_attr("error", f"seed {seed}, try {attempt + 1}: {type(error).__name__}: {error}"[:2000])
+        return None
+
+    def _tell(self, trial: Trial, value: float | None, state: TrialState) -> None:
+        try:
+            self.study.tell(trial, value, state=state)
+        except ValueError:
+            # Taken from us because our heartbeat stood still, and finished by another worker.
+            if not self.storage.get_trial(trial._trial_id).state.is_finished():
+                raise
+
+    def publish(self) -> dict[str, Any]:
+        """Write `sweep.json`: the design, the points and their runs. Equal studies give equal files."""
+        with lease.lock(self.folder / "publish.lock"):
+            data = summary(self.sweep, self.name, self.trials(), self.points)
+            write_json(self.folder / "sweep.json", data)
+        return data
+
+
+# ------------------------------------------------------------------------------------- what came of it
+
+
+def objective(record: Record, sweep: Sweep) -> float:
+    """The metric of a run on `select`.
+
+    Raises:
+        CirbenchError: the dataset has no select split, or the record is older than sweeps.
+    """
+    scored = record.data.get("select")
+    wanted = sweep.objective
+    try:
+        return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
+    except (KeyError, TypeError):
+        raise CirbenchError(
+            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such split, "
+            "or it was made by an older version; then delete the folder."
+        ) from None
+
+
+def blocks(record: Record, sweep: Sweep) -> list[float]:
+    """The objective on each of `BLOCKS` runs of neighbouring select queries, those of one reference together."""
+    with np.load(record.folder / "select.npz") as arrays:
+        stored = f"value/{sweep.objective.protocol}/{sweep.objective.metric}"
+        if stored in arrays:
+            values = arrays[stored].astype(np.float64)
+        else:
+            cut = int(sweep.objective.metric.partition("@")[2])
+            ranks = arrays[f"rank/{sweep.objective.protocol}"]
+            values = ((ranks >= 1) & (ranks <= cut)).astype(np.float64)
+    return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]
+
+
+def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Point]) -> dict[str, Any]:
+    """What `sweep.json` holds: see docs/add-a-sweep.md."""
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        number = int(trial.user_attrs.get("point", trial.number))
+        if points:
+            point = points[number]
+        else:
+            arm = sweep.arms[0]
+            point = Point(arm.label, arm.method, arm.variants[0], trial.params, arm.fixed)
+        seeds = {str(s): trial.user_attrs[f"seed {s}"] for s in sweep.seeds if f"seed {s}" in trial.user_attrs}
+        rows.append({
+            "number": number, "label": point.label or point.method, "arm": point.arm, "method": point.method,
+            "variant": point.variant, "values": dict(point.values), "fixed": dict(point.fixed),
+            "state": trial.state.name.lower(), "value": trial.value if trial.state == COMPLETE else None,
+            "seeds": seeds, "error": trial.user_attrs.get("error") if trial.state == FAIL else None,
+        })
+    return {
+        "schema": 1, "study": study, "question": sweep.question, "note": sweep.note, "tuning": sweep.tuning,
+        **sweep.definition(), "total": sweep.total, "points": rows,
+        "runs": sorted({s["run"] for row in rows for s in row["seeds"].values()}),
+    }
+
+
+def best(data: Mapping[str, Any], direction: str = "maximize") -> dict[str, Any] | None:
+    """The point with the best mean, or None before the first is finished."""
+    done = [row for row in data["points"] if row["value"] is not None]
+    if not done:
+        return None
+    return (max if direction == "maximize" else min)(done, key=lambda row: row["value"])
+
+
+def fingerprint(data: Mapping[str, Any]) -> str:
+    """Equal for studies with equal points and equal metrics, to the last bit."""
+    rows = [{k: row[k] for k in ("number", "label", "state", "value", "seeds")} for row in data["points"]]
+    return digest([data["study"], rows])
