@@ -65,9 +65,9 @@ def bootstrap_interval(
         (2,) or (2, M): low, high in the unit of `values`; NaN for no query.
     """
     values = np.asarray(values, dtype=np.float64)
-    columns = values.reshape(len(values), -1)
     if not len(values):
         return np.full((2, *values.shape[1:]), math.nan)
+    columns = values.reshape(len(values), -1)
     weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     sums = _cluster_sums(columns * weight[:, None], clusters)
     sizes = _cluster_sums(weight[:, None], clusters)

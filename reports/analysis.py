@@ -202,11 +202,11 @@ def audit(test: TestSet, protocol: str, metric: str) -> dict[str, Any] | None:
         return None
     text, image, composed = (best[n][1] for n in ("text-only", "image-only", "composed"))
     single = np.maximum(text, image)
-    needs = single < 0.5
+    needs = single == 0  # in no seed of either
     return {
         "arm": best["composed"][0], "metric": metric,
         "text": 100 * float(text.mean()), "image": 100 * float(image.mean()),
-        "either": 100 * float(1 - needs.mean()), "composed": 100 * float(composed.mean()), "needs": int(needs.sum()),
+        "either": 100 * float(single.mean()), "composed": 100 * float(composed.mean()), "needs": int(needs.sum()),
         "queries": len(needs), "on_needs": 100 * float(composed[needs].mean()) if needs.any() else math.nan,
         "gap": 100 * float(composed.mean() - max(text.mean(), image.mean())),
     }

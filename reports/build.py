@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -118,7 +119,8 @@ def _figures(part: dict[str, Any]) -> dict[str, list[Any]]:
     by_stream = [row for row in part["modality"] if row["arm"] is part["modality"][0]["arm"]]
     return {
         "summary": [f for f in [draw.cost_figure(f"cost-{n}", part["costs"], scores, metric)] if f],
-        "ablation": [draw.ablation_figure(f"ablation-{n}-{k}", f) for k, f in enumerate(part["families"])],
+        "ablation": [draw.ablation_figure(f"ablation-{n}-{k}", f) for k, f in enumerate(part["families"])
+                     if len(f.deltas) > 1],
         "sensitivity": [
             draw.curve_figure(f"curve-{n}-{_slug(knob)}", found[:8], metric) for knob, found in by_knob.items()
         ],
@@ -176,7 +178,9 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug)
+    environment.filters.update(
+        num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug
+    )
     return environment
 
 
@@ -228,5 +232,6 @@ def write(path: Path, page: str) -> None:
         temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CirbenchError(f"cannot write {path}: {error.strerror or error}. Name another file with -o.") from None

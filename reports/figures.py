@@ -133,8 +133,8 @@ def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
             ax.set_xscale("log")
         ax.set(xlabel=_plain(knob), ylabel=f"{metric} (%)")
         ax.legend() if len(curves) > 1 else ax.get_legend().remove()
-    return _finish(drawing, name, f"{metric} over {knob}: every run a point, the line their mean, the band ± one standard "
-                   "deviation over seeds.")
+    return _finish(drawing, name, f"{metric} over {knob}: every run a point, the line their mean, the band ± one "
+                   "standard deviation over seeds.")
 
 
 def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figure:

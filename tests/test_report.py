@@ -1,0 +1,219 @@
+"""Reports: numbers equal the records', the same records give the same bytes, budgets hold, marks are earned."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import resource
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cirbench.reports import attention, tables
+from cirbench.reports.build import build
+from cirbench.reports.collect import collect
+from click.testing import CliRunner
+from fake_records import HOSTILE, write_run, write_suite
+
+from cirbench.cli.report import report
+from cirbench.records import find_records
+from cirbench.types import CirbenchError
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    return write_suite(tmp_path_factory.mktemp("suite"), queries=60)
+
+
+@pytest.fixture(scope="module")
+def page(suite) -> str:
+    return build(find_records([suite]))
+
+
+class Page(HTMLParser):
+    """Tags with attributes, table cells that name a metric with the runs of their row, and ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[tuple[list[str], str, str, float]] = []
+        self.protocol, self.runs = "", []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if "data-protocol" in found:
+            self.protocol = found["data-protocol"]
+        if "data-runs" in found:
+            self.runs = found["data-runs"].split()
+        if "data-metric" in found:
+            self.cells.append((self.runs, self.protocol, found["data-metric"], float(found["data-v"])))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_every_number_of_the_main_tables_is_the_records(suite, page):
+    records = {r.id: r.data for r in find_records([suite])}
+    shown = Page(page).cells
+    for runs, protocol, metric, value in shown:
+        numbers = [records[i]["protocols"][protocol]["metrics"][metric] for i in runs]
+        assert value == pytest.approx(np.mean(numbers), abs=1e-9), (runs, metric)
+    # Nothing is missing: every metric of every run is in some cell.
+    have = {(i, protocol, metric) for runs, protocol, metric, _ in shown for i in runs}
+    assert have == {(i, p, m) for i, d in records.items() for p, s in d["protocols"].items() for m in s["metrics"]}
+
+
+def test_numbers_displayed_are_the_exact_ones_rounded(page):
+    found = re.findall(r'data-v="([^"]+)" data-metric="[^"]+"[^>]*>(?:<span class="v">)?([\d.−]+)', page)
+    assert len(found) > 100
+    for exact, displayed in found:
+        assert f"{float(exact):.2f}" == displayed
+
+
+def test_the_same_records_give_the_same_bytes(suite, page, tmp_path):
+    again = tmp_path / "again.html"
+    code = "from pathlib import Path; from cirbench.records import find_records; from cirbench.reports.build import *; " \
+        f"write(Path({str(again)!r}), build(find_records([Path({str(suite)!r})])))"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin"})
+    assert again.read_bytes() == page.encode()
+
+
+def test_no_request_and_valid_structure(page):
+    parsed = Page(page)
+    for tag, attrs in parsed.tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            value = attrs.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, value)
+        if tag == "img":
+            assert attrs.get("alt")
+    ids = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"][1:] for t, a in parsed.tags if t == "a"]
+    assert set(links) <= set(ids)
+    levels = [int(t[1]) for t, _ in parsed.tags if re.fullmatch("h[1-6]", t)]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert "/tmp" not in page and "url(http" not in page
+
+
+def test_every_section_is_shown_where_its_data_is_there_and_only_then(page, tmp_path):
+    names = [
+        "summary", "ablation", "sensitivity", "backbones", "modality", "queries", "attention", "noise", "training",
+        "provenance",
+    ]
+    assert [a["id"] for t, a in Page(page).tags if t == "section"] == names
+    write_run(tmp_path, pictures=0)
+    small = build(find_records([tmp_path]))
+    assert [a["id"] for t, a in Page(small).tags if t == "section"] == ["summary", "queries", "provenance"]
+
+
+def test_hostile_text_is_text(tmp_path):
+    names = "<img src=x onerror=alert(1)>{:04d}\"'"
+    write_run(tmp_path, texts=HOSTILE, names=names, notes=HOSTILE, queries=18, gallery=40)
+    text = build(find_records([tmp_path]), title=HOSTILE[0])
+    parsed = Page(text)
+    scripts = [a for t, a in parsed.tags if t == "script"]
+    assert len([a for a in scripts if "type" not in a]) == 1
+    assert not any(a.get("src") == "x" or "onerror" in a for _, a in parsed.tags)
+    assert not [t for t, _ in parsed.tags if t == "b" and HOSTILE[2] in text]
+    shown = "".join(parsed.words)
+    for wanted in HOSTILE:
+        assert wanted in shown
+    assert "49" not in re.findall(r"<bdi[^>]*>([^<]*)</bdi>", text)  # the template language is not run
+
+
+def test_pictures_keep_to_the_budget_and_can_be_left_out(suite):
+    records = find_records([suite])
+    full = build(records)
+    small = build(records, max_mb=0.55)
+    assert len(small.encode()) < 0.56e6 < len(full.encode())
+    assert "were left out to stay under" in small
+    none = build(records, images=False)
+    assert "data:image/webp" not in none and 'id="p0-0"' not in none and "left out on request" in none
+
+
+def test_best_is_marked_only_where_it_is_significant(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "far", seed=seed, skill=0.8, queries=200, gallery=300, pictures=0)
+        write_run(tmp_path / "far", seed=seed, method="sum", skill=0.3, queries=200, gallery=300, pictures=0)
+        write_run(tmp_path / "near", seed=seed, skill=0.6, queries=200, gallery=300, pictures=0)
+        write_run(tmp_path / "near", seed=seed, method="sum", skill=0.6, queries=200, gallery=300, pictures=0)
+    cells = {}
+    for name in ("far", "near"):
+        test = collect(find_records([tmp_path / name]))[0]
+        table = tables.main_table(test, "scenes")
+        cells[name] = [row.cells["R@1"] for row in table.rows]
+        for cell in cells[name]:
+            assert cell.low < cell.mean < cell.high
+    assert [c.best for c in cells["far"]] == [True, False] and not any(c.top for c in cells["far"])
+    assert not any(c.best for c in cells["near"]) and all(c.top for c in cells["near"])
+
+
+def test_intervals_of_a_group_average_hold_the_group_average(tmp_path):
+    write_run(tmp_path, queries=200, gallery=300, pictures=0, group_average=True)
+    test = collect(find_records([tmp_path]))[0]
+    cell = tables.main_table(test, "scenes").rows[0].cells["R@1"]
+    assert cell.low < cell.mean < cell.high
+    assert test.weights("scenes", "R@1") is not None
+
+
+def test_runs_on_other_queries_are_never_in_one_table(tmp_path):
+    write_run(tmp_path, queries=30, pictures=0)
+    write_run(tmp_path, queries=31, pictures=0, method="sum")
+    assert len(collect(find_records([tmp_path]))) == 2
+    assert build(find_records([tmp_path])).count('id="main-') == 2
+
+
+def test_pointing_by_hand():
+    boxes = [[0, 0, 16, 16], [32, 32, 48, 48]]
+    region = np.zeros((3, 3))
+    region[2, 2] = 1
+    assert attention.pointing(region, boxes, 1, 48) == {"named": 1.0, "any": 1.0, "chance": pytest.approx(1 / 9)}
+    assert attention.pointing(region, boxes, 0, 48)["named"] == 0.0
+    flat = attention.pointing(np.ones((3, 3)), boxes, 0, 48)
+    assert flat["named"] == pytest.approx(1 / 9) and flat["any"] == pytest.approx(2 / 9)
+
+
+def test_command_writes_the_page_and_the_figures(suite, tmp_path):
+    out = tmp_path / "deep" / "r.html"
+    done = CliRunner().invoke(report, [str(suite), "-o", str(out), "--figures", str(tmp_path / "f"), "--no-images"])
+    assert done.exit_code == 0 and "runs" in done.output, done.output
+    assert out.read_text(encoding="utf-8").lstrip().startswith("<!doctype html>")
+    drawn = {p.suffix for p in (tmp_path / "f").iterdir()}
+    assert drawn == {".pdf", ".png"} and all(p.stat().st_size > 3000 for p in (tmp_path / "f").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CirbenchError, match="cannot write"):
+        CliRunner().invoke(report, [str(suite), "-o", str(tmp_path / "file" / "r.html")], catch_exceptions=False)
+
+
+def test_neither_torch_nor_a_method_is_imported(suite):
+    code = "import sys; from pathlib import Path; from cirbench.records import find_records; " \
+        "from cirbench.reports.build import build; " \
+        f"build(find_records([Path({str(suite)!r})])); " \
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'open_clip', 'timm', 'optuna') or " \
+        "m.startswith('cirbench.methods')]; assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_of_ten_thousand_queries(tmp_path):
+    for n in range(100):
+        write_run(tmp_path, seed=n % 4, overrides={"method.clip_lr": n // 4}, skill=0.3 + n / 300, queries=10_000,
+                  gallery=4000, pictures=60 if n % 4 == 0 else 0)
+    code = "import sys; from pathlib import Path; from cirbench.records import find_records; " \
+        "from cirbench.reports.build import build; " \
+        f"page = build(find_records([Path({str(tmp_path)!r})])); print(len(page.encode()))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    start = time.perf_counter()
+    size = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    seconds = time.perf_counter() - start
+    memory = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    print(f"{seconds:.1f} s, {memory:.0f} MB, page {size / 1e6:.2f} MB")
+    assert size < 5.1e6 and memory < 1536
+    assert seconds < 30  # about 15 on two idle cores
