@@ -174,7 +174,7 @@ class StreamSettings(Settings):
 SCENES_STREAMS: Mapping[str, Any] = {
     "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
     "clip_lr": 1e-3, "cnn_lr": 1e-3,
-    "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
+    "train.epochs": 8, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
 }
 
 

@@ -135,7 +135,7 @@ DATASETS = {
     "scenes": {
         "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
         "clip_lr": 1e-3, "cnn_lr": 1e-3,
-        "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
+        "train.epochs": 8, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
     },
 }
 
@@ -337,7 +337,9 @@ class Dwc(nn.Module):
         return self.cnn.query(batch.reference["cnn"], batch.words)
 
     def _target(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
-        return self.clip.target(self._clip_image(images["clip"])) if stream == "clip" else self.cnn.target(images["cnn"])
+        if stream == "clip":
+            return self.clip.target(self._clip_image(images["clip"]))
+        return self.cnn.target(images["cnn"])
 
     def _together(self, parts: dict[str, Tensor]) -> Tensor:
         """Unit vectors of the streams side by side, so that a dot product is the weighted sum of their cosines."""
@@ -450,10 +452,12 @@ class Dwc(nn.Module):
         words = maps.pop("words", None)
         if "gate" in maps:
             maps["gate x feature"] = maps["gate"] * maps["energy"]
+        if words is None:
+            return Explanation([], maps)
         lists = [self.cnn.text.words(text) for text in batch.words]
-        weights = [[(w, float(x)) for w, x in zip(ws, row, strict=False)] for ws, row in zip(lists, words, strict=True)] \
-            if words is not None else []
-        return Explanation(weights, maps)
+        return Explanation([
+            [(w, float(x)) for w, x in zip(ws, row, strict=False)] for ws, row in zip(lists, words, strict=True)
+        ], maps)
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary: without it the word embeddings mean nothing."""
