@@ -109,7 +109,8 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 def _list(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(i, str | int) and not isinstance(i, bool) for i in value):
+    # By exact type, so that true and false are refused; lists may hold millions of ids in all.
+    if not isinstance(value, list) or not {type(i) for i in value} <= {str, int}:
         raise CirbenchError(f"{path}: the ranking of query {key!r} is not a list of image ids.")
     names = tuple(map(str, value))
     if len(set(names)) != len(names):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.datasets import _common as c
+from cirbench.datasets._checksums import SHA256
 from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
@@ -37,7 +38,8 @@ SPEC = DatasetSpec(
     licence="annotations: CC BY-NC 4.0; pictures: COCO",
     manual="Pictures: http://images.cocodataset.org/zips/unlabeled2017.zip (about 19 GB), under COCO2017_unlabeled/.",
     downloads=(
-        *(Download(f"annotations/{s}.json", (f"{_RAW}/{s}.json",)) for s in SPLITS),
+        *(Download(f"annotations/{s}.json", (f"{_RAW}/{s}.json",), SHA256["circo"][f"annotations/{s}.json"])
+          for s in SPLITS),
         Download(
             "image_info_unlabeled2017.zip",
             ("http://images.cocodataset.org/annotations/image_info_unlabeled2017.zip",), unpack="COCO2017_unlabeled",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.datasets import _common as c
+from cirbench.datasets._checksums import SHA256
 from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
@@ -43,7 +44,7 @@ SPEC = DatasetSpec(
         "under the root; the split val lies in dev/."
     ),
     downloads=tuple(
-        Download(f"{f}.rc2.{s}.json", (f"{_RAW}/{f}.rc2.{s}.json",))
+        Download(f"{f}.rc2.{s}.json", (f"{_RAW}/{f}.rc2.{s}.json",), SHA256["cirr"].get(f"{f}.rc2.{s}.json", ""))
         for s in SPLITS for f in ("captions/cap", "image_splits/split")
     ),
     template=("{path}", "img_raw/{path}", "images/{path}", "cirr/{path}"),

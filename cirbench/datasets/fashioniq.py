@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from cirbench.datasets import _common as c
+from cirbench.datasets._checksums import SHA256
 from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
@@ -76,7 +77,7 @@ SPEC = DatasetSpec(
         "Pictures: the list of addresses is at https://github.com/hongwang600/fashion-iq-metadata; many are dead, "
         "https://github.com/XiaoxiaoGuo/fashion-iq/issues/18 names mirrors. Put them under images/."
     ),
-    downloads=tuple(Download(name, (f"{_RAW}/{name}",)) for name in FILES),
+    downloads=tuple(Download(name, (f"{_RAW}/{name}",), SHA256["fashioniq"][name]) for name in FILES),
     train={"flip": "joint"},
     template=(
         "images/{id}", "img/{id}", "all_imgs/{id}", "resized_images/*/{id}", "resized_image/*/{id}",

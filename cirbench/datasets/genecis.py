@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cirbench.datasets import _common as c
+from cirbench.datasets._checksums import SHA256
 from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings, unknown
 from cirbench.types import Dataset, DatasetSpec, Download, Protocol, Query, Split
@@ -41,7 +42,9 @@ SPEC = DatasetSpec(
         "Pictures: http://images.cocodataset.org/zips/val2017.zip as val2017/, and Visual Genome 1.2 "
         "(https://homes.cs.washington.edu/~ranjay/visualgenome/api.html, both parts in one folder) as VG_100K_all/."
     ),
-    downloads=tuple(Download(f"{task}.json", (f"{_RAW}/{task}.json",)) for task in TASKS),
+    downloads=tuple(
+        Download(f"{task}.json", (f"{_RAW}/{task}.json",), SHA256["genecis"].get(f"{task}.json", "")) for task in TASKS
+    ),
     template=("val2017/{path}", "VG_100K_all/{path}", "coco/val2017/{path}", "visual_genome/VG_100K_all/{path}"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirbench.datasets import _common as c
+from cirbench.datasets._checksums import SHA256
 from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
@@ -50,7 +51,7 @@ SPEC = DatasetSpec(
         "(attributedata/womens_*/...). `data get` tries that."
     ),
     downloads=(
-        *(Download(name, (f"{_RAW}/{name}",)) for name in
+        *(Download(name, (f"{_RAW}/{name}",), SHA256["shoes"][name]) for name in
           ("relative_captions_shoes.json", "train_im_names.txt", "eval_im_names.txt")),
         Download(
             "attributedata.tar.gz", ("http://tamaraberg.com/attributesDataset/attributedata.tar.gz",), unpack=".",

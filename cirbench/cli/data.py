@@ -1,0 +1,127 @@
+"""List datasets, fetch what is public, check what is on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Datasets on disk."""
+
+
+@data.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def list_(as_json: bool) -> None:
+    """Every dataset: what it is, which files it wants, under which licence."""
+    from cirbench.plugins import dataset_names, find_dataset
+
+    specs = [find_dataset(name).SPEC for name in dataset_names()]
+    if as_json:
+        keys = ("name", "title", "citation", "licence", "layout", "manual")
+        rows = [{**{k: getattr(s, k) for k in keys}, "files": list(s.files), "counts": dict(s.counts)} for s in specs]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for spec in specs:
+        click.echo(f"{spec.name}: {spec.title}")
+        for label, text in (
+            ("layout", spec.layout), ("licence", spec.licence), ("cite", spec.citation), ("by hand", spec.manual)
+        ):
+            if text:
+                click.echo(f"  {label}: {text}")
+
+
+@data.command("get", epilog="\b\nExample:\n  cirbench data get cirr --root data/cirr")
+@click.argument("name")
+@click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder the data goes to.")
+@click.option("--mirror", multiple=True, metavar="URL", help="Try URL/<path> first; repeatable.")
+@click.option("--annotations-only", is_flag=True, help="Leave archives of pictures out.")
+def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) -> None:
+    """Fetch the public files of NAME, and say what a person must do for the rest.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from dataclasses import replace
+
+    from cirbench.download import fetch
+    from cirbench.plugins import find_dataset
+    from cirbench.types import CirbenchError
+
+    spec = find_dataset(name).SPEC
+    if not spec.needs_root:
+        click.echo(f"{name} is generated; there is nothing to fetch.")
+        return
+    if root.exists() and not root.is_dir():
+        raise CirbenchError(f"--root {root} is a file; it must be the folder the data goes to.")
+    failures = []
+    for item in spec.downloads:
+        if annotations_only and item.unpack:
+            continue
+        urls = (*(f"{m.rstrip('/')}/{item.path}" for m in mirror), *item.urls)
+        try:
+            state = fetch(replace(item, urls=urls), root, _progress(item.path))
+        except CirbenchError as error:
+            failures.append(str(error))
+            continue
+        click.echo(f"{item.path}: {state}")
+    if spec.manual:
+        click.echo(f"by hand: {spec.manual}\nlayout under {root}: {spec.layout}\nlicence: {spec.licence}")
+    if failures:
+        raise CirbenchError(f"{len(failures)} of {len(spec.downloads)} files are not there: " + " | ".join(failures))
+
+
+def _progress(name: str) -> Any:
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            share = f" of {total / 1e6:.1f} ({100 * done / total:.0f} %)" if total else ""
+            click.echo(f"\r{name}: {done / 1e6:.1f}{share} MB", nl=bool(total) and done >= total, err=True)
+
+    return show
+
+
+@data.command("check", epilog="\b\nExample:\n  cirbench data check shoes --root data/shoes")
+@click.argument("name")
+@click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder that holds the data.")
+@click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """Compare NAME under --root with its published counts, and look at every picture's file.
+
+    Exit code 1 where something is wrong.
+    """
+    from cirbench.datacheck import check as look
+
+    result = look(name, root, sets)
+    click.echo(json.dumps(result, indent=1) if as_json else _table(result))
+    if not result["ok"]:
+        sys.exit(1)
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"{result['dataset']}: {'as published' if result['ok'] else 'NOT as published'}"]
+    for entry in result["counts"]:
+        if entry["ok"] and entry["expected"] is not None:
+            lines.append(f"  ok     {entry['what']}: {entry['found']:,}")
+        elif entry["expected"] is None:
+            verdict = "note " if entry["ok"] else "WRONG"
+            lines.append(f"  {verdict}  {entry['what']}: {entry.get('why') or entry['found']}")
+        else:
+            lines.append(f"  WRONG  {entry['what']}: {entry['found']:,}, published {entry['expected']:,}")
+    lines.append(f"  {result['images']:,} images named")
+    for kind, found in result["problems"].items():
+        if found["count"]:
+            more = " ..." if found["count"] > len(found["ids"]) else ""
+            lines.append(f"  {kind}: {found['count']:,}: {', '.join(found['ids'][:5])}{more}")
+    for protocol, bound in result.get("bounds", {}).items():
+        lines.append(
+            f"  {protocol}: {bound['lost']} of {bound['queries']} queries lost, {bound['gone_from_gallery']} images "
+            f"gone from a gallery; at most {bound['highest']:.2f} can be reached"
+        )
+    lines += [f"  note: {note}" for note in result["notes"]]
+    lines.append(f"  images {result['image_fingerprint'][:16]}, annotations {result['fingerprint'][:16]}")
+    return "\n".join(lines)

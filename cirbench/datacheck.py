@@ -1,0 +1,128 @@
+"""What `cirbench data check` looks at: counts against the facts, every picture's file, and what missing ones imply."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cirbench.datasets._folder import FolderImages, quick_problem
+from cirbench.metrics import parse, parts
+from cirbench.plugins import find_dataset
+from cirbench.settings import parse_assignments, resolve
+from cirbench.types import CirbenchError, Dataset, Protocol, Split
+
+#: Ids listed of each problem; the count is always complete.
+SHOWN = 20
+
+
+def _counts(module: Any, root: Path | None) -> list[dict[str, Any]]:
+    spec, counter = module.SPEC, getattr(module, "counts", None)
+    if counter is None or root is None:
+        return []
+    try:
+        found = counter(root)
+    except CirbenchError as error:
+        return [{"what": "counts", "expected": None, "found": None, "ok": False, "why": str(error)}]
+    return [
+        {"what": what, "expected": spec.counts.get(what), "found": n, "ok": spec.counts.get(what, n) == n}
+        for what, n in found.items()
+    ]
+
+
+def _duplicates(files: dict[str, Path]) -> list[list[str]]:
+    """Groups of ids whose files are equal byte for byte; only files of one size are read."""
+    sizes: dict[int, list[str]] = {}
+    for image_id, path in files.items():
+        sizes.setdefault(path.stat().st_size, []).append(image_id)
+    groups: dict[str, list[str]] = {}
+    for size, ids in sizes.items():
+        if len(ids) > 1 and size:
+            for image_id in ids:
+                key = hashlib.sha256(files[image_id].read_bytes()).hexdigest()
+                groups.setdefault(key, []).append(image_id)
+    return [ids for ids in groups.values() if len(ids) > 1 and len({files[i] for i in ids}) > 1]
+
+
+def pictures(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Problem -> image ids; and `duplicate`, each as `a = b = c`."""
+    out: dict[str, list[str]] = {k: [] for k in ("missing", "zero-byte", "html", "truncated", "unreadable")}
+    files: dict[str, Path] = {}
+    for image_id in ids:
+        path = images.path(image_id)
+        if path is None:
+            out["missing"].append(image_id)
+            continue
+        problem = quick_problem(path)
+        if problem == "truncated":
+            # A missing end marker is only a suspicion: decoding decides.
+            try:
+                images.open(image_id)
+                problem = ""
+            except CirbenchError:
+                pass
+        if problem:
+            out[problem].append(image_id)
+        else:
+            files[image_id] = path
+    out["duplicate"] = [" = ".join(group) for group in _duplicates(files)]
+    return out
+
+
+def bounds(split: Split, protocols: Sequence[Protocol], gone: set[str]) -> dict[str, dict[str, Any]]:
+    """What unusable pictures imply for each protocol of a split.
+
+    A query is lost where its reference or every target is gone. Counted as misses, no method can exceed `highest`. A
+    recall R@K measured on the remaining queries and images (m images gone from a gallery, share f of queries lost) says
+    of the true one: (1 - f) R@(K - m) <= true <= (1 - f) R@K + f, with R@0 and below being 0.
+    """
+    out = {}
+    lost = sum(q.reference in gone or (bool(q.targets) and all(t in gone for t in q.targets)) for q in split.queries)
+    total = max(len(split.queries), 1)
+    for protocol in protocols:
+        groups = split.galleries.get(protocol.gallery, {})
+        if protocol.gallery == "own":
+            less = max((sum(i in gone for i in q.candidates or ()) for q in split.queries), default=0)
+        else:
+            less = max((sum(i in gone for i in ids) for ids in groups.values()), default=0)
+        names = list(dict.fromkeys(p for m in protocol.metrics for p in parts(m) if parse(p)[0] == "R"))
+        share = lost / total
+        out[protocol.name] = {
+            "queries": len(split.queries), "lost": lost, "gone_from_gallery": less, "highest": 100 * (1 - share),
+            "measured_to_true": {
+                name: {"at_least": f"{1 - share:.6f} * R@{max(parse(name)[1] - less, 0)}",
+                       "at_most": f"{1 - share:.6f} * {name} + {100 * share:.4f}"}
+                for name in names
+            },
+        }
+    return out
+
+
+def check(name: str, root: Path | None, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything about one dataset on disk, as JSON values; `ok` sums it up.
+
+    Raises:
+        CirbenchError: annotations that cannot be read at all.
+    """
+    module = find_dataset(name)
+    knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
+    counts = _counts(module, root)
+    dataset: Dataset = module.load(knobs, root)
+    ids = list(dict.fromkeys(i for split in dataset.splits.values() for i in split.images()))
+    problems: dict[str, list[str]] = {}
+    if isinstance(dataset.images, FolderImages):
+        problems = pictures(dataset.images, ids)
+    bad = {i for kind, found in problems.items() if kind != "duplicate" for i in found}
+    result: dict[str, Any] = {
+        "dataset": module.SPEC.name,
+        "splits": {role: {"queries": len(s.queries), "images": len(s.images())} for role, s in dataset.splits.items()},
+        "counts": counts, "images": len(ids),
+        "problems": {kind: {"count": len(found), "ids": found[:SHOWN]} for kind, found in problems.items()},
+        "fingerprint": dataset.fingerprint, "image_fingerprint": dataset.images.fingerprint(ids),
+        "notes": list(dataset.notes),
+        "ok": all(c["ok"] for c in counts) and not bad,
+    }
+    if bad and "report" in dataset.splits:
+        result["bounds"] = bounds(dataset.splits["report"], dataset.protocols, bad)
+    return result

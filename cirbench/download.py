@@ -1,0 +1,241 @@
+"""Fetches files over HTTP: mirrors, resuming, checksums, safe unpacking. Nothing half-written is taken for whole.
+
+A download grows as `NAME.part`; it gets its name only when its length and its checksum are right. An archive is
+unpacked beside its place and moved in one piece.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cirbench.types import CirbenchError, Download
+
+CHUNK = 1 << 20
+TIMEOUT = 30
+#: Called with (bytes so far, bytes in all or 0).
+Progress = Callable[[int, int], None]
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _state(part: Path) -> dict[str, Any]:
+    """What is known of a partial file; only the server it came from can go on with it."""
+    try:
+        found: dict[str, Any] = json.loads(part.with_name(part.name + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+
+
+def _request(url: str, part: Path) -> tuple[urllib.request.Request, int]:
+    state = _state(part)
+    start = part.stat().st_size if part.is_file() else 0
+    if not start or state.get("url") != url or not state.get("tag"):
+        _forget(part)
+        return urllib.request.Request(url, headers={"User-Agent": "cirbench"}), 0
+    # If the file has changed since, the server sends all of it instead of the rest.
+    headers = {"User-Agent": "cirbench", "Range": f"bytes={start}-", "If-Range": state["tag"]}
+    return urllib.request.Request(url, headers=headers), start
+
+
+def _stream(url: str, part: Path, progress: Progress) -> None:
+    """Fetch one URL into `part`, going on where an earlier attempt stopped.
+
+    Raises:
+        OSError: anything the network or the disk does; `part` stays for the next attempt.
+    """
+    request, start = _request(url, part)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        if start and answer.status != 206:
+            _forget(part)
+            start = 0
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        part.with_name(part.name + ".json").write_text(json.dumps({"url": url, "tag": tag}), encoding="utf-8")
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length else 0
+        done = start
+        with part.open("ab" if start else "wb") as file:
+            while block := answer.read(CHUNK):
+                file.write(block)
+                done += len(block)
+                progress(done, total)
+    if total and done != total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__
+
+
+def fetch(download: Download, root: Path, progress: Progress = lambda done, total: None) -> str:
+    """One file under root, whole and checked; unpacked where it is an archive.
+
+    Returns:
+        `present`, `fetched` or `unpacked`.
+
+    Raises:
+        CirbenchError: no mirror gave it, a wrong checksum, a full disk, an archive that may not be unpacked.
+    """
+    target = root / download.path
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise CirbenchError(f"{download.path} leads out of {root}; it is not fetched.")
+    if download.unpack and _marker(target).is_file():
+        return "present"
+    if not _whole(target, download):
+        _from_mirrors(download, target, progress)
+        if not download.unpack:
+            return "fetched"
+    elif not download.unpack:
+        return "present"
+    unpack(target, root / download.unpack)
+    _marker(target).write_text("unpacked\n", encoding="utf-8")
+    return "unpacked"
+
+
+def _marker(target: Path) -> Path:
+    return target.with_name(f".{target.name}.unpacked")
+
+
+def _whole(target: Path, download: Download) -> bool:
+    """Whether the file is there. A file under its own name is whole, unless its checksum says otherwise."""
+    if not target.is_file():
+        return False
+    found = sha256_of(target) if download.sha256 else ""
+    if found != download.sha256:
+        raise CirbenchError(
+            f"{target} exists with another content than the published file (sha256 {found[:12]}..., expected "
+            f"{download.sha256[:12]}...). Move it away to fetch it again; it is not overwritten."
+        )
+    return True
+
+
+def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
+    part = target.with_name(target.name + ".part")
+    failures = []
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CirbenchError(f"{target.parent} cannot be made: {error.strerror}.") from None
+    for url in download.urls:
+        try:
+            _stream(url, part, progress)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                size = part.stat().st_size if part.exists() else 0
+                raise CirbenchError(
+                    f"the disk is full: {part} holds {size} bytes so far. Make room "
+                    "and repeat the command; it goes on from there."
+                ) from None
+            failures.append(f"{url}: {_explain(error)}")
+            continue
+        if download.sha256:
+            found = sha256_of(part)
+            if found != download.sha256:
+                _forget(part)
+                failures.append(f"{url}: wrong checksum (sha256 {found[:12]}..., expected {download.sha256[:12]}...)")
+                continue
+        part.replace(target)
+        _forget(part)
+        return
+    raise CirbenchError(
+        f"{download.path} could not be fetched: {'; '.join(failures)}. Repeat the command to go on, or put the file at "
+        f"{target} by hand."
+    )
+
+
+# ------------------------------------------------------------------------------------- archives
+
+
+def _safe(name: str, archive: Path) -> PurePosixPath:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise CirbenchError(f"{archive}: the entry {name!r} leads out of the folder; nothing was unpacked.")
+    return path
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for entry in file.infolist():
+            _safe(entry.filename, archive)
+            if (entry.external_attr >> 16) & 0o170000 == 0o120000:
+                raise CirbenchError(f"{archive}: the entry {entry.filename!r} is a link; nothing was unpacked.")
+        file.extractall(folder)
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as file:
+        members = file.getmembers()
+        for entry in members:
+            _safe(entry.name, archive)
+            if not (entry.isfile() or entry.isdir()):
+                raise CirbenchError(f"{archive}: the entry {entry.name!r} is a link or a device; nothing was unpacked.")
+        for entry in members:
+            place = folder / _safe(entry.name, archive)
+            if entry.isdir():
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source = file.extractfile(entry)
+            assert source is not None
+            with source, place.open("wb") as out:
+                shutil.copyfileobj(source, out, CHUNK)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar into a folder: all of it, or nothing.
+
+    Raises:
+        CirbenchError: an entry that leads elsewhere, a damaged archive, a full disk.
+    """
+    staging = folder.parent / f".{archive.name}.unpacking" if folder != archive.parent else (
+        archive.parent / f".{archive.name}.unpacking"
+    )
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, staging)
+        elif tarfile.is_tarfile(archive):
+            _unpack_tar(archive, staging)
+        else:
+            raise CirbenchError(f"{archive} is neither a zip nor a tar; it may be an error page. Delete it and repeat.")
+        for path in sorted(staging.rglob("*")):
+            place = folder / path.relative_to(staging)
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise CirbenchError(f"{archive} is damaged ({error}). Delete it and repeat the command.") from None
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise CirbenchError(f"{archive} could not be unpacked: {why}. Nothing half-unpacked is left behind.") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
