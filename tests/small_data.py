@@ -42,7 +42,8 @@ def fashioniq(root: Path) -> None:
 
 def shoes(root: Path) -> None:
     rng = random.Random(2)
-    train, names = ([f"img_womens_{kind}_{n}.jpg" for n in range(count)] for kind, count in (("pumps", 30), ("clogs", 20)))
+    train = [f"img_womens_pumps_{n}.jpg" for n in range(30)]
+    names = [f"img_womens_clogs_{n}.jpg" for n in range(20)]
     write(root / "train_im_names.txt", "\n".join(train) + "\n")
     write(root / "eval_im_names.txt", "\n".join(names) + "\n")
     entries = []
@@ -116,7 +117,7 @@ def circo(root: Path) -> None:
         for n in range(count):
             reference, *targets = rng.sample(ids, 1 + rng.randint(1, 7))
             entry: dict[str, Any] = {
-                "reference_img_id": reference, "relative_caption": rng.choice(WORDS), "shared_concept": "a thing", "id": n
+                "id": n, "reference_img_id": reference, "relative_caption": rng.choice(WORDS), "shared_concept": "x",
             }
             if split == "val":
                 entry |= {"target_img_id": targets[0], "gt_img_ids": targets,

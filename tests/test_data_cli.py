@@ -1,0 +1,257 @@
+"""`data get` against a local server that misbehaves, and `data check` on damaged pictures."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_standins import jpeg
+from small_data import build
+
+from cirbench import download
+from cirbench.cli import main
+from cirbench.types import CirbenchError, Download
+
+BODY = bytes(range(256)) * 5000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; `cut[path]` ends the first answer early; `log` keeps what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.cut: dict[str, int] = {}
+        self.log: list[tuple[str, str]] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        self.server.log.append((self.path, wanted))
+        body = self.server.files.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        tag = f'"{hashlib.sha256(body).hexdigest()[:8]}"'
+        start = 0
+        if wanted and self.headers.get("If-Range") == tag:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        stop = self.server.cut.pop(self.path, len(body))
+        self.wfile.write(body[start:stop])
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+def sha(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+@pytest.mark.network
+def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"], server.cut["/a.bin"] = BODY, 700_000
+    item = Download("sub/a.bin", (server.url("/a.bin"),), sha(BODY))
+    with pytest.raises(CirbenchError, match="ended after 700000 of 1280000"):
+        download.fetch(item, tmp_path)
+    assert not (tmp_path / "sub/a.bin").exists()
+    assert (tmp_path / "sub/a.bin.part").stat().st_size == 700_000
+    assert download.fetch(item, tmp_path) == "fetched"
+    assert (tmp_path / "sub/a.bin").read_bytes() == BODY
+    assert server.log[-1] == ("/a.bin", "bytes=700000-")
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.bin"]
+    asked = len(server.log)
+    assert download.fetch(item, tmp_path) == "present" and len(server.log) == asked
+
+
+@pytest.mark.network
+def test_a_file_that_changed_meanwhile_is_fetched_from_the_start(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"], server.cut["/a.bin"] = BODY, 1000
+    item = Download("a.bin", (server.url("/a.bin"),))
+    with pytest.raises(CirbenchError, match="ended after"):
+        download.fetch(item, tmp_path)
+    server.files["/a.bin"] = BODY[::-1]
+    download.fetch(item, tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY[::-1]
+
+
+@pytest.mark.network
+def test_wrong_checksum_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"] = BODY
+    with pytest.raises(CirbenchError, match="wrong checksum"):
+        download.fetch(Download("a.bin", (server.url("/a.bin"),), "0" * 64), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.network
+def test_a_missing_file_falls_back_to_the_next_mirror(server: Server, tmp_path: Path) -> None:
+    server.files["/b/a.bin"] = BODY
+    item = Download("a.bin", (server.url("/a/a.bin"), server.url("/b/a.bin")), sha(BODY))
+    assert download.fetch(item, tmp_path) == "fetched"
+    with pytest.raises(CirbenchError, match="HTTP 404"):
+        download.fetch(Download("c.bin", (server.url("/a/a.bin"),)), tmp_path)
+
+
+def test_an_existing_file_with_other_content_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(CirbenchError, match="another content"):
+        download.fetch(Download("a.bin", (), sha(BODY)), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"mine"
+
+
+def zipped(entries: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, body in entries.items():
+            file.writestr(name, body)
+    return out.getvalue()
+
+
+def tarred(name: str, link: str = "") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as file:
+        entry = tarfile.TarInfo(name)
+        if link:
+            entry.type, entry.linkname = tarfile.SYMTYPE, link
+            file.addfile(entry)
+        else:
+            entry.size = 4
+            file.addfile(entry, io.BytesIO(b"data"))
+    return out.getvalue()
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("body", [
+    zipped({"good.txt": b"x", "../bad.txt": b"x"}), zipped({"/bad.txt": b"x"}), zipped({"a\\..\\..\\bad.txt": b"x"}),
+    tarred("../bad.txt"), tarred("bad.txt", "/etc/passwd"),
+], ids=["zip-parent", "zip-absolute", "zip-backslash", "tar-parent", "tar-link"])
+def test_archives_that_lead_elsewhere_are_refused_whole(body: bytes, server: Server, tmp_path: Path) -> None:
+    server.files["/x"] = body
+    root = tmp_path / "root"
+    with pytest.raises(CirbenchError, match="nothing was unpacked"):
+        download.fetch(Download("x.zip", (server.url("/x"),), unpack="pictures"), root)
+    assert not (tmp_path / "bad.txt").exists() and not (root / "pictures").exists()
+    assert [p.name for p in root.iterdir()] == ["x.zip"]
+
+
+@pytest.mark.network
+def test_a_good_archive_is_unpacked_once(server: Server, tmp_path: Path) -> None:
+    server.files["/x"] = zipped({"a/one.txt": b"1", "two.txt": b"2"})
+    item = Download("x.zip", (server.url("/x"),), unpack="out")
+    assert download.fetch(item, tmp_path) == "unpacked"
+    assert (tmp_path / "out/a/one.txt").read_bytes() == b"1"
+    assert download.fetch(item, tmp_path) == "present" and len(server.log) == 1
+
+
+@pytest.mark.network
+def test_an_error_page_is_not_taken_for_an_archive(server: Server, tmp_path: Path) -> None:
+    server.files["/x"] = b"<html>sorry</html>"
+    with pytest.raises(CirbenchError, match="neither a zip nor a tar"):
+        download.fetch(Download("x.zip", (server.url("/x"),), unpack="out"), tmp_path)
+
+
+@pytest.mark.network
+def test_a_full_disk_is_told_and_can_be_gone_on_from(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/a.bin"] = BODY
+    item = Download("a.bin", (server.url("/a.bin"),), sha(BODY))
+    real = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return Full(str(self), mode) if self.suffix == ".part" and "b" in mode and mode[0] in "wa" else real(
+            self, mode, *args, **kwargs
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(CirbenchError, match=r"disk is full.*1000 bytes"):
+            download.fetch(item, tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    assert download.fetch(item, tmp_path) == "fetched"
+    assert (tmp_path / "a.bin").read_bytes() == BODY and server.log[-1][1] == "bytes=1000-"
+
+
+@pytest.mark.network
+def test_get_command_says_what_a_person_must_do(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/m/test_queries.txt"] = b"a b\n"
+    main(["data", "get", "fashion200k", "--root", str(tmp_path), "--mirror", server.url("/m")])
+    said = capsys.readouterr().out
+    assert "test_queries.txt: fetched" in said and "github.com/xthan/fashion-200k" in said
+    assert (tmp_path / "test_queries.txt").read_bytes() == b"a b\n"
+
+
+def test_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "list", "--json"])
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"fashioniq", "shoes", "fashion200k", "css3d", "cirr", "circo", "genecis", "custom", "scenes"} <= set(found)
+    assert found["shoes"]["counts"]["eval names"] == 4658
+
+
+def test_check_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("custom", tmp_path)
+    names = [f"{s}{n}" for s, count in (("train", 30), ("val", 10), ("test", 14)) for n in range(count)]
+    (root / "pictures").mkdir()
+    for n, name in enumerate(names):
+        (root / f"pictures/{name}.jpg").write_bytes(jpeg(name, 16 + n))
+    (root / "pictures/test1.jpg").write_bytes(b"")
+    (root / "pictures/test2.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    (root / "pictures/test3.jpg").write_bytes(jpeg("test3", 40)[:-200])
+    (root / "pictures/test4.jpg").unlink()
+    (root / "pictures/test5.jpg").write_bytes((root / "pictures/test6.jpg").read_bytes())
+    (root / "pictures/test7.jpg").write_bytes(b"nothing that is a picture")
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", "custom", "--root", str(root), "--json"])
+    assert stop.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {k: v["ids"] for k, v in found["problems"].items()} == {
+        "missing": ["test4"], "zero-byte": ["test1"], "html": ["test2"], "truncated": ["test3"],
+        "unreadable": ["test7"], "duplicate": ["test5 = test6"],
+    }
+    bound = found["bounds"]["custom-drop"]
+    assert bound["gone_from_gallery"] == 5 and 0 < bound["lost"] < bound["queries"]
+    assert bound["highest"] == pytest.approx(100 * (1 - bound["lost"] / bound["queries"]))
+
+
+def test_check_is_content_with_whole_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("custom", tmp_path)
+    (root / "pictures").mkdir()
+    for split, count in (("train", 30), ("val", 10), ("test", 14)):
+        for n in range(count):
+            (root / f"pictures/{split}{n}.jpg").write_bytes(jpeg(f"{split}{n}", 20))
+    main(["data", "check", "custom", "--root", str(root)])
+    assert "as published" in capsys.readouterr().out
