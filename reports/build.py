@@ -55,14 +55,17 @@ def build(
         save([f for part in parts for found in part["figures"].values() for f in found], figures)
     environment = _environment()
     page = environment.get_template("report.html.j2")
-    # What is on the page without the explorer is measured, the rest of the budget is for pictures.
-    left = int(max_mb * 1e6) - len(page.render(context).encode("utf-8", "replace")) if images else 0
     for part in parts:
-        share = left // (len(parts) - part["index"]) if images else 0
-        found = exploring.explorer(part["test"], part["protocol"], part["index"], share)
-        left -= sum(len(b.text) for b in found.blocks)
-        context["explorers"].append(found)
-        context["blocks"] += found.blocks
+        context["explorers"].append(exploring.explorer(part["test"], part["protocol"], part["index"]))
+        context["blocks"] += context["explorers"][-1].blocks
+    if images:
+        # The page without the explorers' pictures is measured; what the budget leaves is theirs, in equal shares.
+        left = int(max_mb * 1e6) - len(page.render(context).encode("utf-8", "replace")) - 2000
+        for number, found in enumerate(context["explorers"]):
+            before = len(found.blocks)
+            exploring.add_pictures(found, left // (len(parts) - number))
+            left -= sum(len(b.text) + 60 for b in found.blocks[before:])
+            context["blocks"] += found.blocks[before:]
     return page.render(context)
 
 

@@ -17,7 +17,7 @@ from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.records import Record
 
-__all__ = ["Block", "Example", "Explorer", "Strip", "examples", "explorer", "first_rows", "pack", "pictures"]
+__all__ = ["Block", "Example", "Explorer", "Strip", "add_pictures", "examples", "explorer", "first_rows", "pack", "pictures"]
 
 STRIP = 10
 """Images shown of a ranking."""
@@ -77,6 +77,8 @@ class Explorer:
     protocol: str
     groups: list[str]
     edits: list[str]
+    sampled: list[int]
+    tops: list[np.ndarray] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     pictures: int = 0
     omitted: int = 0
@@ -181,13 +183,14 @@ def data_uri(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
-def explorer(test: TestSet, protocol: str, index: int, budget: int) -> Explorer:
-    """All queries of a test set, packed; pictures as long as `budget` bytes of the page last (0: none)."""
+def explorer(test: TestSet, protocol: str, index: int) -> Explorer:
+    """All queries of a test set, packed, still without pictures."""
     arms = [a for a in test.arms if protocol in a.protocols() and f"rank/{protocol}" in a.records[0].rankings]
     groups = list(dict.fromkeys(str(q.get("group") or "") for q in test.queries))
     edit_of = [str((q.get("extra") or {}).get("edit") or "") for q in test.queries]
     edits = list(dict.fromkeys(edit_of))
-    out = Explorer(index, test, arms, protocol, groups, edits)
+    sampled = _sampled(test)
+    out = Explorer(index, test, arms, protocol, groups, edits, sampled)
     texts = [" / ".join(map(str, q.get("texts") or ())) for q in test.queries]
     if sum(map(len, texts)) > TEXT_BUDGET:
         longest = max(80, TEXT_BUDGET // len(texts))
@@ -195,7 +198,6 @@ def explorer(test: TestSet, protocol: str, index: int, budget: int) -> Explorer:
         out.cut = True
     place = {g: n for n, g in enumerate(groups)}
     edit_place = {e: n for n, e in enumerate(edits)}
-    sampled = _sampled(test)
     out.blocks.append(pack(f"q{index}", {
         "ids": [str(q.get("id", n)) for n, q in enumerate(test.queries)],
         "refs": [str(q.get("reference", "")) for q in test.queries],
@@ -203,31 +205,28 @@ def explorer(test: TestSet, protocol: str, index: int, budget: int) -> Explorer:
         "texts": texts, "groups": groups, "edits": edits, "sampled": sampled,
         "group": [place[str(q.get("group") or "")] for q in test.queries], "edit": [edit_place[e] for e in edit_of],
     }))
-    tops = []
     for number, arm in enumerate(arms):
         record = arm.records[0]
         first = first_rows(record, protocol)
         ranks = np.where(first >= 0, record.rankings[f"rank/{protocol}"][np.maximum(first, 0)], 0)
         out.blocks.append(pack(f"r{index}-{number}", ranks.tolist()))
         top = _tops(record, protocol)[first[sampled]]
-        tops.append(top)
+        out.tops.append(top)
         names = list(dict.fromkeys(int(t) for t in top.ravel() if t >= 0))
         local = {t: n for n, t in enumerate(names)}
         out.blocks.append(pack(f"t{index}-{number}", {
             "ids": [test.gallery[t] for t in names], "top": [[local[int(t)] for t in row if t >= 0] for row in top],
         }))
-    if budget > 0:
-        _add_pictures(out, sampled, tops, budget - sum(len(b.text) for b in out.blocks))
     return out
 
 
-def _add_pictures(out: Explorer, sampled: list[int], tops: list[np.ndarray], budget: int) -> None:
-    """Pictures query by query, the first arms first: a budget that runs out leaves whole queries, not scraps."""
+def add_pictures(out: Explorer, budget: int) -> None:
+    """Pictures for as many bytes of the page: of the queries themselves first, then of the rankings, arm by arm."""
     wanted: dict[str, None] = {}
     test = out.test
-    for n in sampled:
+    for n in out.sampled:
         wanted.update(dict.fromkeys([test.queries[n]["reference"], *test.queries[n]["targets"][:3]]))
-    for top in tops:
+    for top in out.tops:
         for row in top:
             wanted.update(dict.fromkeys(test.gallery[t] for t in row if t >= 0))
     found = pictures(out.arms, list(wanted))
@@ -239,7 +238,7 @@ def _add_pictures(out: Explorer, sampled: list[int], tops: list[np.ndarray], bud
         if data is None:
             continue
         text = base64.b64encode(data).decode()
-        budget -= len(text) + len(image_id) + 12
+        budget -= len(text) + len(image_id) + 16
         if budget < 0:
             out.omitted += 1
             continue

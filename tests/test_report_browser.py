@@ -1,0 +1,173 @@
+"""Reports as a browser shows them: from file://, silent, sorted, filtered, explored, hostile text as text."""
+
+from __future__ import annotations
+
+import json
+
+import browser as driver
+import pytest
+from cirbench.reports.build import build, write
+from cirbench.reports.collect import collect
+from fake_records import HOSTILE, write_run, write_suite
+
+from cirbench.records import find_records
+
+pytestmark = pytest.mark.skipif(driver.find() is None, reason="no Chromium on this machine")
+
+ROWS = "[...document.querySelectorAll('[data-x=rows] tr.q')]"
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory):
+    browser = driver.Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    records = find_records([write_suite(out / "runs", queries=60, seeds=2)])
+    write(out / "report.html", build(records))
+    return out / "report.html", collect(records)[0]
+
+
+@pytest.fixture
+def page(chrome, suite):
+    chrome.console.clear()
+    chrome.requests.clear()
+    chrome.open(suite[0])
+    yield chrome
+    assert chrome.console == []
+    assert [u for u in chrome.requests if not u.startswith("data:")] == [suite[0].as_uri()]
+
+
+def start(page):
+    """Bring the explorer into view and wait for its first rows."""
+    page.run("document.querySelector('[data-explorer]').scrollIntoView()")
+    page.wait(f"{ROWS}.length")
+
+
+def choose(page, **values):
+    """Set controls of the explorer and wait until it has settled."""
+    for name, value in values.items():
+        page.run(
+            f"(() => {{ const e = document.querySelector('[data-x={name}]'); e.value = {json.dumps(str(value))};"
+            " e.dispatchEvent(new Event('input', {bubbles: true})); })()"
+        )
+    page.run("new Promise(r => setTimeout(r, 250))")
+    page.wait("!document.querySelector('[data-explorer]').hasAttribute('aria-busy')")
+
+
+def test_every_section_renders_and_the_page_is_silent(page):
+    found = page.run("[...document.querySelectorAll('main section')].map(s => [s.id, s.getBoundingClientRect().height])")
+    assert len(found) == 10 and all(height > 60 for _, height in found)
+    start(page)
+    assert page.run("[...document.images].every(i => !i.complete || i.naturalWidth > 0)")
+
+
+def test_sorting_by_mouse_and_by_key(page):
+    shown = "[...document.querySelectorAll('#main-0-0 tbody tr')].map(r => +r.cells[2].dataset.v)"
+    before = page.run(shown)
+    assert before == sorted(before, reverse=True)
+    page.run("document.querySelectorAll('#main-0-0 thead button')[2].focus()")
+    page.press("Enter", 13)
+    page.press("Enter", 13)
+    assert page.run(shown) == sorted(before)
+    assert page.run("document.querySelectorAll('#main-0-0 th')[2].getAttribute('aria-sort')") == "ascending"
+
+
+def test_filtering_the_table(page):
+    page.run(
+        "(() => { const e = document.querySelector('[data-filter]'); e.value = 'no-e';"
+        " e.dispatchEvent(new Event('input')); })()"
+    )
+    visible = page.run(
+        "[...document.querySelectorAll('#main-0-0 tbody tr')].filter(r => r.offsetHeight).map(r => r.cells[0].innerText)"
+    )
+    assert visible == ["dwc no-emd"]
+
+
+def test_explorer_agrees_with_the_records(page, suite):
+    test = suite[1]
+    start(page)
+    a, b = (test.arms[n].records[0].rankings["rank/scenes"] for n in (0, 3))
+    choose(page, a=0, b=3, k=10, mode="ab")
+    wanted = [q["id"] for q, x, y in zip(test.queries, a, b, strict=True) if x <= 10 < y]
+    assert wanted and page.run(f"{ROWS}.map(r => r.dataset.query)") == wanted[:25]
+    assert page.run("document.querySelector('[data-x=count]').textContent").startswith(f"{len(wanted)} of 60 ")
+    choose(page, mode="all", sort="worst")
+    ranks = page.run(f"{ROWS}.map(r => +r.cells[3].textContent)")
+    assert ranks == sorted(map(int, a), reverse=True)[:25]
+    choose(page, text="circle", sort="file", edit=1)
+    wanted = [q["id"] for q in test.queries if "circle" in q["texts"][0] and q["extra"]["edit"] == "reshape"]
+    assert page.run(f"{ROWS}.map(r => r.dataset.query)") == wanted
+
+
+def test_a_query_opens_with_its_pictures_and_all_ranks(page, suite):
+    test = suite[1]
+    start(page)
+    choose(page, mode="pics")
+    query = page.run(f"{ROWS}[0].dataset.query")
+    n = next(n for n, q in enumerate(test.queries) if q["id"] == query)
+    page.run(f"{ROWS}[0].querySelector('button').focus()")
+    page.press("Enter", 13)
+    page.wait("document.querySelector('.detail .ranks')")
+    shown = page.run("[...document.querySelectorAll('.detail .ranks li')].map(e => [...e.children].map(c => c.textContent))")
+    assert shown == [[a.label, str(a.records[0].rankings["rank/scenes"][n])] for a in test.arms]
+    top = test.arms[0].records[0].rankings["top/text"][n, :10]
+    strip = page.run("[...document.querySelectorAll('.detail .strip')[0].querySelectorAll('.pic > :first-child')].map(e => e.title)")
+    assert strip == [test.gallery[t] for t in top]
+    marked = page.run("[...document.querySelectorAll('.detail .strip')[0].querySelectorAll('.pic.t > :first-child')].map(e => e.title)")
+    assert marked == [t for t in test.queries[n]["targets"] if t in strip]
+    assert page.run("[...document.querySelectorAll('.detail img')].every(i => i.naturalWidth === 48)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_runs_over_the_edge_and_text_has_contrast(page, suite, width, scheme):
+    page.open(suite[0], width, 900, scheme)
+    start(page)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    ratio = page.run("""(() => {
+      const probe = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+      const rgb = c => { probe.fillStyle = c; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data]; };
+      const light = c => { const [r, g, b] = rgb(c).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const over = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+        if (c !== 'rgba(0, 0, 0, 0)') return c; } };
+      let worst = [99, ''];
+      for (const e of document.querySelectorAll('h1, h2, h3, p, td, th, .soft, .sd, .ci, a, .hit, .miss, svg text, button')) {
+        const s = getComputedStyle(e), a = light(e.closest('svg') && s.fill !== 'none' ? s.fill : s.color), b = light(over(e));
+        const r = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (r < worst[0]) worst = [r, e.outerHTML.slice(0, 120), s.color, over(e)];
+      }
+      return worst; })()""")
+    assert ratio[0] >= 4.5, ratio
+
+
+def test_theme_button(page):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.run(paper)
+    page.run("document.querySelector('#theme').click()")
+    assert page.run(paper) != light and page.run("document.querySelector('#theme').textContent") == "Light"
+
+
+def test_hostile_text_is_shown_as_text(chrome, tmp_path):
+    names = "<img src=x onerror=window.hacked=1>{:04d}\"'"
+    write_run(tmp_path / "runs", texts=HOSTILE, names=names, notes=HOSTILE, queries=18, gallery=40)
+    write(tmp_path / "h.html", build(find_records([tmp_path / "runs"]), title=HOSTILE[1]))
+    chrome.console.clear()
+    chrome.requests.clear()
+    chrome.open(tmp_path / "h.html")
+    assert chrome.run("document.querySelector('h1').textContent") == HOSTILE[1]
+    start(chrome)
+    for number in range(len(HOSTILE)):
+        chrome.run(f"{ROWS}[{number}].click()")
+    chrome.wait(f"document.querySelectorAll('.detail .ranks').length === {len(HOSTILE)}")
+    assert chrome.run("[...document.querySelectorAll('.detail .caption')].map(e => e.textContent)") == list(HOSTILE)
+    notes = chrome.run("[...document.querySelectorAll('#provenance li')].map(e => e.textContent)")
+    assert notes == list(HOSTILE)
+    assert chrome.run("window.hacked") is None and chrome.console == []
+    assert chrome.run("document.documentElement.scrollWidth") <= 1280
+    assert [u for u in chrome.requests if not u.startswith("data:")] == [(tmp_path / "h.html").as_uri()]
