@@ -1,0 +1,98 @@
+"""Files for the servers: the published demo files are valid, and each thing that can be wrong is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_data import build
+
+from cirbench import submissions
+from cirbench.cli import main
+from cirbench.splits import load_named
+from cirbench.types import CirbenchError
+
+
+def test_published_demo_files_are_valid(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared / "data/annotations"
+    cirr = sorted((root / "cirr/submission_examples").glob("*.json"))
+    main(["submit", "--validate", *map(str, cirr), "--root", str(root / "cirr")])
+    main(["submit", "--validate", str(root / "circo/submission_examples/submission_test.json")])
+    said = capsys.readouterr().out
+    assert "valid recall file, 4148 queries" in said and "valid recall_subset file, 4148 queries" in said
+    assert "valid circo file, 800 queries" in said
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Any, list[Path]]:
+    """Files of a small test1 whose gallery holds more than 50 names."""
+    root = build("cirr", tmp_path / "cirr")
+    path = root / "image_splits/split.rc2.test1.json"
+    names = json.loads(path.read_text()) | {f"test1-9{n}-0-img0": "./x.png" for n in range(60)}
+    path.write_text(json.dumps(names))
+    _, split = load_named("cirr", root, "test1")
+    ranked = [[i for i in names if i != q.reference] for q in split.queries]
+    subset = [[m for m in q.extra["members"] if m != q.reference] for q in split.queries]
+    return root, split, submissions.write_cirr(tmp_path / "out", split, ranked, subset)
+
+
+def test_written_files_are_valid(files: tuple[Path, Any, list[Path]]) -> None:
+    _, split, paths = files
+    assert [submissions.validate(p, split).kind for p in paths] == ["recall", "recall_subset"]
+    assert not list(paths[0].parent.glob("*.tmp"))
+
+
+def first(data: dict[str, Any]) -> str:
+    return next(k for k in data if k.isdigit())
+
+
+BAD: list[tuple[Callable[[dict[str, Any], Any], Any], str]] = [
+    (lambda d, s: d.update(version="rc1"), "expected 'rc2'"),
+    (lambda d, s: d.update(metric="recal"), "Did you mean 'recall'"),
+    (lambda d, s: d.pop(first(d)), "1 queries are missing"),
+    (lambda d, s: d.update({"99999": d[first(d)]}), "no query of the split: 99999"),
+    (lambda d, s: d.update({first(d): "x"}), "has no list"),
+    (lambda d, s: d.update({first(d): [1] * 50}), "image names alone"),
+    (lambda d, s: d[first(d)].pop(), "has 49 images, expected 50"),
+    (lambda d, s: d[first(d)].__setitem__(0, d[first(d)][1]), "names an image twice"),
+    (lambda d, s: d[first(d)].__setitem__(0, s.queries[0].reference), "its own reference"),
+    (lambda d, s: d[first(d)].__setitem__(0, "dev-1-0-img0"), "not in the gallery"),
+    (lambda d, s: d[first(d)].__setitem__(0, "test1-1-0-img0.png"), "without extension"),
+    (lambda d, s: d.update(note="x" * submissions.LIMIT), "at most 5 MiB"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[m for _, m in BAD])
+def test_what_is_wrong_is_told(
+    change: Callable[[Any, Any], Any], message: str, files: tuple[Path, Any, list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, split, (path, _) = files
+    data = json.loads(path.read_text())
+    change(data, split)
+    path.write_text(json.dumps(data))
+    with pytest.raises(SystemExit) as stop:
+        main(["submit", "--validate", str(path), "--root", str(root)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_subset_file_names_the_subset_alone(files: tuple[Path, Any, list[Path]]) -> None:
+    _, split, (_, path) = files
+    data = json.loads(path.read_text())
+    data[split.queries[0].id][0] = "test1-95-0-img0"
+    path.write_text(json.dumps(data))
+    with pytest.raises(CirbenchError, match="not in its subset"):
+        submissions.validate(path, split)
+
+
+def test_circo_wants_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({str(n): [str(k) for k in range(50)] for n in range(800)}))
+    with pytest.raises(CirbenchError, match="whole numbers alone"):
+        submissions.validate(path)
+    path.write_text(json.dumps({str(n): list(range(50)) for n in range(799)}))
+    with pytest.raises(CirbenchError, match="1 queries are missing: 799"):
+        submissions.validate(path)
