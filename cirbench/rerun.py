@@ -71,7 +71,8 @@ def evaluate_run(planned: Plan, record: Record, out: Path, device: str, quiet: b
         runs.Options(out, device, quiet=quiet, command=command),
         {
             "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
-            "overrides": record.data.get("overrides", {}), "selection": record.data["selection"], "split": "report",
+            "overrides": record.data.get("overrides", {}), **runs.method_path(planned),
+            "selection": record.data["selection"], "split": "report",
             "started": started.isoformat(timespec="seconds"),
             "notes": [
                 *dataset.notes, f"Weights of the run {record.name}, trained on {record.data['inputs']['dataset']}."

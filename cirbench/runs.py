@@ -170,7 +170,8 @@ def _run(
         folder, method, dataset, dataset.splits["report"], dataset.protocols, device, options,
         {
             "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
-            "selection": selection, "select": selected, "split": "report", "started": started.isoformat(timespec="seconds"),
+            **method_path(planned), "selection": selection, "select": selected,
+            "split": "report", "started": started.isoformat(timespec="seconds"),
             "notes": list(dataset.notes) + (
                 ["The checkpoint was chosen on the reported split (test-oracle)."]
                 if planned.train.selection == "test-oracle" else []
@@ -195,6 +196,11 @@ def _on_select(
     kept = ("row_query/", "rank/", "value/")
     write_npz(folder / "select.npz", {name: a for name, a in result.arrays.items() if name.startswith(kept)})
     return {"protocols": result.protocols, "omitted": result.omitted}
+
+
+def method_path(planned: Plan) -> dict[str, str]:
+    """Where a loose method file lies, for `cirbench eval`; its source, not its place, is what identifies a run."""
+    return {} if planned.method.module else {"method_path": str(planned.method.path)}
 
 
 def _finished(out: Path, run_id: str) -> Path | None:
@@ -288,11 +294,15 @@ def _pictures(dataset: Dataset, split: Split, result: evaluation.Evaluation, for
 def export(
     folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows]
 ) -> None:
-    """`embeddings.npz`: what `cirbench score` reads; a second row of a query has `#form` behind its id."""
+    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second."""
     first = next(iter(rows))
     ids, parts = [], []
     for form, part in rows.items():
-        ids += [split.queries[q].id + ("" if form == first else f"#{form}") for q in part.query]
+        seen: dict[int, int] = {}
+        several = len(set(part.query.tolist())) < len(part.query)
+        for q in part.query.tolist():
+            seen[q] = seen.get(q, -1) + 1
+            ids.append(split.queries[q].id + ("" if form == first else f"#{form}") + (f".{seen[q]}" if several else ""))
         parts.append(part.embeddings.cpu().numpy())
     write_npz(folder / "embeddings.npz", {
         "query_ids": np.array(ids), "queries": np.concatenate(parts), "image_ids": np.array(list(gallery)),

@@ -1,0 +1,320 @@
+"""What every method must keep, as checks that take seconds on a small `scenes`; `cirbench check` and tests call them.
+
+A check is a function of a `Subject` (one method under one variant) that raises `Broken` with what is wrong and what to
+do about it. Nothing here knows a method by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cirbench import evaluation, plugins, runs, specs
+from cirbench.encoders import Encoders
+from cirbench.feed import Feed, Triplets
+from cirbench.seeds import derive
+from cirbench.types import CirbenchError, Dataset, Frozen, Pixels
+
+#: A `scenes` that is generated in a moment.
+DATA: Mapping[str, Any] = {
+    "data.train_scenes": 48, "data.select_scenes": 8, "data.report_scenes": 12, "data.distractors": 12,
+}
+#: Backbones that ship with cirbench, and narrow streams, for the methods that have such fields.
+NARROW: Mapping[str, Any] = {
+    "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 32, "cnn_dim": 16, "word_dim": 8,
+}
+BATCH, QUERIES, STEPS = 32, 6, 12
+#: Embeddings of one query in different company may differ by rounding alone.
+TOLERANCE = 1e-5
+
+
+class Broken(CirbenchError):
+    """A method does not keep the contract."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `Broken` where the condition does not hold."""
+    if not condition:
+        raise Broken(message)
+
+
+@dataclass
+class Subject:
+    """One method under one variant, on the small dataset."""
+
+    method: str
+    variant: str = ""
+    seed: int = 0
+    over: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def found(self) -> plugins.MethodFile:
+        """The method file."""
+        return plugins.find_method(self.method)
+
+    @cached_property
+    def planned(self) -> specs.Plan:
+        """The run, narrowed."""
+        narrow = {f"method.{k}": v for k, v in NARROW.items() if k in self.found.config.model_fields}
+        epochs = self.found.variants.get(self.variant, {}).get("train.epochs", self.found.train.get("epochs", 1))
+        train = {"train.epochs": 1, "train.batch_size": BATCH} if epochs else {}
+        return specs.plan(
+            self.method, "scenes", self.variant, seed=self.seed, over={**DATA, **narrow, **train, **self.over}
+        )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The small `scenes`."""
+        return specs.load(self.planned)
+
+    def build(self, state: Mapping[str, Any] | None = None) -> Any:
+        """The method, in evaluation mode, from the seed."""
+        runs._deterministic(self.seed)
+        module = self.planned.method.load()
+        encoders = Encoders(derive(self.seed, "weights"))
+        made = module.build(self.planned.config, encoders, runs._view(self.dataset, "text"), state)
+        require(made is not None, "build returns nothing. It returns the method.")
+        for name in ("inputs", "encode_queries", "encode_images"):
+            require(hasattr(made, name), f"the method has no `{name}`; types.py describes `Method`.")
+        for kind, wanted in (("images", made.inputs.images), ("texts", made.inputs.texts)):
+            for name, value in wanted.items():
+                require(isinstance(value, Pixels | Frozen), f"inputs.{kind}[{name!r}] is no Pixels and no Frozen.")
+        return made.eval() if isinstance(made, torch.nn.Module) else made
+
+    def feed(self, made: Any, role: str = "report") -> Feed:
+        """What the method asked for, of one split."""
+        split = self.dataset.splits[role]
+        texts = evaluation.texts_of(self.dataset, split, ["text"])
+        mirrored = role == "train" and self.planned.train.flip != "none"
+        return Feed(self.dataset, split.images(), texts, made.inputs, torch.device("cpu"), mirrored=mirrored)
+
+    def trains(self, made: Any) -> bool:
+        """Whether this variant learns anything."""
+        return hasattr(made, "losses") and self.planned.train.epochs > 0
+
+
+# -------------------------------------------------------------------------------------- checks
+
+
+def fields_are_used(subject: Subject) -> None:
+    """Every field of Config is read somewhere in the method's code, or in the streams it is built on."""
+    texts = [subject.found.source]
+    if "cirbench.streams" in subject.found.source:
+        texts.append((specs.PACKAGE / "streams.py").read_text(encoding="utf-8"))
+    read: set[str] = set()
+    for text in texts:
+        # Attributes in code: a field that only a comment or a docstring names is not used.
+        read |= {
+            n.attr for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
+        }
+    idle = [name for name in subject.found.config.model_fields if name not in read]
+    require(not idle, f"fields of Config that no code reads: {', '.join(idle)}. Read them (config.NAME) or drop them.")
+    plain = ", ".join(n for n, f in subject.found.config.model_fields.items() if not f.description)
+    require(not plain, f"fields of Config without a description: {plain}. Use Field(default, description=...).")
+
+
+def variants_are_valid(subject: Subject) -> None:
+    """Every variant resolves to settings that can be had."""
+    for variant in subject.found.variants:
+        replace(subject, variant=variant).planned  # noqa: B018  resolving is the check
+
+
+def embeddings(subject: Subject) -> None:
+    """Shapes and finiteness; neither the batch nor the order of the gallery changes an embedding."""
+    made = subject.build()
+    feed, queries = subject.feed(made), subject.dataset.splits["report"].queries[:QUERIES]
+    references, words = [q.reference for q in queries], [q.texts[0] for q in queries]
+    with torch.inference_mode():
+        together = made.encode_queries(feed.queries(references, words))
+        images = made.encode_images(feed.images(references))
+        pairs = list(zip(references, words, strict=True))
+        one_by_one = torch.cat([made.encode_queries(feed.queries([r], [w])) for r, w in pairs])
+        backwards = made.encode_images(feed.images(references[::-1])).flip(0)
+        single = torch.cat([made.encode_images(feed.images([r])) for r in references])
+    for name, found in (("encode_queries", together), ("encode_images", images)):
+        require(isinstance(found, Tensor) and found.ndim == 2, f"{name} gives no (B, D) tensor.")
+        require(len(found) == QUERIES, f"{name} gives {len(found)} rows for {QUERIES}: one embedding each.")
+        require(bool(torch.isfinite(found).all()), f"{name} gives NaN or infinite values.")
+        require(found.is_floating_point(), f"{name} gives {found.dtype}; embeddings are floating point.")
+    if not hasattr(made, "score"):
+        require(
+            together.shape[1] == images.shape[1],
+            f"queries are {together.shape[1]} wide and images {images.shape[1]}: they are compared by dot product.",
+        )
+    # A field of this name says that padding is let in on purpose: then a text depends on the longest of its batch.
+    if getattr(subject.planned.config, "padding_mask", True):
+        _same(together, one_by_one, "a query's embedding depends on the queries it is encoded with")
+    _same(images, single, "an image's embedding depends on the images it is encoded with")
+    _same(images, backwards, "an image's embedding depends on its place in the gallery")
+
+
+def _same(a: Tensor, b: Tensor, message: str) -> None:
+    worst = float((a - b).abs().max())
+    require(
+        torch.allclose(a, b, atol=TOLERANCE),
+        f"{message} (up to {worst:.2g}). Batch statistics, padding that is not masked, or dropout outside training?",
+    )
+
+
+def rankings_repeat(subject: Subject) -> None:
+    """The same seed gives the same ranking."""
+    tops = []
+    for _ in range(2):
+        made = subject.build()
+        result, _, _ = evaluation.evaluate(
+            made, subject.feed(made), subject.dataset, subject.dataset.splits["report"], subject.dataset.protocols
+        )
+        tops.append(result.arrays["top/text"])
+    require(
+        np.array_equal(*tops),
+        "the same seed gives two rankings. Draw from torch after build was called, or from encoders.seed; never from "
+        "the clock, hash() or the order of a set.",
+    )
+
+
+def losses_fall(subject: Subject) -> None:
+    """A few steps on one batch: every loss is finite, has an optimizer, and goes down."""
+    made = subject.build()
+    if not subject.trains(made):
+        return
+    made.train()
+    triplets = Triplets(subject.dataset, "text", BATCH, subject.planned.train.flip, 0)
+    batch = next(triplets.epoch(0, subject.feed(made, "train")))
+    optimizers = dict(made.optimizers())
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for _ in range(STEPS):
+        for name, loss, _logs in made.losses(batch):
+            require(name in optimizers, f"losses yields {name!r}; optimizers has {', '.join(optimizers) or 'none'}.")
+            require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss of {name!r} is {loss}.")
+            optimizers[name].zero_grad(set_to_none=True)
+            loss.backward()
+            optimizers[name].step()
+            first.setdefault(name, loss.item())
+            last[name] = loss.item()
+    idle = set(optimizers) - set(first)
+    require(not idle, f"optimizers that losses never names: {', '.join(sorted(idle))}.")
+    for name in first:
+        require(
+            last[name] < first[name],
+            f"the loss of {name!r} does not fall: {first[name]:.4f} is {last[name]:.4f} after {STEPS} steps.",
+        )
+
+
+def weights_survive(subject: Subject) -> None:
+    """What is saved and built again embeds alike: `state_dict` and `extra_state` hold everything that was learned."""
+    made = subject.build()
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        if isinstance(made, torch.nn.Module):
+            with torch.no_grad():
+                for parameter in made.parameters():  # as though trained: what is not saved cannot come back
+                    if parameter.requires_grad:
+                        parameter.add_(0.01 * torch.randn(parameter.shape))
+        runs.save_weights(path, made)
+        again = runs.load_method(subject.planned, subject.dataset, path, device)
+    feed, queries = subject.feed(made), subject.dataset.splits["report"].queries[:QUERIES]
+    references, words = [q.reference for q in queries], [q.texts[0] for q in queries]
+    with torch.inference_mode():
+        a, b = (m.encode_queries(feed.queries(references, words)) for m in (made, again))
+    require(
+        torch.allclose(a, b, atol=TOLERANCE),
+        "saved and loaded weights give other embeddings: keep what is learned in parameters and buffers, and other "
+        "things `build` needs (a vocabulary) in extra_state().",
+    )
+
+
+#: Name -> check, in the order told; the first two are about the method, the others about one variant of it.
+CHECKS: Mapping[str, Callable[[Subject], None]] = {
+    "every field is used and described": fields_are_used,
+    "variants are valid": variants_are_valid,
+    "embeddings: shapes, finite, whatever batch and order": embeddings,
+    "same seed, same ranking": rankings_repeat,
+    "losses fall": losses_fall,
+    "weights survive saving": weights_survive,
+}
+ONCE = ("every field is used and described", "variants are valid")
+
+
+@contextlib.contextmanager
+def no_network() -> Iterator[list[str]]:
+    """Connections are refused and their addresses collected."""
+    tried: list[str] = []
+
+    def refuse(_self: Any, address: Any, *_: Any) -> Any:
+        if isinstance(address, str | bytes):  # a Unix socket leaves no machine
+            return original(_self, address)
+        tried.append(str(address))
+        raise OSError("the contract allows no network")
+
+    def refuse_name(host: Any, *_: Any, **__: Any) -> Any:
+        tried.append(str(host))
+        raise OSError("the contract allows no network")
+
+    original, names = socket.socket.connect, socket.getaddrinfo
+    socket.socket.connect, socket.getaddrinfo = refuse, refuse_name  # type: ignore[method-assign, assignment]
+    try:
+        yield tried
+    finally:
+        socket.socket.connect, socket.getaddrinfo = original, names  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check of one variant: `problem` is "" where it holds."""
+
+    check: str
+    variant: str
+    problem: str
+    seconds: float
+
+
+def _problem(check: Callable[[Subject], None], subject: Subject) -> str:
+    with no_network() as tried:
+        try:
+            check(subject)
+        except CirbenchError as error:
+            problem = str(error)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)
+            mine = [f for f in where if Path(f.filename) == subject.found.path] or where[-1:]
+            problem = f"{type(error).__name__}: {error} ({Path(mine[-1].filename).name}, line {mine[-1].lineno})"
+        else:
+            problem = ""
+    if tried:
+        return f"it asks the network for {tried[0]}. On scenes a method works with what ships with cirbench. {problem}"
+    return problem
+
+
+def examine(method: str, variants: Sequence[str] = ("",)) -> Iterator[Outcome]:
+    """Every check of a method under some variants, one outcome at a time.
+
+    Args:
+        method: name or path.
+        variants: "" for the method as it is.
+
+    Raises:
+        CirbenchError: not a method at all.
+    """
+    plugins.find_method(method)
+    for variant in variants:
+        subject = Subject(method, variant)
+        for name, check in CHECKS.items():
+            if name in ONCE and variant != variants[0]:
+                continue
+            began = time.perf_counter()
+            yield Outcome(name, variant, _problem(check, subject), time.perf_counter() - began)

@@ -1,0 +1,153 @@
+"""Loose files and other people's packages work wherever a built-in method does; the contract finds what is broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cirbench import contract
+from cirbench.cli import main
+
+TINY = ["--set", "data.train_scenes=48", "--set", "data.select_scenes=8", "--set", "data.report_scenes=12",
+        "--set", "data.distractors=12", "--set", "method.clip=scenes-small", "--set", "train.epochs=1",
+        "--set", "train.batch_size=32", "--set", "method.dim=16", "--quiet", "--device", "cpu"]
+
+
+def call(*arguments: str) -> int:
+    """Exit code of a command."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A method file as `new-method` writes it, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    assert call("new-method", "my-idea") == 0
+    return tmp_path / "my_idea.py"
+
+
+def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("check", "./my_idea.py", "--all-variants") == 0
+    out = capsys.readouterr().out
+    assert "14 of 14 checks hold" in out and "broken" not in out
+    text = mine.read_text()
+    assert "class MyIdea(nn.Module)" in text and "NAME" not in text and "Template" not in text
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("dwc", "already"), ("9lives", "9lives"), ("class", "class"), ("my idea", "my-idea"), ("my-idea", "exists"),
+])
+def test_new_method_refuses(name: str, said: str, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = mine.read_text()
+    assert call("new-method", name) == 2
+    assert said in capsys.readouterr().err and mine.read_text() == before
+
+
+def test_loose_file_runs_and_is_found_again(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "-m", "./my_idea.py", "-d", "scenes", "--out", "runs", *TINY) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["method_path"] == str(mine) and "method_path" not in record["inputs"]
+    assert record["inputs"]["method"] == "my-idea"
+    # From another folder: the file is found by the record, and gives the same figures.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
+    (again,) = (tmp_path / "elsewhere" / "evals").iterdir()
+    evaluated = json.loads((again / "record.json").read_text())
+    assert evaluated["protocols"] == record["protocols"] and evaluated["method_path"] == str(mine)
+    # Where the file lies is no part of the run.
+    moved = tmp_path / "elsewhere" / "my_idea.py"
+    shutil.move(mine, moved)
+    capsys.readouterr()
+    assert call("run", "-m", str(moved), "-d", "scenes", "--out", str(tmp_path / "runs"), *TINY) == 0
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [folder.name]
+    assert call("eval", str(folder), "--out", "evals2", "--quiet") == 2
+    assert "my_idea.py" in capsys.readouterr().err
+
+
+@pytest.fixture
+def package(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package `their_package` with an entry point of the group `cirbench.methods`."""
+    site = tmp_path / "site"
+    (site / "their_package").mkdir(parents=True)
+    (site / "their_package" / "__init__.py").touch()
+    shutil.copy(mine, site / "their_package" / "idea.py")
+    info = site / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cirbench.methods]\ntheir-idea = their_package.idea\n")
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def test_method_of_another_package(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "methods") == 0
+    assert "their-idea" in capsys.readouterr().out
+    assert call("list", "variants", "-m", "their-idea") == 0
+    assert "narrow" in capsys.readouterr().out
+    assert call("check", "their-idea", "--variant", "narrow") == 0
+    assert call("run", "-m", "their-idea", "--variant", "narrow", "-d", "scenes", "--out", "runs", *TINY) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["inputs"]["method"] == "their-idea" and "method_path" not in record
+    assert call("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
+    (again,) = (tmp_path / "evals").iterdir()
+    assert json.loads((again / "record.json").read_text())["protocols"] == record["protocols"]
+    capsys.readouterr()
+    assert call("run", "-m", "their-idee", "-d", "scenes") == 2
+    assert "Did you mean 'their-idea'?" in capsys.readouterr().err
+
+
+def _break(before: str, after: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    return change
+
+
+BROKEN = [
+    ("an idle field", _break("nn.Dropout(config.dropout)", "nn.Dropout(0.1)"), "every field", "dropout"),
+    ("an impossible variant", _break('{"hidden": 64}', '{"hiden": 64}'), "variants", "hiden"),
+    ("two widths", _break("return l2norm(image + self.edit", "return torch.cat([image, image], 1)\n        (image + "
+                          "self.edit"), "embeddings", "wide"),
+    ("company", _break("l2norm(self.image_fc(l2norm(images[\"clip\"])))",
+                       "l2norm(self.image_fc(images[\"clip\"]) - self.image_fc(images[\"clip\"]).mean(0))"),
+     "embeddings", "encoded with"),
+    ("not finite", _break("return l2norm(image +", "return l2norm(image / 0 +"), "embeddings", "NaN"),
+    ("chance", _break("return l2norm(image +", "chance = torch.Generator().manual_seed(__import__('time').time_ns())\n"
+                      "        return l2norm(9 * torch.randn(image.shape, generator=chance) +"),
+     "same seed", "two rankings"),
+    ("rising loss", _break("adam(self.parameters(), self.config.lr, self.config.weight_decay)",
+                           "torch.optim.SGD(self.parameters(), 0.1, maximize=True)"), "losses fall", "does not fall"),
+    ("no optimizer", _break("yield \"all\", loss, ", "yield \"al\", loss, "), "losses fall", "'al'"),
+    ("a network", _break("    return MyIdea(", "    __import__('urllib.request').request.urlopen('http://192.0.2.1/')\n"
+                         "    return MyIdea("), "embeddings", "network"),
+    ("what is not saved", _break("        self.edit = nn.Sequential(",
+                                 "        self.secret = [torch.randn(config.dim) * __import__('time').time_ns() % 7]\n"
+                                 "        self.edit = nn.Sequential("), "weights survive", "other"),
+]
+
+
+@pytest.mark.parametrize(("what", "change", "check", "said"), BROKEN, ids=[b[0] for b in BROKEN])
+def test_the_contract_finds(what: str, change: Callable[[str], str], check: str, said: str, mine: Path) -> None:
+    text = change(mine.read_text())
+    if what == "what is not saved":
+        text = text.replace("self.image_fc(l2norm(images[\"clip\"])))", "self.image_fc(l2norm(images[\"clip\"])) + "
+                            "self.secret[0])")
+    mine.write_text(text)
+    (name,) = [n for n in contract.CHECKS if n.startswith(check)]
+    problem = contract._problem(contract.CHECKS[name], contract.Subject(str(mine)))
+    assert said in problem, problem
+    assert call("check", str(mine)) == 1
