@@ -178,7 +178,7 @@ class Worker:
             load_if_exists=True, sampler=_sampler(sweep, self.points, 0),
         )
         self.distributions = _distributions(sweep, self.points)
-        self.me, self.watch = lease.identity(), lease.Watch(patience)
+        self.me, self.watch, self._started = lease.identity(), lease.Watch(patience), time.time()
 
     # ------------------------------------------------------------------------------- who does what
 
@@ -223,8 +223,6 @@ class Worker:
     def _mine(self, trial: FrozenTrial) -> bool:
         """Whether this very command already tried it: then once more is not better."""
         return (trial.datetime_complete or trial.datetime_start).timestamp() >= self._started  # type: ignore[union-attr]
-
-    _started = time.time()
 
     def _take(self, trial_id: int) -> int | None:
         self.storage.set_trial_user_attr(trial_id, "worker", self.me)

@@ -1,0 +1,174 @@
+"""Sweep files: every key is checked before anything runs, in one message that names file and key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cirbench import sweepfile
+from cirbench.cli import main
+
+GOOD = """
+question = "?"
+dataset = "scenes"
+seeds = [0, 1]
+[objective]
+protocol = "scenes"
+metric = "R@5"
+[fixed]
+"method.streams" = "clip"
+[[arms]]
+method = "dwc"
+[arms.space]
+"method.temperature" = [0.05, 0.1]
+"method.soft_label_weight" = { low = 0.0, high = 1.0, step = 0.25 }
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_good_file_is_its_points(tmp_path: Path) -> None:
+    sweep = sweepfile.read(write(tmp_path, GOOD))
+    assert sweep.name == "mine" and sweep.total == 10 and sweep.seeds == (0, 1)
+    assert [p.values["method.soft_label_weight"] for p in sweep.points()[:5]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert len({p.label for p in sweep.points()}) == 10
+    planned = sweep.plan(sweep.points()[3], 1)
+    assert planned.spec.seed == 1 and planned.spec.config["streams"] == "clip"
+    assert planned.spec.config["soft_label_weight"] == 0.75 and planned.spec.config["temperature"] == 0.05
+
+
+SPACE = '"method.temperature" = [0.05, 0.1]'
+STEP = "{ low = 0.0, high = 1.0, step = 0.25 }"
+#: (what is wrong, text of GOOD, its replacement, what the message must name beside the file)
+BAD = [
+    ("not TOML", "seeds = [0, 1]", "seeds = [0, 1", ["TOML"]),
+    ("unknown key", "question =", "qestion =", ["qestion", "'question'"]),
+    ("unknown key in an arm", 'method = "dwc"', 'metod = "dwc"', ["arms[0].metod", "'method'"]),
+    ("unknown key in the objective", "metric =", "metrics =", ["objective.metrics", "'metric'"]),
+    ("unknown field", "method.temperature", "method.temprature", ["temprature", "'temperature'", "arms[0]"]),
+    ("unknown scope", "method.temperature", "model.temperature", ["arms[0].space", "method.FIELD"]),
+    ("unknown method", 'method = "dwc"', 'method = "dcw"', ["arms[0]", "'dcw'", "'dwc'"]),
+    ("unknown dataset", 'dataset = "scenes"', 'dataset = "scnes"', ["dataset", "'scnes'", "'scenes'"]),
+    ("unknown variant", 'method = "dwc"', 'method = "dwc"\nvariants = ["no-edm"]', ["'no-edm'", "'no-emd'"]),
+    ("unknown protocol", 'protocol = "scenes"', 'protocol = "scene"', ["objective.protocol", "'scenes'"]),
+    ("unknown metric", 'metric = "R@5"', 'metric = "R@7"', ["objective.metric", "R@5"]),
+    ("unknown sampler", "seeds =", 'sampler = "gird"\nseeds =', ["sampler", "'gird'", "'grid'"]),
+    ("unknown pruner", "seeds =", 'pruner = "median"\nseeds =', ["pruner", "'median'", "wilcoxon"]),
+    ("objective on report", 'metric = "R@5"', 'metric = "R@5"\nsplit = "report"', ["objective.split", "'report'"]),
+    ("empty space", SPACE, '"method.temperature" = []', ["arms[0].space.method.temperature", "empty"]),
+    ("empty range", STEP, "{ low = 1.0, high = 0.0, step = 0.1 }", ["soft_label_weight", "empty"]),
+    ("no step in a grid", STEP, "{ low = 0.0, high = 1.0 }", ["soft_label_weight", "step"]),
+    ("step too long", STEP, "{ low = 0.0, high = 1.0, step = 2.0 }", ["soft_label_weight.step", "2.0"]),
+    ("end missing", STEP, "{ low = 0.0, step = 2.0 }", ["soft_label_weight.high"]),
+    ("value out of range", SPACE, '"method.temperature" = [0.05, -1]', ["arms[0]", "-1", "greater than 0"]),
+    ("range out of range", "high = 1.0", "high = 1.5", ["arms[0]", "1.25", "less than or equal to 1"]),
+    ("value of a wrong type", SPACE, '"method.temperature" = [0.05, "warm"]', ["arms[0]", "'warm'", "number"]),
+    ("value twice", SPACE, '"method.temperature" = [0.05, 0.05]', ["temperature", "twice"]),
+    ("key of a wrong type", "seeds = [0, 1]", 'seeds = "0, 1"', ["seeds", "list"]),
+    ("seeds of a wrong type", "seeds = [0, 1]", 'seeds = [0, "1"]', ["seeds", "'1'"]),
+    ("duplicate seeds", "seeds = [0, 1]", "seeds = [1, 1]", ["seeds", "twice"]),
+    ("no seeds", "seeds = [0, 1]", "seeds = []", ["seeds", "[]"]),
+    ("fixed and varied", '"method.streams"', '"method.temperature" = 0.1\n"method.streams"', ["temperature", "fixed"]),
+    ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "none"]),
+    ("no trials", "seeds =", 'sampler = "random"\nseeds =', ["trials", "random"]),
+    ("zero trials", "seeds =", "trials = 0\nseeds =", ["trials", "0"]),
+    ("negative timeout", "seeds =", "timeout = -5\nseeds =", ["timeout", "-5"]),
+    ("too many retries", "seeds =", "retries = 99\nseeds =", ["retries", "99"]),
+    ("pruned grid", "seeds =", 'pruner = "wilcoxon"\nseeds =', ["pruner", "grid"]),
+    ("pruning by one seed", "seeds = [0, 1]", 'sampler = "tpe"\ntrials = 5\npruner = "wilcoxon"\nseeds = [0]',
+     ["pruner", "two"]),
+    ("no such batch", SPACE, '"train.batch_size" = [1, 8]', ["batch_size", "greater than or equal to 2"]),
+    ("inconsistent knobs", SPACE, '"data.noise_rate" = [0.0, 0.4]', ["noise_rate", "noise_kind"]),
+    ("a name that is a command", "seeds =", 'name = "status"\nseeds =', ["name", "'status'"]),
+    ("the same point twice", '[[arms]]', '[[arms]]\nmethod = "dwc"\nvariants = ["", "clip-only"]\n[[arms]]',
+     ["one and the same"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "named"), [c[1:] for c in BAD], ids=[c[0] for c in BAD])
+def test_bad_files_are_refused_naming_file_and_key(
+    old: str, new: str, named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old in GOOD, "the case would change nothing"
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", path, "--out", str(tmp_path / "runs")])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in message
+    for part in ["mine.toml", *named]:
+        assert part in message, message
+    assert not (tmp_path / "runs").exists(), "nothing was started"
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["lambada"], ["'lambada'", "'lambda'"]),
+    (["./nowhere.toml"], ["./nowhere.toml", "lambda"]),
+    (["lambda", "--variant", "ful"], ["'ful'", "'full'"]),
+    (["lambda", "--seeds", "1,1"], ["twice"]),
+    (["lambda", "--set", "method.temprature=1"], ["temprature", "'temperature'"]),
+    (["lambda", "--set", "method.soft_label_weight=1"], ["soft_label_weight", "fixed"]),
+    (["lambda", "--dataset", "shoes"], ["--root", "shoes"]),
+    (["lambda", "ablation"], ["one name"]),
+    (["status", "lambda"], ["lambda", "cirbench sweep NAME"]),
+    (["lambda", "--storage", "nonsense"], ["--storage", "postgresql://"]),
+    (["lambda", "--slurm"], ["--slurm", "Slurm"]),
+], ids=lambda v: " ".join(v) if v[0][0] not in "'-" else "")
+def test_bad_arguments_are_told(
+    arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", *arguments])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2, message
+    for part in named:
+        assert part in message, message
+
+
+def test_bad_files_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom cirbench.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n"
+        "    print('CODE', e.code, 'torch' in sys.modules)"
+    )
+    path = write(tmp_path, GOOD.replace("temperature", "temprature"))
+    done = subprocess.run([sys.executable, "-c", code, "sweep", path], capture_output=True, text=True, check=True)
+    assert "CODE 2 False" in done.stdout
+
+
+@pytest.mark.parametrize("name", sweepfile.sweep_names())
+def test_built_in_sweeps_and_their_variants_are_sound(name: str) -> None:
+    import tomllib
+
+    from cirbench import plugins
+
+    text = (plugins._folder("cirbench.sweeps") / f"{name}.toml").read_text()
+    for variant in ["", *tomllib.loads(text).get("variants", {})]:
+        sweep = sweepfile.read(name, variant=variant)
+        assert sweep.question and sweep.total >= 4 and len(sweep.seeds) >= 3
+        assert sweep.objective.metric == "R@1"
+    assert sweepfile.read(name, seeds=[7, 8]).seeds == (7, 8)
+
+
+def test_all_questions_of_the_suite_are_there() -> None:
+    assert set(sweepfile.sweep_names()) >= {
+        "lambda", "ablation", "combiner", "ssg", "backbone", "temperature", "noise", "disparity", "batch-size", "tune",
+    }
+
+
+def test_the_study_is_named_by_its_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = sweepfile.read(write(tmp_path, GOOD)).study()
+    assert sweepfile.read(str(tmp_path / "mine.toml"), trials=3, timeout=9.0).study() == base, "how long, not what"
+    assert sweepfile.read(str(tmp_path / "mine.toml"), seeds=[0]).study() != base
+    assert sweepfile.read(str(tmp_path / "mine.toml"), sets=["train.epochs=1"]).study() != base
+    from cirbench import specs
+
+    monkeypatch.setattr(specs, "sources", lambda planned: {"ranking.py": "changed"})
+    assert sweepfile.read(str(tmp_path / "mine.toml")).study() != base, "other code, other numbers"
