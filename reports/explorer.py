@@ -17,7 +17,10 @@ from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.records import Record
 
-__all__ = ["Block", "Example", "Explorer", "Strip", "add_pictures", "examples", "explorer", "first_rows", "pack", "pictures"]
+__all__ = [
+    "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "pack",
+    "pictures",
+]
 
 STRIP = 10
 """Images shown of a ranking."""

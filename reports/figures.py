@@ -149,7 +149,7 @@ def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figur
                 stat="count", label=_plain(group or "all"), linestyle=("-", "--", ":", "-.")[n % 4],
             )
         ax.set(xlabel="share of the image in the query", ylabel="queries")
-        ax.legend()
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _finish(drawing, name, f"Learned share of the image, {row['arm'].label}, stream {row['stream']}, by group.")
 
 

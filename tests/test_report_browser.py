@@ -16,6 +16,28 @@ pytestmark = pytest.mark.skipif(driver.find() is None, reason="no Chromium on th
 
 ROWS = "[...document.querySelectorAll('[data-x=rows] tr.q')]"
 
+CONTRAST = """(() => {
+  const probe = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgb = c => { probe.fillStyle = c; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data]; };
+  const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = rgb(c).map(linear); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const under = e => {
+    for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor;
+      if (c !== 'rgba(0, 0, 0, 0)') return c;
+    }
+  };
+  let worst = [99];
+  const texts = 'h1, h2, h3, p, td, th, .soft, .sd, .ci, a, .hit, .miss, svg text, button';
+  for (const e of document.querySelectorAll(texts)) {
+    const s = getComputedStyle(e), ink = e.closest('svg') && s.fill !== 'none' ? s.fill : s.color;
+    const [a, b] = [light(ink), light(under(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, e.outerHTML.slice(0, 120), ink, under(e)];
+  }
+  return worst;
+})()"""
+
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory):
@@ -60,7 +82,7 @@ def choose(page, **values):
 
 
 def test_every_section_renders_and_the_page_is_silent(page):
-    found = page.run("[...document.querySelectorAll('main section')].map(s => [s.id, s.getBoundingClientRect().height])")
+    found = page.run("[...document.querySelectorAll('main section')].map(s => [s.id, s.offsetHeight])")
     assert len(found) == 10 and all(height > 60 for _, height in found)
     start(page)
     assert page.run("[...document.images].every(i => !i.complete || i.naturalWidth > 0)")
@@ -82,9 +104,8 @@ def test_filtering_the_table(page):
         "(() => { const e = document.querySelector('[data-filter]'); e.value = 'no-e';"
         " e.dispatchEvent(new Event('input')); })()"
     )
-    visible = page.run(
-        "[...document.querySelectorAll('#main-0-0 tbody tr')].filter(r => r.offsetHeight).map(r => r.cells[0].innerText)"
-    )
+    rows = "[...document.querySelectorAll('#main-0-0 tbody tr')]"
+    visible = page.run(f"{rows}.filter(r => r.offsetHeight).map(r => r.cells[0].innerText)")
     assert visible == ["dwc no-emd"]
 
 
@@ -113,12 +134,14 @@ def test_a_query_opens_with_its_pictures_and_all_ranks(page, suite):
     page.run(f"{ROWS}[0].querySelector('button').focus()")
     page.press("Enter", 13)
     page.wait("document.querySelector('.detail .ranks')")
-    shown = page.run("[...document.querySelectorAll('.detail .ranks li')].map(e => [...e.children].map(c => c.textContent))")
+    items = "[...document.querySelectorAll('.detail .ranks li')]"
+    shown = page.run(f"{items}.map(e => [...e.children].map(c => c.textContent))")
     assert shown == [[a.label, str(a.records[0].rankings["rank/scenes"][n])] for a in test.arms]
     top = test.arms[0].records[0].rankings["top/text"][n, :10]
-    strip = page.run("[...document.querySelectorAll('.detail .strip')[0].querySelectorAll('.pic > :first-child')].map(e => e.title)")
+    first = "document.querySelector('.detail .strip')"
+    strip = page.run(f"[...{first}.querySelectorAll('.pic > :first-child')].map(e => e.title)")
     assert strip == [test.gallery[t] for t in top]
-    marked = page.run("[...document.querySelectorAll('.detail .strip')[0].querySelectorAll('.pic.t > :first-child')].map(e => e.title)")
+    marked = page.run(f"[...{first}.querySelectorAll('.pic.t > :first-child')].map(e => e.title)")
     assert marked == [t for t in test.queries[n]["targets"] if t in strip]
     assert page.run("[...document.querySelectorAll('.detail img')].every(i => i.naturalWidth === 48)")
 
@@ -129,20 +152,7 @@ def test_nothing_runs_over_the_edge_and_text_has_contrast(page, suite, width, sc
     page.open(suite[0], width, 900, scheme)
     start(page)
     assert page.run("document.documentElement.scrollWidth") <= width
-    ratio = page.run("""(() => {
-      const probe = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-      const rgb = c => { probe.fillStyle = c; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data]; };
-      const light = c => { const [r, g, b] = rgb(c).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-      const over = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-        if (c !== 'rgba(0, 0, 0, 0)') return c; } };
-      let worst = [99, ''];
-      for (const e of document.querySelectorAll('h1, h2, h3, p, td, th, .soft, .sd, .ci, a, .hit, .miss, svg text, button')) {
-        const s = getComputedStyle(e), a = light(e.closest('svg') && s.fill !== 'none' ? s.fill : s.color), b = light(over(e));
-        const r = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (r < worst[0]) worst = [r, e.outerHTML.slice(0, 120), s.color, over(e)];
-      }
-      return worst; })()""")
+    ratio = page.run(CONTRAST)
     assert ratio[0] >= 4.5, ratio
 
 
