@@ -131,10 +131,12 @@ VARIANTS = {
 TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
+#: On `scenes` the paper's weight of mutual enhancement costs R@1 in so short a training (the teacher's softmax is softer
+#: than the contrastive one); 0.1 was chosen on `select` among 1 and 0.1, and scale 30 with weight 1.
 DATASETS = {
     "scenes": {
         "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
-        "clip_lr": 1e-3, "cnn_lr": 1e-3,
+        "clip_lr": 1e-3, "cnn_lr": 1e-3, "mutual_weight": 0.1,
         "train.epochs": 8, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
     },
 }
