@@ -61,7 +61,8 @@ def compare_runs(a: Record, b: Record, protocol: str = "") -> list[dict[str, Any
         }
         if metric.startswith("R@"):
             row["only_a"], row["only_b"], row["mcnemar"] = statistics.mcnemar(x > 0, y > 0)
-        differences.append(float(statistics.paired_permutation((y - x) * (1 if weights is None else weights), clusters)))
+        scaled = y - x if weights is None else (y - x) * weights
+        differences.append(float(statistics.paired_permutation(scaled, clusters)))
         out.append(row)
     if not out:
         raise CirbenchError(f"{a.name} and {b.name} share no metric under {name!r} that is kept query by query.")

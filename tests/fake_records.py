@@ -93,7 +93,7 @@ def write_run(
         base = np.array([0.3, 0.5, 0.7])[codes]
         arrays["weight/clip"] = (base + 0.05 * drawn.standard_normal(queries)).clip(0, 1).astype(np.float32)
         arrays["weight/cnn"] = (0.8 + 0.02 * drawn.standard_normal(queries)).clip(0, 1).astype(np.float32)
-    run_id = f"{abs(hash_of(method, variant, seed, overrides, data, dataset, inputs)):016x}"
+    run_id = f"{abs(hash_of(method, variant, seed, overrides, data, dataset, inputs, queries, gallery)):016x}"
     folder = out / f"{dataset}-{method}{'-' + variant if variant else ''}-s{seed}-{run_id[:10]}"
     write_jsonl(folder / "queries.jsonl", rows)
     write_json(folder / "gallery.json", ids)

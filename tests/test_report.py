@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
+import json
 import re
 import resource
 import subprocess
@@ -19,7 +22,10 @@ from cirbench.reports.collect import collect
 from click.testing import CliRunner
 from fake_records import HOSTILE, write_run, write_suite
 
+from cirbench.cli.compare import compare
 from cirbench.cli.report import report
+from cirbench.cli.show import show
+from cirbench.cli.table import table
 from cirbench.records import find_records
 from cirbench.types import CirbenchError
 
@@ -132,12 +138,13 @@ def test_hostile_text_is_text(tmp_path):
 def test_pictures_keep_to_the_budget_and_can_be_left_out(suite):
     records = find_records([suite])
     full = build(records)
-    limit = len(full.encode()) - 12_000
+    limit = len(full.encode()) - 8_000
     small = build(records, max_mb=limit / 1e6)
     assert limit - 12_000 < len(small.encode()) <= limit
     assert "were left out to stay under" in small
     none = build(records, images=False)
-    assert "data:image/webp" not in none and 'id="p0-0"' not in none and "left out on request" in none
+    assert 'src="data:image/webp' in full and 'src="data:image/webp' not in none
+    assert 'id="p0-0"' not in none and "left out on request" in none
 
 
 def test_best_is_marked_only_where_it_is_significant(tmp_path):
@@ -192,6 +199,56 @@ def test_command_writes_the_page_and_the_figures(suite, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CirbenchError, match="cannot write"):
         CliRunner().invoke(report, [str(suite), "-o", str(tmp_path / "file" / "r.html")], catch_exceptions=False)
+
+
+def _call(command, *args):
+    return CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+
+
+def test_table_in_three_formats(suite):
+    records = find_records([suite])
+    rows = list(csv.DictReader(io.StringIO(_call(table, suite, "--format", "csv").output)))
+    by_id = {r.id: r.data for r in records}
+    assert sum(int(row["seeds"]) for row in rows) == len(records)
+    for row in rows:
+        values = [by_id[i]["protocols"]["scenes"]["metrics"]["R@5"] for i in row["run_ids"].split()]
+        assert float(row["R@5"]) == pytest.approx(np.mean(values)) and row["protocol"] == "scenes"
+        assert float(row["R@5 std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    first = rows[0]
+    markdown, latex = _call(table, suite).output, _call(table, suite, "--format", "latex").output
+    shown = f"{float(first['R@1']):.2f} ± {float(first['R@1 std']):.2f}"
+    assert f"| {first['method']} | 3 | " in markdown and shown in markdown and "protocol scenes" in markdown
+    assert shown.replace("±", r"$\pm$") in latex and latex.count(r"\\") == len(rows) + 1
+    with pytest.raises(CirbenchError, match="scored under: scenes"):
+        _call(table, suite, "--protocol", "nope")
+
+
+def test_show_tells_the_rank_and_the_images(suite):
+    record = find_records([suite])[0]
+    shown = _call(show, record.folder, "q-00007", "--top", 5).output
+    assert f"rank {record.rankings['rank/scenes'][7]} of {len(record.gallery)}" in shown
+    assert [line.split()[-1] for line in shown.splitlines()[-5:]] == [
+        record.gallery[t] for t in record.rankings["top/text"][7, :5]
+    ]
+    with pytest.raises(CirbenchError, match="Did you mean 'q-000"):
+        _call(show, record.folder, "q-0007")
+
+
+def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
+    arms = {a.label: a.records[0] for a in collect(find_records([suite]))[0].arms}
+    a, b = arms["dwc"], arms["sum"]
+    told = json.loads(_call(compare, a.folder, b.folder, "--json").output)
+    row = told["metrics"][0]
+    x, y = (r.rankings["rank/scenes"] == 1 for r in (a, b))
+    assert (row["only_a"], row["only_b"]) == (np.sum(x & ~y), np.sum(y & ~x))
+    assert row["delta"] == pytest.approx(100 * (y.mean() - x.mean())) and row["low"] < row["delta"] < row["high"]
+    assert told["inputs"] == {"method": ["dwc", "sum"]}
+    assert "only A / only B" in _call(compare, a.folder, b.folder).output
+    other = write_run(tmp_path, queries=31, pictures=0)
+    with pytest.raises(CirbenchError, match="different queries"):
+        _call(compare, a.folder, other)
+    with pytest.raises(CirbenchError, match="the same run"):
+        _call(compare, a.folder, a.folder)
 
 
 def test_neither_torch_nor_a_method_is_imported(suite):

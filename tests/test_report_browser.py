@@ -18,7 +18,11 @@ ROWS = "[...document.querySelectorAll('[data-x=rows] tr.q')]"
 
 CONTRAST = """(() => {
   const probe = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const rgb = c => { probe.fillStyle = c; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data]; };
+  const rgb = c => {
+    probe.fillStyle = c;
+    probe.fillRect(0, 0, 1, 1);
+    return [...probe.getImageData(0, 0, 1, 1).data];
+  };
   const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = c => { const [r, g, b] = rgb(c).map(linear); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const under = e => {

@@ -31,9 +31,13 @@ def compare(a: Path, b: Path, protocol: str, as_json: bool) -> None:
     click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; intervals over reference images, 95 %")
     click.echo(f"{'':8}{'A':>8}{'B':>8}{'B - A':>9}{'interval':>19}{'p':>9}   only A / only B hit")
     for row in rows:
-        flips = f"{row['only_a']} / {row['only_b']}, exact p {row['mcnemar']:.4f}" if "only_a" in row else ""
+        flips = f"{row['only_a']} / {row['only_b']}, exact p {small(row['mcnemar'])}" if "only_a" in row else ""
         interval = f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-        click.echo(
-            f"{row['metric']:8}{row['a']:8.2f}{row['b']:8.2f}{row['delta']:+9.2f}{interval:>19}{row['p']:9.4f}   {flips}"
-        )
+        numbers = f"{row['a']:8.2f}{row['b']:8.2f}{row['delta']:+9.2f}"
+        click.echo(f"{row['metric']:8}{numbers}{interval:>19}{small(row['p']):>9}   {flips}")
     click.echo("p by paired permutation, Holm-corrected over these metrics. Two runs say nothing about other seeds.")
+
+
+def small(p: float) -> str:
+    """A p-value that is never printed as 0."""
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
