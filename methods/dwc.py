@@ -131,7 +131,7 @@ VARIANTS = {
 TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
-#: On `scenes` the paper's weight of mutual enhancement costs R@1 in so short a training (the teacher's softmax is softer
+#: There the paper's weight of mutual enhancement costs R@1 in so short a training (the teacher's softmax is softer
 #: than the contrastive one); 0.1 was chosen on `select` among 1 and 0.1, and scale 30 with weight 1.
 DATASETS = {
     "scenes": {
