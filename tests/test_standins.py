@@ -1,0 +1,81 @@
+"""Stand-in pictures through a whole run: `run` and `score` on what it exports agree to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_standins import jpeg
+from small_data import SCORED, build
+
+from cirbench.cli import main
+from cirbench.plugins import find_dataset
+from cirbench.records import Record
+
+NAMES = {
+    "fashioniq": lambda root, i: root / f"images/{i}.jpg", "custom": lambda root, i: root / f"pictures/{i}.jpg",
+    "shoes": lambda root, i: root / f"womens_x/0/{i}",
+    "cirr": lambda root, i: root / i.partition("-")[0] / f"{i}.png",
+    "fashion200k": lambda root, i: root / i, "css3d": lambda root, i: root / f"images/{i}.png",
+}
+
+
+def standins(name: str, root: Path) -> Path:
+    """Small annotations of a dataset with a picture for every name in them."""
+    build(name, root)
+    module = find_dataset(name)
+    for found in module.load(module.Knobs(), root).splits.values():
+        for image_id in [*found.images(), *(m for q in found.queries for m in q.extra.get("members", ()))]:
+            path = NAMES[name](root, image_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(image_id))
+    return root
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_run_and_score_agree_to_the_last_bit(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = standins(name, tmp_path / name)
+    main(["run", "--method", "random", "--dataset", name, "--root", str(root), "--out", str(tmp_path / "runs"),
+          "--export-embeddings", "--json"])
+    ran: dict[str, Any] = json.loads(capsys.readouterr().out)
+    folder = Path(ran["folder"])
+    main(["score", "--dataset", name, "--root", str(root), "--split", SCORED[name], "--json", "--embeddings",
+          str(folder / "embeddings.npz")])
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["omitted"] == {} and set(scored["protocols"]) == set(ran["protocols"])
+    for protocol, entry in ran["protocols"].items():
+        assert scored["protocols"][protocol]["metrics"] == entry["metrics"], protocol
+        assert scored["protocols"][protocol]["ties"] == entry["ties"]
+    arrays = Record(folder)
+    assert arrays.data["default_protocol"] == next(iter(scored["protocols"]))
+
+
+def test_circo_and_genecis_are_evaluated_with_a_run_of_another_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = standins("custom", tmp_path / "custom")
+    main(["run", "--method", "random", "--dataset", "custom", "--root", str(root), "--out", str(tmp_path / "runs"),
+          "--json"])
+    folder = json.loads(capsys.readouterr().out)["folder"]
+    circo = build("circo", tmp_path / "circo")
+    for n in range(100, 180):
+        path = circo / f"COCO2017_unlabeled/unlabeled2017/{n:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(str(n)))
+    main(["eval", folder, "--dataset", "circo", "--root", str(circo), "--set", "data.gallery=annotated", "--out",
+          str(tmp_path / "runs"), "--json"])
+    found = json.loads(capsys.readouterr().out)["protocols"]["circo-keep"]
+    assert found["queries"] == 12 and 0 <= found["metrics"]["mAP@50"] <= 100
+    assert any(name.startswith("addition/mAP") for name in found["metrics"])
+
+
+def test_a_run_without_pictures_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("shoes", tmp_path / "shoes")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--method", "random", "--dataset", "shoes", "--root", str(root), "--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "missing" in said and "data check shoes" in said
