@@ -1,0 +1,282 @@
+"""The authors' DWC checkpoints as a folder that `cirbench eval` runs.
+
+Names and shapes of the released files are listed in docs/dwc.md. Every tensor is either used, or known to be unused, or
+refused; nothing that is loaded may run code. Their inception blocks are four branches, ours computes the four 1x1
+convolutions as one (layers.py), so weights of branches are concatenated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cirbench import plugins
+from cirbench.encoders import build_vocabulary, file_sha256
+from cirbench.records import write_json
+from cirbench.seeds import digest
+from cirbench.types import CirbenchError
+
+#: The file that makes a folder of converted weights readable for `cirbench eval`.
+MARK = "converted.json"
+
+#: Released name (up to the first dot that differs) -> ours. Order does not matter.
+CLIP_NAMES = {
+    "img_fc.0": "clip.img_fc.0", "txt_fc.0": "clip.txt_fc.0",
+    "atten_I.0": "clip.gate_image.0", "atten_I.3": "clip.gate_image.3",
+    "atten_T.0": "clip.gate_text.0", "atten_T.3": "clip.gate_text.3",
+    "dynamic_scalar.0": "clip.combine.weight.0", "dynamic_scalar.3": "clip.combine.weight.3",
+}
+CNN_NAMES = {
+    "img_pool": "cnn.pool_target", "pool_i": "cnn.pool_image", "pool_t": "cnn.pool_text",
+    "img_fc": "cnn.img_fc", "fc_txt": "cnn.txt_fc",
+    "txt_model.embedding_layer": "cnn.text.embedding_layer", "txt_model.lstm": "cnn.text.lstm",
+    "dynamic_scalar.0": "cnn.combine.weight.0", "dynamic_scalar.3": "cnn.combine.weight.3",
+}
+INCEPTIONS = {
+    "imgconv.0": "cnn.to_words", "imgatt.0": "cnn.mask_image", "txtatt.0": "cnn.mask_text",
+    "txt2img.0": "cnn.words_to_image", "img2txt.0": "cnn.image_to_words",
+}
+#: Later convolutions of a branch, and the batch normalisation behind each.
+LATER = {
+    "branch1.2": ("second", "norm_second"), "branch2.2": ("third_a", "norm_third_a"),
+    "branch2.4": ("third_b", "norm_third_b"),
+}
+FIRST = ("branch0", "branch1.0", "branch2.0", "branch3.1")
+NORM = ("weight", "bias", "running_mean", "running_var")
+#: Allocated by the release and read by no loss and no embedding.
+UNUSED = {
+    "clip": {"loss_weight": "a constant that no loss reads"},
+    "cnn": {
+        "loss_weight": "a constant that no loss reads", "combine.": "a combiner that is never called",
+        "fc_ret.": "a layer that is never called", "fc_rei.": "a layer that is never called",
+        "txt_model.fc_output.": "makes a sentence vector that no embedding uses",
+    },
+}
+#: CLIPs that DWC was reported with, by the width of their joint space where that tells them apart.
+BY_WIDTH = {1024: "RN50-quickgelu:openai", 640: "RN50x4-quickgelu:openai"}
+AMBIGUOUS = {
+    512: "RN101-quickgelu:openai, ViT-B-32-quickgelu:openai or ViT-B-16-quickgelu:openai",
+    768: "RN50x16-quickgelu:openai or ViT-L-14-quickgelu:openai",
+}
+
+
+@dataclass
+class Converted:
+    """What a conversion did: `used` and `unused` count tensors, `reasons` says why each unused name is."""
+
+    folder: Path
+    used: int
+    unused: dict[str, str]
+    config: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a released file.
+
+    Raises:
+        CirbenchError: not such a file, or one that would run code.
+    """
+    if not path.is_file():
+        raise CirbenchError(f"{path}: no such file. It is called all_global_checkpoint.pth or all_local_checkpoint.pth.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CirbenchError(
+            f"{path} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or it holds code, which is "
+            "never run."
+        ) from None
+    state = found.get("model_state_dict") if isinstance(found, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which the released checkpoints do.")
+    # Saved from several GPUs, every name begins with `module.`.
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def unused(stream: str, name: str) -> str:
+    """Why a released tensor is not needed, or ""."""
+    return next((why for known, why in UNUSED[stream].items()
+                 if name == known or (known.endswith(".") and name.startswith(known))), "")
+
+
+def _inception(theirs: str, ours: str, state: dict[str, Tensor], out: dict[str, Tensor]) -> None:
+    """Move one block: first convolutions side by side, so are the statistics of the first three."""
+    out[f"{ours}.reduce.weight"] = torch.cat([state.pop(f"{theirs}.{b}.conv.weight") for b in FIRST])
+    for part in NORM:
+        out[f"{ours}.norm.{part}"] = torch.cat([state.pop(f"{theirs}.{b}.bn.{part}") for b in FIRST[:3]])
+    norms = {"norm_pooled": FIRST[3]}
+    for branch, (conv, norm) in LATER.items():
+        out[f"{ours}.{conv}.weight"] = state.pop(f"{theirs}.{branch}.conv.weight")
+        norms[norm] = branch
+    for norm, branch in norms.items():
+        for part in NORM:
+            out[f"{ours}.{norm}.{part}"] = state.pop(f"{theirs}.{branch}.bn.{part}")
+    # Counters of batches: evaluation never reads them.
+    for branch in (*FIRST, *LATER):
+        count = state.pop(f"{theirs}.{branch}.bn.num_batches_tracked", torch.tensor(0))
+        norm = {"branch3.1": "norm_pooled", **{b: n for b, (_, n) in LATER.items()}}.get(branch, "norm")
+        out[f"{ours}.{norm}.num_batches_tracked"] = count
+
+
+def rename(stream: str, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Our names for one stream's tensors, and the unused ones with the reason.
+
+    Raises:
+        CirbenchError: a tensor that is missing, or one that is not expected.
+    """
+    state, out, left = dict(checkpoint), dict[str, Tensor](), dict[str, str]()
+    for name in list(state):
+        if why := unused(stream, name):
+            left[name] = why
+            del state[name]
+    if stream == "cnn":
+        for theirs, ours in INCEPTIONS.items():
+            try:
+                _inception(theirs, ours, state, out)
+            except KeyError as error:
+                raise CirbenchError(f"the CNN checkpoint lacks {error.args[0]}; nothing was written.") from None
+    names = CLIP_NAMES if stream == "clip" else CNN_NAMES
+    for name in list(state):
+        block, _, leaf = name.rpartition(".")
+        if block in names:
+            out[f"{names[block]}.{leaf}"] = state.pop(name)
+        elif stream == "cnn" and name.startswith("img_model."):
+            # torchvision and timm give a ResNet-50 the same names.
+            out["cnn.cnn.body." + name.removeprefix("img_model.")] = state.pop(name)
+    if state:
+        raise CirbenchError(
+            f"the {'CLIP' if stream == 'clip' else 'CNN'} checkpoint holds tensors that DWC's release does not: "
+            f"{', '.join(sorted(state)[:8])}{' ...' if len(state) > 8 else ''}. Are the two files swapped?"
+        )
+    return out, left
+
+
+def _check(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Names and shapes against the method's own."""
+    for name in expected:  # a counter that an old torch did not save
+        if name.endswith("num_batches_tracked") and name not in tensors:
+            tensors[name] = torch.tensor(0)
+    missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or surplus:
+        raise CirbenchError(
+            f"the checkpoints do not make a whole DWC: missing {missing[:6] or 'nothing'}, not expected "
+            f"{surplus[:6] or 'nothing'}. Nothing was written."
+        )
+    for name, wanted in expected.items():
+        if tensors[name].shape != wanted.shape:
+            raise CirbenchError(
+                f"{name}: shape {tuple(tensors[name].shape)}, expected {tuple(wanted.shape)}. Nothing was written."
+            )
+
+
+def read_texts(path: Path) -> list[str]:
+    """The training texts, in order.
+
+    Raises:
+        CirbenchError: no JSON list of strings.
+    """
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CirbenchError(f"--texts {path} cannot be read as JSON: {error}.") from None
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise CirbenchError(f"--texts {path} is no JSON list of strings, the training texts in their order.")
+    return texts
+
+
+def _config(parts: Mapping[str, dict[str, Tensor]], backbone: str) -> dict[str, Any]:
+    """Fields that the shapes tell, over `as-released`."""
+    found = plugins.find_method("dwc")
+    fields = {k: v for k, v in found.variants["as-released"].items() if "." not in k}
+    fields["streams"] = "both" if len(parts) == 2 else next(iter(parts))
+    if "clip" in parts:
+        weight = parts["clip"]["clip.img_fc.0.weight"]
+        width = weight.shape[1]
+        if not backbone and width not in BY_WIDTH:
+            raise CirbenchError(
+                f"the CLIP stream reads features {width} wide; name their CLIP with --backbone"
+                + (f": {AMBIGUOUS[width]}." if width in AMBIGUOUS else ".")
+            )
+        fields |= {"clip": backbone or BY_WIDTH[width], "clip_dim": weight.shape[0]}
+    if "cnn" in parts:
+        # The weights are in the checkpoint: none are fetched.
+        fields |= {
+            "cnn": "resnet50.tv_in1k", "cnn_pretrained": False, "cnn_dim": parts["cnn"]["cnn.img_fc.weight"].shape[0],
+            "word_dim": parts["cnn"]["cnn.text.embedding_layer.weight"].shape[1],
+        }
+    return found.config(**fields).model_dump()
+
+
+class _Width:
+    """Stands for CLIP where only its width is needed."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+
+def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, backbone: str = "") -> Converted:
+    """Write a folder that `cirbench eval` runs.
+
+    Args:
+        clip: the CLIP stream's checkpoint, or None for the CNN stream alone.
+        cnn: the CNN stream's, or None for the CLIP stream alone.
+        texts: JSON list of the training texts in order: word ids depend on it. Needed with `cnn`.
+        out: where to; must not hold anything.
+        backbone: the CLIP whose features the first stream reads; "" where their width tells.
+
+    Raises:
+        CirbenchError: files that are not what was released.
+    """
+    if clip is None and cnn is None:
+        raise CirbenchError("there is nothing to convert: give --clip, --cnn, or both.")
+    if out.exists() and any(out.iterdir()):
+        raise CirbenchError(f"--out {out} is not empty, and is left as it is. Name a new folder.")
+    parts, left = dict[str, dict[str, Tensor]](), dict[str, str]()
+    for stream, path in (("clip", clip), ("cnn", cnn)):
+        if path is not None:
+            parts[stream], skipped = rename(stream, read_checkpoint(path))
+            left |= {f"{stream}: {name}": why for name, why in skipped.items()}
+    tensors = {k: v for part in parts.values() for k, v in part.items()}
+    state: dict[str, Any] = {}
+    if cnn is not None:
+        if texts is None:
+            raise CirbenchError("--cnn needs --texts, the training texts in their order: word ids depend on it.")
+        state["vocabulary"] = build_vocabulary(read_texts(texts))
+        rows = len(parts["cnn"].get("cnn.text.embedding_layer.weight", ()))
+        if rows != len(state["vocabulary"]):
+            raise CirbenchError(
+                f"the checkpoint has {rows} word embeddings, the texts in {texts} make a vocabulary of "
+                f"{len(state['vocabulary'])}. They are not the texts it was trained on, or not all of them."
+            )
+    config = _config(parts, backbone)
+    _check(tensors, _expected(config, parts, state))
+    out.mkdir(parents=True, exist_ok=True)
+    ready = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
+    save_file(ready, out / "model.safetensors", {"extra_state": json.dumps(state)})
+    sources = {name: file_sha256(path) for name, path in (("clip", clip), ("cnn", cnn), ("texts", texts)) if path}
+    inputs = {"method": "dwc", "config": config, "train": {}, "seed": 0, "dataset": "", "data": {}, "converted": sources}
+    write_json(out / MARK, {
+        "schema": 1, "id": digest(inputs), "name": out.resolve().name, "inputs": inputs, "variant": "as-released",
+        "selection": {"rule": "released", "epoch": None, "metric": None, "value": None}, "unused": left,
+    })
+    return Converted(out, len(tensors), left, config)
+
+
+def _expected(config: dict[str, Any], parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Any:
+    """The state_dict of a DWC of these settings, made without weights of CLIP."""
+    from cirbench.encoders import Encoders
+
+    found = plugins.find_method("dwc")
+    module, encoders, fields = found.load(), Encoders(), found.config(**config)
+    cnn = words = None
+    if "cnn" in parts:
+        cnn = encoders.cnn(config["cnn"], config["cnn_size"], False, config["cnn_statistics"])
+        words = encoders.lstm(state["vocabulary"], config["word_dim"], config["cnn_dim"])
+    width = _Width(parts["clip"]["clip.img_fc.0.weight"].shape[1]) if "clip" in parts else None
+    return module.Dwc(fields, width, cnn, words).state_dict()
