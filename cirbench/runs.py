@@ -154,6 +154,11 @@ def _run(
         method.to(device)
     trained = Trained()
     trainable = hasattr(method, "losses") and planned.train.epochs > 0
+    if trainable and "train" not in dataset.splits:
+        raise CirbenchError(
+            f"{dataset.name} is for evaluation only, it has no training triplets for {planned.method.name}. Train on "
+            f"another dataset, then `cirbench eval RUN --dataset {dataset.name} --root DIR`."
+        )
     if trainable:
         trained = _train(planned, method, dataset, device, folder, options)
     selection = {

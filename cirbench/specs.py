@@ -150,7 +150,8 @@ def load(planned: Plan) -> Dataset:
     """
     dataset: Dataset = planned.dataset.load(planned.knobs, planned.spec.root)
     for role in ("train", "report"):
-        if not dataset.splits[role].queries:
+        # Evaluation-only datasets have no train split; `run` refuses to train on them.
+        if role in dataset.splits and not dataset.splits[role].queries:
             raise CirbenchError(f"the {role} split of {dataset.name} is empty; nothing can be done with it.")
     if planned.train.selection == "select" and not (dataset.splits.get("select") and dataset.splits["select"].queries):
         raise CirbenchError(f"train.selection=select, but {dataset.name} has no select split. Use selection=last.")
@@ -163,6 +164,8 @@ def sources(planned: Plan) -> dict[str, str]:
     files = [PACKAGE / f"{n}.py" for n in NUMERICS]
     own = Path(planned.dataset.__file__ or "")
     files += [own, *sorted(own.parent.glob(f"_{name}*.py"))]
+    text = own.read_text(encoding="utf-8") if own.is_file() else ""
+    files += [PACKAGE / "datasets" / f"{shared}.py" for shared in ("_common", "_folder") if shared in text]
     out = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
     out[f"methods/{planned.method.path.name}"] = planned.method.digest
     return out

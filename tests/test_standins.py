@@ -79,3 +79,15 @@ def test_a_run_without_pictures_says_what_is_missing(tmp_path: Path, capsys: pyt
         main(["run", "--method", "random", "--dataset", "shoes", "--root", str(root), "--out", str(tmp_path)])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "missing" in said and "data check shoes" in said
+
+
+def test_evaluation_only_datasets_are_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circo = build("circo", tmp_path / "circo")
+    for n in range(100, 180):
+        path = circo / f"COCO2017_unlabeled/unlabeled2017/{n:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(str(n)))
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--method", "dwc", "--variant", "clip-only", "--backbone", "scenes-small", "--dataset", "circo",
+              "--root", str(circo), "--out", str(tmp_path / "runs")])
+    assert stop.value.code == 2 and "for evaluation only" in capsys.readouterr().err
