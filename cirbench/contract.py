@@ -179,7 +179,7 @@ def rankings_repeat(subject: Subject) -> None:
         )
         tops.append(result.arrays["top/text"])
     require(
-        np.array_equal(*tops),
+        np.array_equal(tops[0], tops[1]),
         "the same seed gives two rankings. Draw from torch after build was called, or from encoders.seed; never from "
         "the clock, hash() or the order of a set.",
     )
@@ -266,7 +266,7 @@ def no_network() -> Iterator[list[str]]:
         raise OSError("the contract allows no network")
 
     original, names = socket.socket.connect, socket.getaddrinfo
-    socket.socket.connect, socket.getaddrinfo = refuse, refuse_name  # type: ignore[method-assign, assignment]
+    socket.socket.connect, socket.getaddrinfo = refuse, refuse_name  # type: ignore[method-assign]
     try:
         yield tried
     finally:

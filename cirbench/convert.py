@@ -84,13 +84,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         CirbenchError: not such a file, or one that would run code.
     """
     if not path.is_file():
-        raise CirbenchError(f"{path}: no such file. It is called all_global_checkpoint.pth or all_local_checkpoint.pth.")
+        raise CirbenchError(f"{path}: no such file. The release's are all_{{global,local}}_checkpoint.pth.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CirbenchError(
-            f"{path} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or it holds code, which is "
-            "never run."
+            f"{path} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or it holds code, "
+            "which is never run."
         ) from None
     state = found.get("model_state_dict") if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -260,7 +260,9 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     ready = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     save_file(ready, out / "model.safetensors", {"extra_state": json.dumps(state)})
     sources = {name: file_sha256(path) for name, path in (("clip", clip), ("cnn", cnn), ("texts", texts)) if path}
-    inputs = {"method": "dwc", "config": config, "train": {}, "seed": 0, "dataset": "", "data": {}, "converted": sources}
+    inputs = {
+        "method": "dwc", "config": config, "train": {}, "seed": 0, "dataset": "", "data": {}, "converted": sources
+    }
     write_json(out / MARK, {
         "schema": 1, "id": digest(inputs), "name": out.resolve().name, "inputs": inputs, "variant": "as-released",
         "selection": {"rule": "released", "epoch": None, "metric": None, "value": None}, "unused": left,

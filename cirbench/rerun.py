@@ -20,7 +20,7 @@ from cirbench.types import CirbenchError
 
 @dataclass(frozen=True)
 class Converted:
-    """Weights that no run here made: a folder of `cirbench convert-dwc`, told apart from runs by its `converted.json`."""
+    """Weights that no run here made: a folder of `cirbench convert-dwc`, known by its `converted.json`."""
 
     folder: Path
     data: Mapping[str, Any]

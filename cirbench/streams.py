@@ -192,7 +192,8 @@ class Streams(nn.Module):
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary of the CNN stream's words."""
-        return {"vocabulary": self.vectors["cnn"].words.vocabulary} if "cnn" in self.names else {}
+        cnn = self.vectors["cnn"] if "cnn" in self.names else None
+        return {"vocabulary": cnn.words.vocabulary} if isinstance(cnn, CnnVectors) else {}
 
 
 class WeightedStreams(Streams):

@@ -1,7 +1,7 @@
 """The released DWC computation from its published description, under the released names; nothing of cirbench is used.
 
-Made for checking conversions: `checkpoints` draws both files with the real shapes, `clip_stream` and `cnn_stream` compute
-what the release computes from such a file, in evaluation mode and in the precision of the tensors.
+Made for checking conversions: `clip_checkpoint` and `cnn_checkpoint` draw files with the real shapes, `clip_stream` and
+`cnn_stream` compute what the release computes from such a file, in evaluation mode, in the precision of the tensors.
 """
 
 from __future__ import annotations
