@@ -237,7 +237,7 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[s
     if len(codes) < 3:
         return []
     found, votes = np.unique(np.concatenate(codes), return_counts=True)
-    out = []
+    out: list[dict[str, Any]] = []
     for n in np.argsort(-votes, kind="stable"):
         if votes[n] < 3 or len(out) == most:
             break

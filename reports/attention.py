@@ -59,7 +59,7 @@ def _of_run(test: TestSet, arm: Arm, record: Any, images: bool) -> dict[str, Any
     side = float((arm.inputs.get("data") or {}).get("side") or 0)
     by_id = {str(q["id"]): q for q in test.queries}
     scores: dict[str, list[dict[str, float]]] = {}
-    examples = []
+    examples: list[tuple[dict[str, Any], Any, Any]] = []
     for query_id, found in record.explain.items():
         query = by_id.get(query_id)
         if query is None:

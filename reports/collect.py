@@ -188,7 +188,7 @@ def values_of(record: Record, protocol: str, metric: str) -> np.ndarray | None:
 
 def arm_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     """(R,) value of each row, averaged over the arm's seeds; NaN (no answer) counts as 0."""
-    parts = []
+    parts: list[np.ndarray] = []
     for record in arm.records:
         if protocol not in record.data["protocols"]:
             return None

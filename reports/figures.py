@@ -25,7 +25,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 MARKERS = "osD^vPX*"
 INK, SOFT, GRID = "#101112", "#707172", "#d0d1d2"
 THEME = {INK: "currentColor", SOFT: "var(--soft)", GRID: "var(--grid)"}
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "cirbench", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "axes.edgecolor": SOFT, "grid.color": GRID, "grid.linewidth": 0.8,
@@ -90,11 +90,12 @@ def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, flo
             mine = [p for p in points if p[3].method == method]
             ax.scatter([p[0] for p in mine], [p[1] for p in mine], s=[30 + 170 * p[2] / most for p in mine], alpha=0.8,
                        color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(method), linewidths=0)
-        ax.set(xlabel="latency of one query, median (ms)", ylabel=f"{metric} (%)", ylim=(0, None))
+        highest = 1.1 * max(p[1] for p in points) or 1
+        ax.set(xlabel="latency of one query, median (ms)", ylabel=f"{metric} (%)", ylim=(0, highest))
         if max(p[0] for p in points) > 20 * min(p[0] for p in points):
             ax.set_xscale("log")
         else:
-            ax.set_xlim(0, None)
+            ax.set_xlim(0, 1.1 * max(p[0] for p in points))
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=0.7)
     return _finish(drawing, name, f"Quality and cost: {metric} over query latency; areas grow with all parameters.")
 
