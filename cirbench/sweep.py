@@ -69,6 +69,13 @@ def hide_password(url: str) -> str:
     return f"{head.rpartition(':')[0]}:***@{tail}"
 
 
+def with_driver(url: str) -> str:
+    """A database URL that names the driver the extra `storage` installs, where it names none."""
+    scheme, sign, rest = url.partition("://")
+    drivers = {"postgresql": "postgresql+psycopg2", "postgres": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
+    return drivers.get(scheme, scheme) + sign + rest
+
+
 def open_storage(folder: Path, url: str = "") -> Any:
     """The journal file of a sweep's folder, or a database.
 
@@ -84,12 +91,12 @@ def open_storage(folder: Path, url: str = "") -> Any:
     # Several processes that find an empty database all create its tables; all but one fail, and then find them.
     for attempt in range(5):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
         except ImportError as error:
             raise CirbenchError(f"--storage {shown}: {error}. Install it with `pip install 'cirbench[storage]'`.") from None
         except Exception as error:
             if attempt == 4 or "could not connect" in str(error) or "onnection refused" in str(error):
-                first = str(error).strip().splitlines()[0].replace(url, shown)
+                first = str(error).strip().splitlines()[0].replace(with_driver(url), shown).replace(url, shown)
                 raise CirbenchError(f"--storage {shown} cannot be used: {first}.") from None
             time.sleep(0.3 * (attempt + 1))
     raise AssertionError("left by return or raise")
