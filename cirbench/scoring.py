@@ -7,7 +7,7 @@ cut-off, subset recall from a list that ends before it has seen enough of the su
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,9 @@ def names_of_rows(dataset: Dataset, query: Query, form: str) -> list[list[list[s
     return out
 
 
-def first_way(ways: Sequence[Sequence[str]], have: Iterable[str], most: int = 10**9) -> list[str] | None:
+def first_way(ways: Sequence[Sequence[str]], have: Container[str], most: int = 10**9) -> list[str] | None:
     """The first way whose row ids are all there."""
-    return next((list(w) for w in ways if len(w) <= most and all(i in have for i in w)), None)  # type: ignore[operator]
+    return next((list(w) for w in ways if len(w) <= most and all(i in have for i in w)), None)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -267,7 +267,9 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
             if row in target:
                 raise CirbenchError(f"{path}: query {row!r} stands in another file too; one of them must go.")
             target[row] = ranking
-    pieces, omitted, forms_of = [], {}, {}
+    pieces: list[dict[str, Any]] = []
+    omitted: dict[str, str] = {}
+    forms_of: dict[str, set[str]] = {}
     for protocol in protocols:
         ranks: dict[str, Ranks] = {}
         reach: dict[str, int] = {}

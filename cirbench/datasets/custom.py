@@ -192,6 +192,6 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
             splits["train"] = Split("train", tuple(rest), {"all": {"": c.images_of(rest)}})
             splits["select"] = Split("select", tuple(carved), {"all": {"": c.images_of(carved)}})
             notes = (f"select: {len(carved)} queries carved out of triplets.{knobs.train}.jsonl, no image shared",)
-    order = {role: splits[role] for role in ("train", "select", "report") if role in splits}
+    order: dict[str, Split] = {role: splits[role] for role in ("train", "select", "report") if role in splits}
     files = [*files, *(folder / f"triplets.{name}.jsonl" for name in used)]
     return _dataset(folder, knobs, order, paths, rows, files, notes)

@@ -158,7 +158,7 @@ def triplets(captions: dict[str, str], seed: int, name: str) -> list[Query]:
     Every draw depends on the seed and the image alone, so that adding an image shifts no other draw of a parent.
     """
     children, hits = _children(captions), _by_caption(captions)
-    out = []
+    out: list[Query] = []
     for image, caption in captions.items():
         options = [p for p in parents(caption) if p in children]
         if not options:
