@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -84,7 +84,8 @@ def open_storage(folder: Path, url: str = "") -> Any:
     """
     if not url:
         folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), _FileLock(folder / "journal.lock")))
+        lock = cast(Any, _FileLock(folder / "journal.lock"))
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
     shown = hide_password(url)
     if "://" not in url:
         raise CirbenchError(f"--storage {shown!r} is no database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
@@ -93,7 +94,8 @@ def open_storage(folder: Path, url: str = "") -> Any:
         try:
             return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
         except ImportError as error:
-            raise CirbenchError(f"--storage {shown}: {error}. Install it with `pip install 'cirbench[storage]'`.") from None
+            hint = "Install it with `pip install 'cirbench[storage]'`."
+            raise CirbenchError(f"--storage {shown}: {str(error).rstrip('.')}. {hint}") from None
         except Exception as error:
             if attempt == 4 or "could not connect" in str(error) or "onnection refused" in str(error):
                 first = str(error).strip().splitlines()[0].replace(with_driver(url), shown).replace(url, shown)
@@ -181,7 +183,7 @@ class Worker:
                 # Two seeds at least: blocks of one trained model share its luck.
                 pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=2 * BLOCKS)
         self.study = optuna.create_study(
-            storage=self.storage, study_name=self.name, direction=sweep.objective.direction, pruner=pruner,
+            storage=self.storage, study_name=self.name, direction=cast(Any, sweep.objective.direction), pruner=pruner,
             load_if_exists=True, sampler=_sampler(sweep, self.points, 0),
         )
         self.distributions = _distributions(sweep, self.points)
@@ -343,8 +345,8 @@ def objective(record: Record, sweep: Sweep) -> float:
         return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
     except (KeyError, TypeError):
         raise CirbenchError(
-            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such split, "
-            "or it was made by an older version; then delete the folder."
+            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
+            "split, or it was made by an older version; then delete the folder."
         ) from None
 
 

@@ -9,7 +9,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,9 @@ class _Checker:
             if key not in allowed:
                 raise self.fail(f"{where}{key}", str(unknown("key", key, allowed)))
 
-    def get(self, table: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any, where: str = "") -> Any:
+    def get(
+        self, table: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any, where: str = ""
+    ) -> Any:
         value = table.get(key, default)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
@@ -244,7 +246,8 @@ class _Checker:
             if end not in value:
                 raise self.fail(f"{key}.{end}", "a range needs low and high.")
             self.get(value, end, (int, float), None, f"{key}.")
-        log, step = self.get(value, "log", bool, False, f"{key}."), self.get(value, "step", (int, float), None, f"{key}.")
+        log = self.get(value, "log", bool, False, f"{key}.")
+        step = self.get(value, "step", (int, float), None, f"{key}.")
         low, high = value["low"], value["high"]
         if not low < high or not math.isfinite(high - low):
             raise self.fail(key, f"the range from {low} to {high} is empty; low must be below high.")
@@ -300,7 +303,7 @@ def read(
     if len(set(chosen)) < len(chosen):
         raise check.fail("seeds", f"{chosen!r} names a seed twice. Each seed is one run.")
     if pruner != "none" and len(chosen) < 2:
-        raise check.fail("pruner", "pruning over seeds needs at least two of them: one seed says nothing of their spread.")
+        raise check.fail("pruner", "it needs at least two seeds: a single one says nothing of their spread.")
     many = trials if trials is not None else check.get(data, "trials", int, None)
     if many is not None and many < 1:
         raise check.fail("trials", f"{many}: at least 1.")
@@ -366,8 +369,9 @@ def _arms(
         if clash:
             raise check.fail(f"{where}space.{clash[0]}", f"it is also fixed, to {held[clash[0]]!r}. Keep one of them.")
         if sampler != "grid" and (not axes or len(named) > 1 or len(points) > 1):
-            raise check.fail(f"{where}space", f"the sampler {sampler} needs a space, and no list of points or variants.")
-        out.append(Arm(check.get(table, "label", str, "", where), table["method"], tuple(named), held, tuple(points), axes))
+            raise check.fail(f"{where}space", f"the sampler {sampler} needs a space, no points, no variants.")
+        label = check.get(table, "label", str, "", where)
+        out.append(Arm(label, table["method"], tuple(named), held, tuple(points), axes))
     return out
 
 
@@ -395,14 +399,11 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
 
 def _checked(check: _Checker, sweep: Sweep) -> Sweep:
     """Resolve every point, so that an unknown field, a wrong type or a value out of range stops the sweep now."""
-    count = sum(
-        len(a.variants) * len(a.points) * math.prod(
-            len(v.values() if isinstance(v, Range) and v.step else v) if not isinstance(v, Range) or v.step else 1
-            for v in a.space.values()
-        )
-        for a in sweep.arms
-    )
-    if sweep.sampler == "grid" and count > MAX_POINTS:
+    count = 0
+    for arm in sweep.arms if sweep.sampler == "grid" else ():
+        sizes = [len(v.values()) if isinstance(v, Range) else len(v) for v in arm.space.values()]
+        count += len(arm.variants) * len(arm.points) * math.prod(sizes)
+    if count > MAX_POINTS:
         raise check.fail("arms", f"{count} points; a grid may have {MAX_POINTS}. Use sampler = \"random\" with trials.")
     seen: dict[str, str] = {}
     for point in sweep.corners():
@@ -410,9 +411,10 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
             planned = sweep.plan(point, sweep.seeds[0])
         except CirbenchError as error:
             number = next(n for n, a in enumerate(sweep.arms) if (a.label, a.method) == (point.arm, point.method))
-            raise CirbenchError(f"{check.file}, arms[{number}], point ({point.label or point.method}): {error}") from None
+            named = point.label or point.method
+            raise CirbenchError(f"{check.file}, arms[{number}], point ({named}): {error}") from None
         key = digest([planned.spec.method, planned.spec.config, planned.spec.data, planned.spec.train])
         if sweep.sampler == "grid" and key in seen:
             raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) are one and the same.")
         seen[key] = point.label or point.method
-    return replace(sweep)
+    return sweep

@@ -111,7 +111,7 @@ def table(data: Mapping[str, Any]) -> str:
     goal, n = data["objective"], len(data["seeds"])
     lines.append(
         f"  {goal['metric']} under {goal['protocol']} on select: mean"
-        + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread known")
+        + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread")
     )
     if data["tuning"]:
         lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
@@ -261,9 +261,8 @@ def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> di
     count = sweep.total * len(sweep.seeds)
     costs = [measure(sweep.plan(p, sweep.seeds[0]), options.device, steps) for p in _kinds(points, sweep)]
     each = sum(costs) / len(costs)
-    return {
-        "runs": count, "kept": kept, "seconds_run": each, "seconds": each * (count - kept) / max(1, min(workers, count)),
-    }
+    left = each * (count - kept) / max(1, min(workers, count))
+    return {"runs": count, "kept": kept, "seconds_run": each, "seconds": left}
 
 
 def _kinds(points: Sequence[Point], sweep: Sweep) -> list[Point]:
@@ -285,7 +284,8 @@ def measure(planned: Any, device: str, steps: int) -> float:
     where, dataset = pick_device(device), specs.load(planned)
     form, settings = dataset.protocols[0].form, planned.train
     torch.manual_seed(0)
-    method = planned.method.load().build(planned.config, Encoders(derive(0, "weights")), runs._view(dataset, form), None)
+    encoders, view = Encoders(derive(0, "weights")), runs._view(dataset, form)
+    method = planned.method.load().build(planned.config, encoders, view, None)
     if isinstance(method, torch.nn.Module):
         method.to(where)
     total = 0.0

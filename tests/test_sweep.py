@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sweeping
 
-from cirbench import lease, runs, statistics, sweep, sweepfile, sweeprun
+from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun
 from cirbench.cli import main
 from cirbench.records import Record
 
@@ -38,9 +38,10 @@ def test_a_trial_is_a_point_and_each_seed_an_ordinary_run(tmp_path: Path) -> Non
         for seed in (0, 1):
             record = Record(tmp_path / "runs" / row["seeds"][str(seed)]["run"])
             planned = found.plan(found.points()[number], seed)
-            assert record.id == runs.identify(planned, __import__("cirbench.specs").specs.load(planned))[0]
+            assert record.id == runs.identify(planned, specs.load(planned))[0]
             assert record.data["inputs"]["seed"] == seed
-            assert record.data["select"]["protocols"]["scenes"]["metrics"]["R@1"] == row["seeds"][str(seed)]["objective"]
+            scored = record.data["select"]["protocols"]["scenes"]["metrics"]
+            assert scored["R@1"] == row["seeds"][str(seed)]["objective"]
         mean, _ = statistics.mean_std([s["objective"] for s in row["seeds"].values()])
         assert row["value"] == pytest.approx(mean)
     assert {(t.state.name, t.value) for t in done.study.trials} == {("COMPLETE", p["value"]) for p in data["points"]}
@@ -126,7 +127,7 @@ def test_the_command_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     (page,) = out.glob("sweeps/*/report.html")
     assert str(page) in shown.out and "soft_label_weight" in page.read_text()
-    assert "6 of 6 points" in shown.err and "one seed: no spread known" in shown.out
+    assert "6 of 6 points" in shown.err and "one seed: no spread" in shown.out
     main(["sweep", sweeping.write(tmp_path), "--seeds", "0", "--out", str(out), "--device", "cpu", "--json"])
     assert json.loads(capsys.readouterr().out)["runs"] == sweeping.read(out)["runs"]
 
@@ -284,7 +285,7 @@ def test_jobs_of_a_scheduler_join_the_study(tmp_path: Path) -> None:
 
 
 def test_threads_are_shared_by_workers(tmp_path: Path) -> None:
-    file = sweeping.write(tmp_path)
-    subprocess.run(sweeping.command(file, tmp_path / "runs", "--workers", "2", "--seeds", "0", "--trials", "2"), check=True)
-    threads = [Record(tmp_path / "runs" / r).data["environment"]["threads"] for r in sweeping.read(tmp_path / "runs")["runs"]]
+    file, out = sweeping.write(tmp_path), tmp_path / "runs"
+    subprocess.run(sweeping.command(file, out, "--workers", "2", "--seeds", "0", "--trials", "2"), check=True)
+    threads = [Record(out / run).data["environment"]["threads"] for run in sweeping.read(out)["runs"]]
     assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2

@@ -29,7 +29,7 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Fix a field for every point.")
 @click.option("--trials", type=int, default=None, help="How many points; of a grid, its first ones.")
 @click.option("--timeout", type=float, default=None, help="Seconds after which no further point is begun.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes sharing the cores.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes at once.")
 @click.option("--dry-run", is_flag=True, help="The plan, and how long it will take by a few measured steps.")
 @click.option("--retry-failed", is_flag=True, help="Try points that failed before once more.")
 @click.option("--storage", default="", help="postgresql://... or mysql://... for many machines; default a file.")
@@ -85,10 +85,7 @@ def sweep(
         jobs = sweeprun.slurm(arguments, options, Worker(found, options).folder, workers, slurm_set)
         click.echo(f"submitted {', '.join(j.job_id for j in jobs)}; `cirbench sweep status {found.name}` follows them")
         return
-    data = sweeprun.start(
-        found, arguments, options, workers, show=(lambda text: click.echo(text, err=True, nl=False)) if say else _nothing,
-        live=sys.stderr.isatty(),
-    )
+    data = sweeprun.start(found, arguments, options, workers, _show if say else _nothing, sys.stderr.isatty())
     if as_json:
         click.echo(json.dumps(data, indent=1))
     elif not quiet:
@@ -99,6 +96,10 @@ def sweep(
     if any(row["state"] == "fail" for row in data["points"]):
         click.echo("cirbench: some points failed; --retry-failed tries them once more.", err=True)
         sys.exit(1)
+
+
+def _show(text: str) -> None:
+    click.echo(text, err=True, nl=False)
 
 
 def _nothing(text: str) -> None:

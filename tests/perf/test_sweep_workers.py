@@ -46,10 +46,8 @@ def test_two_workers_reach_1_6_times_one(benchmark, tmp_path: Path) -> None:
     subprocess.run(sweeping.command(file, tmp_path / "one"), check=True, env=one)
     # Two of two cores, also where there are more.
     two = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))]
-    benchmark.pedantic(
-        lambda: subprocess.run([*two, *sweeping.command(file, tmp_path / "two", "--workers", "2")], check=True, env=one),
-        rounds=1,
-    )
+    command = [*two, *sweeping.command(file, tmp_path / "two", "--workers", "2")]
+    benchmark.pedantic(lambda: subprocess.run(command, check=True, env=one), rounds=1)
     ratio = seconds(tmp_path / "one") / seconds(tmp_path / "two")
     benchmark.extra_info["times one worker"] = round(ratio, 2)
     assert ratio >= 1.6, f"two workers are {ratio:.2f} times as fast as one"
