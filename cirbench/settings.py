@@ -46,6 +46,9 @@ class TrainSettings(Settings):
         description="which checkpoint is reported: the last; the best on `select`; or the best on `report` itself, "
         "which every number then says",
     )
+    protocol: str = Field(
+        "", description="protocol whose text form is trained with and whose metric selects; empty for the default one"
+    )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
     seconds_between_checkpoints: float = Field(
         20.0, ge=0, description="for resuming; 0 writes one after every step. No effect on results",

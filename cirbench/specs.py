@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -153,6 +153,13 @@ def load(planned: Plan) -> Dataset:
         # Evaluation-only datasets have no train split; `run` refuses to train on them.
         if role in dataset.splits and not dataset.splits[role].queries:
             raise CirbenchError(f"the {role} split of {dataset.name} is empty; nothing can be done with it.")
+    if planned.train.protocol:
+        # The first protocol is the default: its texts are trained with.
+        named = [p for p in dataset.protocols if p.name == planned.train.protocol]
+        others = [p for p in dataset.protocols if p.name != planned.train.protocol]
+        if not named:
+            raise unknown(f"protocol of {dataset.name}", planned.train.protocol, [p.name for p in dataset.protocols])
+        dataset = replace(dataset, protocols=(*named, *others))
     if planned.train.selection == "select" and not (dataset.splits.get("select") and dataset.splits["select"].queries):
         raise CirbenchError(f"train.selection=select, but {dataset.name} has no select split. Use selection=last.")
     return dataset
