@@ -77,7 +77,9 @@ def plan_eval(
     return specs.plan(method, name, seed=inputs["seed"], root=root, over=over), record
 
 
-def evaluate_run(planned: Plan, record: Record | Converted, out: Path, device: str, quiet: bool, command: str) -> Record:
+def evaluate_run(
+    planned: Plan, record: Record | Converted, out: Path, device: str, quiet: bool, command: str
+) -> Record:
     """Evaluate on the `report` split; the record's id hashes the run, the weights and the dataset.
 
     Raises:

@@ -192,7 +192,7 @@ def test_cnn_stream_learns_from_the_stepped_clip_stream() -> None:
     first.backward()
     optimizer.step()
     stepped = weights(method.clip)
-    _, second, logs = next(losses)
+    _, _second, logs = next(losses)
     rows = range(len(TEXTS))
     q = np.array([slow.clip_query(method.config, stepped, data.reference["clip"][n].numpy(),
                                   data.text["clip"][n].numpy())[0] for n in rows])
