@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run in this many processes of one thread each; two suit two cores.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 STAMP := $(VENV)/.installed
 
 .PHONY: demo install test test-all bench lint clean
@@ -22,10 +25,10 @@ demo: install
 	@echo "open report.html"
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/perf --benchmark-enable --benchmark-only
 
 bench: install
