@@ -47,7 +47,8 @@ def test_packaged_clips_carry_a_clip_stream(name: str) -> None:
     clip = load_clip(name)
     assert clip.pixels.size == side and dim in (None, clip.dim)
     with torch.inference_mode():
-        assert clip.encode_images(torch.randn(2, 3, side, side)).shape == clip.encode_texts(TEXTS).shape == (2, clip.dim)
+        images, texts = clip.encode_images(torch.randn(2, 3, side, side)), clip.encode_texts(TEXTS)
+    assert images.shape == texts.shape == (2, clip.dim)
 
 
 def test_input_size_is_the_streams_own() -> None:
