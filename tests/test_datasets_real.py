@@ -2,7 +2,7 @@
 
 Records of CIRCO and GeneCIS (CC BY-NC) are pinned by hash, so that none of their text is in this repository.
 """
-# ruff: noqa: E501  a record is one line, however long
+
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -133,21 +134,23 @@ def test_killed_at_random_moments_and_repeated_ends_bit_identical(tmp_path: Path
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     epochs = 12
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = time.perf_counter()
     subprocess.run(command(whole, epochs), check=True, env=environment, timeout=300)
-    took = time.perf_counter() - start
-    rng, kills = random.Random(0), 0
+    rng = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(command(broken, epochs), env=environment)
-        # Anywhere in a run, the import of torch included.
-        time.sleep(rng.uniform(0.35, 0.95) * took)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
+        # A checkpoint is written after every step: die a few steps on, somewhere in a step or in a write.
+        steps, seen = rng.randint(1, 6), set[int]()
+        deadline = time.monotonic() + 120
+        while len(seen) < steps and process.poll() is None and time.monotonic() < deadline:
+            for path in broken.glob("*/checkpoint.pt"):
+                with contextlib.suppress(FileNotFoundError):
+                    seen.add(path.stat().st_mtime_ns)
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
         process.wait()
-        if finished(broken):
-            break
-    assert kills >= 1, "no kill hit a running process"
+        assert not finished(broken)
     subprocess.run(command(broken, epochs), check=True, env=environment, timeout=300)
     (a,), (b,) = finished(whole), finished(broken)
     assert a.name == b.name
