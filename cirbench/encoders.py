@@ -175,13 +175,21 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
                 f"{str(error).splitlines()[0][:200]}. They are fetched once and kept; without a connection use "
                 f"--backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain clip)."
             ) from None
+    try:
+        tokenizer = open_clip.get_tokenizer(model_name)
+    except Exception as error:
+        raise CirbenchError(
+            f"the tokenizer of {model_name} could not be loaded: {type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200]}. SigLIP and other models with a Hugging Face tokenizer need "
+            "`pip install transformers sentencepiece` and one connection to fetch it."
+        ) from None
     visual = model.visual
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
     mean, std = getattr(visual, "image_mean", None) or CLIP_MEAN, getattr(visual, "image_std", None) or CLIP_STD
     config = open_clip.get_model_config(model_name) or {}
     key = f"{name}@{size}" + (f"#{seed}" if tag == "random" else "")
     return Clip(
-        model, open_clip.get_tokenizer(model_name), int(config["embed_dim"]), Pixels(size, tuple(mean), tuple(std)), key
+        model, tokenizer, int(config["embed_dim"]), Pixels(size, tuple(mean), tuple(std)), key
     )
 
 
