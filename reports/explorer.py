@@ -133,11 +133,17 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     ranks = record.rankings[f"rank/{protocol}"]
     bins: list[list[int]] = [[], [], []]
     kept = record.pictures.index if with_pictures else {}
-    for n in _sampled(test):
+    tops = _tops(record, protocol)
+    whole: set[int] = set()
+    for n in range(len(test.queries)) if kept else _sampled(test):
         if first[n] < 0 or (kept and test.queries[n]["reference"] not in kept):
             continue
         rank = int(ranks[first[n]])
         bins[0 if rank == 1 else 1 if 1 < rank <= STRIP else 2].append(n)
+        if kept and all(test.gallery[t] in kept for t in tops[first[n]] if t >= 0):
+            whole.add(n)
+    # Strips without gaps where the record has them: pictures are kept of some queries' first ten only.
+    bins = [[n for n in part if n in whole] or part for part in bins]
     share = max(1, count // 3)
     chosen = [n for part in bins for n in part[:: max(1, len(part) // share)][:share]]
     columns = {}
@@ -148,8 +154,8 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     for n in chosen:
         query = test.queries[n]
         wanted.update(dict.fromkeys([query["reference"], *query["targets"][:3]]))
-        for rows, _, tops in columns.values():
-            wanted.update(dict.fromkeys(test.gallery[t] for t in tops[rows[n]] if t >= 0))
+        for rows, _, best in columns.values():
+            wanted.update(dict.fromkeys(test.gallery[t] for t in best[rows[n]] if t >= 0))
     found = pictures(shown, wanted) if with_pictures else {}
     uri = {image_id: data_uri(data) for image_id, data in found.items()}
     out = []
