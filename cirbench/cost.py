@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cirbench.feed import Feed
-from cirbench.ranking import View, rank
+from cirbench.ranking import View, dot, rank
 from cirbench.types import Frozen, Inputs, QueryBatch
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow", "optuna", "pandas", "scipy")
@@ -83,16 +83,12 @@ def latency(method: Any, feed: Feed, image_id: str, text: str, gallery: Tensor, 
             for name, wanted in method.inputs.texts.items():
                 batch.text[name] = wanted.encoder.encode_texts([text]).float()
             encoded = method.encode_queries(batch).float()
-            rank(encoded, gallery, [view], getattr(method, "score", None) or _dot)
+            rank(encoded, gallery, [view], getattr(method, "score", dot))
             if feed.device.type == "cuda":
                 torch.cuda.synchronize(feed.device)
             times.append(1000 * (time.perf_counter() - start))
     p50, p95 = np.percentile(times[2:], [50, 95])
     return {"p50": float(p50), "p95": float(p95)}
-
-
-def _dot(queries: Tensor, gallery: Tensor) -> Tensor:
-    return queries @ gallery.T
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -44,20 +44,19 @@ def _in_batches(rows: int, what: str, quiet: bool, encode: Callable[[slice], Ten
 
 
 def _image_features(
-    clip: Clip, pixels: PixelStore, key: str, image_ids: Sequence[str], mirrored: bool, quiet: bool
+    clip: Clip, pixels: Callable[[], PixelStore], path: Path, image_ids: Sequence[str], mirrored: bool, quiet: bool
 ) -> np.ndarray:
-    path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, mirrored])[:32]}.npy"
     kept = _kept(path)
     if kept is not None and len(kept) == len(image_ids):
         return kept
-    device = next(clip.parameters()).device
+    device, store = next(clip.parameters()).device, pixels()
 
     def encode(rows: slice) -> Tensor:
         ids = image_ids[rows]
         # A batch of one fixed shape: a product of another shape may round differently in its last bit.
         padded = [*ids, *([ids[0]] * (BATCH - len(ids)))] if len(image_ids) > BATCH else list(ids)
         flip = np.ones(len(padded), bool) if mirrored else None
-        return clip.encode_images(pixels(padded, flip).to(device))[: len(ids)]
+        return clip.encode_images(store(padded, flip).to(device))[: len(ids)]
 
     array = _in_batches(len(image_ids), "image features", quiet, encode)
     _keep(path, array)
@@ -79,15 +78,16 @@ class FeatureStore:
     ) -> None:
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
         key = digest([source.fingerprint(image_ids), list(image_ids), clip.pixels.size, clip.pixels.resize])
-        # Decoding is only needed where a feature is missing.
-        store: PixelStore | None = None
+
+        def pixels() -> PixelStore:
+            """Only asked for where a feature is missing: then pictures must be decoded, or read from their cache."""
+            return PixelStore(source, image_ids, clip.pixels, quiet)
+
         self.tables = []
         for orientation in (False, True) if mirrored else (False,):
             path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, orientation])[:32]}.npy"
-            if store is None and not path.is_file():
-                store = PixelStore(source, image_ids, clip.pixels, quiet)
             self.tables.append(
-                torch.from_numpy(_image_features(clip, store, key, image_ids, orientation, quiet))  # type: ignore[arg-type]
+                torch.from_numpy(_image_features(clip, pixels, path, image_ids, orientation, quiet))
             )
 
     def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +84,7 @@ def _feed(method: Any, dataset: Dataset, split: Split, forms: Sequence[str], dev
     )
 
 
-def _validator(method: Any, dataset: Dataset, role: str, feed: Feed, protocol: Protocol, quiet: bool) -> Any:
+def _validator(method: Any, dataset: Dataset, role: str, feed: Feed, protocol: Protocol) -> Callable[[], float]:
     def value() -> float:
         result, _, _ = evaluation.evaluate(method, feed, dataset, dataset.splits[role], [protocol], quiet=True)
         return result.protocols[protocol.name]["metrics"][protocol.summary]
@@ -106,7 +106,7 @@ def _train(
     if settings.selection != "last":
         role = "select" if settings.selection == "select" else "report"
         checking = _feed(method, dataset, dataset.splits[role], [protocol.form], device, options.quiet)
-        validate = _validator(method, dataset, role, checking, protocol, options.quiet)
+        validate = _validator(method, dataset, role, checking, protocol)
     return train(method, triplets, feed, settings, device, folder, validate, options.quiet)
 
 
