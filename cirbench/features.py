@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +17,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench.encoders import Clip
-from cirbench.images import PixelStore, cache_dir
+from cirbench.images import PixelStore, alone, cache_dir
 from cirbench.seeds import digest
 from cirbench.types import ImageSource
 
 BATCH = 256
 
 
-def _kept(path: Path) -> np.ndarray | None:
-    return np.load(path, allow_pickle=False) if path.is_file() else None
+def _kept(path: Path, rows: int) -> np.ndarray | None:
+    array = np.load(path, allow_pickle=False) if path.is_file() else None
+    return array if array is not None and len(array) == rows else None
 
 
-def _keep(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
+def _once(path: Path, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array kept at `path`; one of the processes that lack it makes it, the others wait for that."""
+    kept = _kept(path, rows)
+    if kept is not None:
+        return kept
+    with alone(path):
+        kept = _kept(path, rows)
+        if kept is None:
+            kept = make()
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            with temporary.open("wb") as file:
+                np.save(file, kept)
+            temporary.replace(path)
+    return kept
 
 
 def _in_batches(rows: int, what: str, quiet: bool, encode: Callable[[slice], Tensor]) -> np.ndarray:
@@ -44,11 +54,8 @@ def _in_batches(rows: int, what: str, quiet: bool, encode: Callable[[slice], Ten
 
 
 def _image_features(
-    clip: Clip, pixels: Callable[[], PixelStore], path: Path, image_ids: Sequence[str], mirrored: bool, quiet: bool
+    clip: Clip, pixels: Callable[[], PixelStore], image_ids: Sequence[str], mirrored: bool, quiet: bool
 ) -> np.ndarray:
-    kept = _kept(path)
-    if kept is not None and len(kept) == len(image_ids):
-        return kept
     device, store = next(clip.parameters()).device, pixels()
 
     def encode(rows: slice) -> Tensor:
@@ -58,9 +65,7 @@ def _image_features(
         flip = np.ones(len(padded), bool) if mirrored else None
         return clip.encode_images(store(padded, flip).to(device))[: len(ids)]
 
-    array = _in_batches(len(image_ids), "image features", quiet, encode)
-    _keep(path, array)
-    return array
+    return _in_batches(len(image_ids), "image features", quiet, encode)
 
 
 class FeatureStore:
@@ -86,9 +91,8 @@ class FeatureStore:
         self.tables = []
         for orientation in (False, True) if mirrored else (False,):
             path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, orientation])[:32]}.npy"
-            self.tables.append(
-                torch.from_numpy(_image_features(clip, pixels, path, image_ids, orientation, quiet))
-            )
+            make = partial(_image_features, clip, pixels, image_ids, orientation, quiet)
+            self.tables.append(torch.from_numpy(_once(path, len(image_ids), make)))
 
     def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
         """(B, D) float32; `flip` (B,) takes the mirrored picture's."""
@@ -106,10 +110,9 @@ class TextStore:
         unique = list(dict.fromkeys(texts))
         self.rows = {text: row for row, text in enumerate(unique)}
         path = cache_dir() / "features" / f"{digest(['texts', clip.key, 'float32', unique])[:32]}.npy"
-        array = _kept(path)
-        if array is None or len(array) != len(unique):
-            array = _in_batches(len(unique), "text features", quiet, lambda rows: clip.encode_texts(unique[rows]))
-            _keep(path, array)
+        array = _once(path, len(unique), lambda: _in_batches(
+            len(unique), "text features", quiet, lambda rows: clip.encode_texts(unique[rows])
+        ))
         self.table = torch.from_numpy(array)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

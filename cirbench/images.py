@@ -5,10 +5,11 @@ A resized picture is three bytes a pixel: 46,000 FashionIQ images at 224 px are 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cirbench.lease import lock
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError, ImageSource, Pixels
 
@@ -28,6 +30,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def cache_dir() -> Path:
     """Where features, decoded pictures and downloads go: `CIRBENCH_CACHE`, else `~/.cache/cirbench`."""
     return Path(os.environ.get("CIRBENCH_CACHE") or Path.home() / ".cache" / "cirbench")
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Other processes that want to make the same file of the cache wait; look again for it inside the block."""
+    mark = path.with_suffix(".lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
+            held.enter_context(lock(mark))
+        yield
+        with contextlib.suppress(OSError):
+            mark.unlink()
 
 
 def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
@@ -90,7 +104,9 @@ class PixelStore:
         key = digest([source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize])
         path = cache_dir() / "pixels" / f"{key[:32]}.npy"
         if not path.is_file():
-            self._decode(source, image_ids, path, quiet)
+            with alone(path):
+                if not path.is_file():
+                    self._decode(source, image_ids, path, quiet)
         self.bytes = np.load(path, mmap_mode="r")
         self.mean = torch.tensor(pixels.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(pixels.std).view(1, 3, 1, 1) * 255

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +94,29 @@ def test_features_from_the_cache_equal_fresh_ones(monkeypatch: pytest.MonkeyPatc
     texts = ["a red circle", "put it left", "a red circle"]
     with torch.inference_mode():
         assert torch.allclose(TextStore(clip, texts)(texts), clip.encode_texts(texts), atol=1e-6)
+
+
+def test_workers_with_an_empty_cache_make_features_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
+    dataset, clip, calls = specs.load(tiny.plan("dwc")), load_clip("scenes-small"), list[str]()
+    ids, texts = dataset.splits["report"].images(), ["a red circle", "put it left"]
+    images_of, texts_of = type(clip).encode_images, type(clip).encode_texts
+
+    def slow(name: str, real: Any) -> Any:
+        def encode(self: Any, batch: Any) -> torch.Tensor:
+            calls.append(name)
+            time.sleep(0.3)
+            return real(self, batch)
+        return encode
+
+    monkeypatch.setattr(type(clip), "encode_images", slow("image", images_of))
+    monkeypatch.setattr(type(clip), "encode_texts", slow("text", texts_of))
+    # The lock is of the file, so threads stand for processes.
+    with ThreadPoolExecutor(3) as pool:
+        stores = list(pool.map(lambda _: (FeatureStore(clip, dataset.images, ids), TextStore(clip, texts)), range(3)))
+    assert sorted(calls) == ["image"] * -(-len(ids) // 256) + ["text"]
+    assert all(torch.equal(s(ids), stores[0][0](ids)) and torch.equal(t(texts), stores[0][1](texts)) for s, t in stores)
+    assert not list(tmp_path.rglob("*.lock")), "nothing is left lying about"
 
 
 def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
