@@ -21,6 +21,7 @@ from cirbench import cost, evaluation, lease, specs
 from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
+from cirbench.information import bounds
 from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
 from cirbench.seeds import derive
 from cirbench.specs import Plan
@@ -107,7 +108,8 @@ def _train(
         role = "select" if settings.selection == "select" else "report"
         checking = _feed(method, dataset, dataset.splits[role], [protocol.form], device, options.quiet)
         validate = _validator(method, dataset, role, checking, protocol)
-    return train(method, triplets, feed, settings, device, folder, validate, options.quiet)
+    measure = bounds(method, dataset, protocol.form, device, options.quiet)
+    return train(method, triplets, feed, settings, device, folder, validate, options.quiet, measure)
 
 
 def run(planned: Plan, options: Options = Options()) -> Record:

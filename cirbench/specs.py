@@ -17,8 +17,8 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, RunSpec
 PACKAGE = Path(__file__).parent
 #: Files whose change may change a number; their hashes are part of a run's identity.
 NUMERICS = (
-    "encoders", "evaluation", "features", "feed", "images", "judging", "layers", "metrics", "ranking", "seeds",
-    "smallclip", "smallcnn", "streams", "training",
+    "encoders", "evaluation", "features", "feed", "images", "information", "judging", "layers", "metrics", "ranking",
+    "seeds", "smallclip", "smallcnn", "streams", "training",
 )
 
 

@@ -158,6 +158,16 @@ class Streams(nn.Module):
             loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), temperature)
             yield name, loss, {f"{name}/contrastive": loss.item()}
 
+    def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Stream -> unit queries (B, D), unit targets (B, D), temperature: what `losses` compares."""
+        return {
+            name: (
+                self.query(name, batch), self.target(name, batch.target),
+                float(self.scales[name].detach()) ** -2 if name in self.scales else self.config.temperature,
+            )
+            for name in self.optimizer_names()
+        }
+
     def _groups(self, name: str) -> list[dict[str, Any]]:
         """What a stream learns: the CNN itself at a rate of its own, then everything else."""
         modules: list[nn.Module] = [self.vectors[name], self.composers[name]]

@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cirbench.feed import Feed, Triplets
+from cirbench.information import Bounds
 from cirbench.settings import TrainSettings
 from cirbench.types import CirbenchError
 
@@ -30,7 +31,8 @@ class Trained:
     """What training leaves.
 
     Attributes:
-        log: one entry a step (`step`, `epoch`, `losses`, `seconds`) and one an evaluation (`epoch`, `select`).
+        log: one entry a step (`step`, `epoch`, `losses`, `seconds`), one an evaluation (`epoch`, `select`), and one an
+            epoch where information is measured (`epoch`, `bound`, `pairs`).
         epoch: whose weights the method now has.
         best: the value that chose it, or None for the last one.
         seconds: spent training, over all attempts.
@@ -130,7 +132,7 @@ class _Checkpoint:
 
 def train(
     method: Any, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
-    validate: Callable[[], float] | None, quiet: bool = True,
+    validate: Callable[[], float] | None, quiet: bool = True, measure: Bounds | None = None,
 ) -> Trained:
     """Train in place; with `validate`, end with the weights of the best epoch.
 
@@ -143,6 +145,7 @@ def train(
         folder: where checkpoints go.
         validate: the value to choose by, higher is better, or None for the last epoch.
         quiet: no progress bar.
+        measure: logged after every epoch; it changes nothing and its time is not counted as training.
 
     Raises:
         CirbenchError: too few triplets for a batch, or a loss that is not finite.
@@ -216,6 +219,10 @@ def train(
             if time.perf_counter() - saved >= settings.seconds_between_checkpoints and step + 1 < triplets.steps:
                 save(epoch, step + 1)
         start_step = 0
+        if measure is not None:
+            tick = time.perf_counter()
+            out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
+            began += time.perf_counter() - tick
         if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
             value = validate()
             out.log.append({"epoch": epoch, "select": value})

@@ -144,7 +144,7 @@ DATASETS = {
 import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor, nn  # noqa: E402
 
-from cirbench.encoders import Clip, Cnn, Encoders, LstmText  # noqa: E402
+from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary  # noqa: E402
 from cirbench.layers import (  # noqa: E402
     GeM,
     Inception1d,
@@ -427,6 +427,11 @@ class Dwc(nn.Module):
                     clip = self._vectors("clip", batch)
             yield self._loss("cnn", cnn, clip, batch.positives)
 
+    def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Stream -> unit queries (B, D), unit targets (B, D), temperature: what the contrastive loss compares."""
+        tau = self.config.temperature
+        return {name: (self._query(name, batch)[0], self._target(name, batch.target), tau) for name in self.names}
+
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One a stream."""
         out: dict[str, torch.optim.Optimizer] = {}
@@ -457,9 +462,8 @@ class Dwc(nn.Module):
         if words is None:
             return Explanation([], maps)
         lists = [self.cnn.text.words(text) for text in batch.words]
-        return Explanation([
-            [(w, float(x)) for w, x in zip(ws, row, strict=False)] for ws, row in zip(lists, words, strict=True)
-        ], maps)
+        told = [[(w, float(x)) for w, x in zip(ws, row, strict=False)] for ws, row in zip(lists, words, strict=True)]
+        return Explanation(told, maps)
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary: without it the word embeddings mean nothing."""
@@ -471,8 +475,6 @@ def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[s
     clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size) if config.streams != "cnn" else None
     if config.streams == "clip":
         return Dwc(config, clip, None, None)
-    from cirbench.encoders import build_vocabulary
-
     vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
     cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained, config.cnn_statistics)
     return Dwc(config, clip, cnn, encoders.lstm(vocabulary, config.word_dim, config.cnn_dim))

@@ -1,0 +1,92 @@
+"""What a stream's query tells of its target: a lower bound on their mutual information, measured on `select`.
+
+I(query; target) >= log N - L in nats, L the hard-label contrast (InfoNCE) of N queries with N targets, each query's
+own target among them (van den Oord et al. 2018, arXiv 1807.03748; Poole et al. 2019, arXiv 1905.06922). The bound
+cannot pass log N, so two numbers compare only at equal N: the same N pairs serve every epoch, seed and method.
+No query of them is a hit of another's target. They are drawn without replacement, so the bound holds up to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cirbench.feed import Feed, first_text
+from cirbench.seeds import derive
+from cirbench.types import Dataset, Query, Split, TrainBatch
+
+#: N, and how many pairs are encoded at once.
+PAIRS, SLICE = 256, 64
+
+
+def distinct(split: Split, most: int = PAIRS) -> list[Query]:
+    """Up to `most` queries, the same ones always, of which no two share a target."""
+    order = np.random.Generator(np.random.PCG64(derive(0, "pairs"))).permutation(len(split.queries))
+    used: set[str] = set()
+    out: list[Query] = []
+    for query in (split.queries[n] for n in order):
+        if len(out) < most and query.targets and used.isdisjoint(query.targets):
+            used.update(query.targets)
+            out.append(query)
+    return out
+
+
+def bound(queries: Tensor, targets: Tensor, temperature: float) -> float:
+    """(N, D), (N, D), row by row a pair -> log N - L in nats, L at this temperature."""
+    logits = queries.double() @ targets.double().T / temperature
+    return math.log(len(logits)) - F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)).item()
+
+
+class Bounds:
+    """Measures a method's streams by its `contrasts` hook; calling it gives {stream: nats}.
+
+    Args:
+        method: an nn.Module with `contrasts`.
+        dataset: where pictures come from.
+        queries: of `distinct`.
+        form: text form the method is trained with.
+        device: where.
+        quiet: no progress bars.
+    """
+
+    def __init__(
+        self, method: Any, dataset: Dataset, queries: Sequence[Query], form: str, device: torch.device,
+        quiet: bool = True,
+    ) -> None:
+        self.method, self.references = method, [q.reference for q in queries]
+        self.targets, self.words = [q.targets[0] for q in queries], [first_text(dataset, q, form) for q in queries]
+        images = list(dict.fromkeys([*self.references, *self.targets]))
+        self.feed = Feed(dataset, images, list(dict.fromkeys(self.words)), method.inputs, device, quiet=quiet)
+
+    def __call__(self) -> dict[str, float]:
+        """In evaluation mode; draws nothing, so training goes on as if it had not been asked."""
+        self.method.eval()
+        found: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
+        with torch.inference_mode():
+            for start in range(0, len(self.words), SLICE):
+                part = slice(start, start + SLICE)
+                asked = self.feed.queries(self.references[part], self.words[part])
+                targets = self.feed.images(self.targets[part])
+                own = torch.eye(len(asked.words), dtype=torch.bool, device=self.feed.device)
+                batch = TrainBatch(asked.reference, asked.text, asked.words, targets, own)
+                for name, contrast in self.method.contrasts(batch).items():
+                    found.setdefault(name, []).append(contrast)
+        return {
+            name: bound(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), float(parts[0][2]))
+            for name, parts in found.items()
+        }
+
+
+def bounds(
+    method: Any, dataset: Dataset, form: str, device: torch.device, quiet: bool = True
+) -> Bounds | None:
+    """The measure of a training, or None without `select`, without targets there, or without the hook."""
+    split = dataset.splits.get("select")
+    queries = distinct(split) if split is not None and hasattr(method, "contrasts") else []
+    return Bounds(method, dataset, queries, form, device, quiet) if len(queries) > 1 else None
