@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cirbench import missing
 from cirbench.datasets._folder import FolderImages, quick_problem
-from cirbench.metrics import parse, parts
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
-from cirbench.types import CirbenchError, Dataset, Protocol, Split
+from cirbench.types import CirbenchError, Dataset
 
 #: Ids listed of each problem; the count is always complete.
 SHOWN = 20
@@ -45,10 +45,9 @@ def _duplicates(files: dict[str, Path]) -> list[list[str]]:
     return [ids for ids in groups.values() if len(ids) > 1 and len({files[i] for i in ids}) > 1]
 
 
-def pictures(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Problem -> image ids; and `duplicate`, each as `a = b = c`."""
+def broken(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Problem -> ids of the pictures that cannot be used."""
     out: dict[str, list[str]] = {k: [] for k in ("missing", "zero-byte", "html", "truncated", "unreadable")}
-    files: dict[str, Path] = {}
     for image_id in ids:
         path = images.path(image_id)
         if path is None:
@@ -64,38 +63,15 @@ def pictures(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
                 pass
         if problem:
             out[problem].append(image_id)
-        else:
-            files[image_id] = path
-    out["duplicate"] = [" = ".join(group) for group in _duplicates(files)]
     return out
 
 
-def bounds(split: Split, protocols: Sequence[Protocol], gone: set[str]) -> dict[str, dict[str, Any]]:
-    """What unusable pictures imply for each protocol of a split.
-
-    A query is lost where its reference or every target is gone. Counted as misses, no method can exceed `highest`. A
-    recall R@K measured on the remaining queries and images (m images gone from a gallery, share f of queries lost) says
-    of the true one: (1 - f) R@(K - m) <= true <= (1 - f) R@K + f, with R@0 and below being 0.
-    """
-    out = {}
-    lost = sum(q.reference in gone or (bool(q.targets) and all(t in gone for t in q.targets)) for q in split.queries)
-    total = max(len(split.queries), 1)
-    for protocol in protocols:
-        groups = split.galleries.get(protocol.gallery, {})
-        if protocol.gallery == "own":
-            less = max((sum(i in gone for i in q.candidates or ()) for q in split.queries), default=0)
-        else:
-            less = max((sum(i in gone for i in ids) for ids in groups.values()), default=0)
-        names = list(dict.fromkeys(p for m in protocol.metrics for p in parts(m) if parse(p)[0] == "R"))
-        share = lost / total
-        out[protocol.name] = {
-            "queries": len(split.queries), "lost": lost, "gone_from_gallery": less, "highest": 100 * (1 - share),
-            "measured_to_true": {
-                name: {"at_least": f"{1 - share:.6f} * R@{max(parse(name)[1] - less, 0)}",
-                       "at_most": f"{1 - share:.6f} * {name} + {100 * share:.4f}"}
-                for name in names
-            },
-        }
+def pictures(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
+    """`broken`, and `duplicate`, each as `a = b = c`."""
+    out = broken(images, ids)
+    bad = {i for found in out.values() for i in found}
+    files = {i: path for i in ids if i not in bad and (path := images.path(i)) is not None}
+    out["duplicate"] = [" = ".join(group) for group in _duplicates(files)]
     return out
 
 
@@ -124,5 +100,8 @@ def check(name: str, root: Path | None, sets: Sequence[str] = ()) -> dict[str, A
         "ok": all(c["ok"] for c in counts) and not bad,
     }
     if bad and "report" in dataset.splits:
-        result["bounds"] = bounds(dataset.splits["report"], dataset.protocols, bad)
+        result["bounds"] = {
+            p.name: missing.beforehand(dataset, dataset.splits["report"], p, bad) for p in dataset.protocols
+            if p.gallery in ("own", *dataset.splits["report"].galleries)
+        }
     return result

@@ -47,7 +47,8 @@ def _weights_of(folder: Path) -> Record | Converted:
 
 
 def plan_eval(
-    folder: Path, dataset: str | None = None, sets: Sequence[str] = (), root: Path | None = None
+    folder: Path, dataset: str | None = None, sets: Sequence[str] = (), root: Path | None = None,
+    forms: Sequence[str] | None = None,
 ) -> tuple[Plan, Record | Converted]:
     """The plan of a finished run, or of converted weights, on its own dataset or another.
 
@@ -74,23 +75,24 @@ def plan_eval(
     for field, value in parse_assignments(sets, ("data",))["data"].items():
         over[f"data.{field}"] = value
     method = record.data.get("method_path") or inputs["method"]
-    return specs.plan(method, name, seed=inputs["seed"], root=root, over=over), record
+    return specs.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
 
 
 def evaluate_run(
-    planned: Plan, record: Record | Converted, out: Path, device: str, quiet: bool, command: str
+    planned: Plan, record: Record | Converted, out: Path, device: str, quiet: bool, command: str,
+    allow_missing: bool = False,
 ) -> Record:
     """Evaluate on the `report` split; the record's id hashes the run, the weights and the dataset.
 
     Raises:
-        CirbenchError: weights that do not fit.
+        CirbenchError: weights that do not fit, or pictures that are missing.
     """
-    from cirbench import runs
+    from cirbench import missing, runs
     from cirbench.encoders import file_sha256
     from cirbench.training import pick_device
 
     where = pick_device(device)
-    dataset = specs.load(planned)
+    dataset, absent = missing.settle(specs.load(planned), ("report",), allow_missing)
     weights = record.folder / "model.safetensors"
     _, inputs, _ = runs.identify(planned, dataset)
     inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights)}
@@ -102,8 +104,7 @@ def evaluate_run(
     method = runs.load_method(planned, dataset, weights, where)
     folder.mkdir(parents=True, exist_ok=True)
     runs.report(
-        folder, method, dataset, dataset.splits["report"], dataset.protocols, where,
-        runs.Options(out, device, quiet=quiet, command=command),
+        folder, planned, method, dataset, absent, where, runs.Options(out, device, quiet=quiet, command=command),
         {
             "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
             "overrides": record.data.get("overrides", {}), **runs.method_path(planned),

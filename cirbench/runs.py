@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cirbench import cost, evaluation, lease, specs
+from cirbench import cost, evaluation, lease, missing, specs
 from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
@@ -42,6 +42,7 @@ class Options:
     quiet: bool = True
     command: str = ""
     export: bool = False
+    allow_missing: bool = False
 
 
 def _deterministic(seed: int) -> None:
@@ -124,7 +125,8 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     """
     device = pick_device(options.device)
     _check_backbones(planned.spec.config)
-    dataset = specs.load(planned)
+    roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
+    dataset, absent = missing.settle(specs.load(planned), roles, options.allow_missing)
     run_id, inputs, _ = identify(planned, dataset)
     # An interrupted run goes on where it is, under whatever label it was begun.
     folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / specs.run_name(planned, run_id))
@@ -138,12 +140,12 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     with lease.held(folder):
         if is_finished(folder):  # by another process, while this one waited for the lease
             return Record(folder)
-        return _run(planned, dataset, run_id, inputs, folder, device, options)
+        return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
 
 
 def _run(
-    planned: Plan, dataset: Dataset, run_id: str, inputs: dict[str, Any], folder: Path, device: torch.device,
-    options: Options,
+    planned: Plan, dataset: Dataset, absent: missing.Missing | None, run_id: str, inputs: dict[str, Any], folder: Path,
+    device: torch.device, options: Options,
 ) -> Record:
     started = datetime.now(UTC)
     began = time.perf_counter()
@@ -171,10 +173,10 @@ def _run(
     seconds = {"train": trained.seconds, "epoch": trained.seconds / max(planned.train.epochs, 1) if trainable else 0.0}
     save_weights(folder / "model.safetensors", method)
     tick = time.perf_counter()
-    selected = _on_select(folder, method, dataset, device, options)
+    selected = _on_select(folder, planned, method, dataset, device, options)
     seconds["select"] = time.perf_counter() - tick
     report(
-        folder, method, dataset, dataset.splits["report"], dataset.protocols, device, options,
+        folder, planned, method, dataset, absent, device, options,
         {
             "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
             **method_path(planned), "selection": selection, "select": selected,
@@ -191,18 +193,19 @@ def _run(
 
 
 def _on_select(
-    folder: Path, method: Any, dataset: Dataset, device: torch.device, options: Options
+    folder: Path, planned: Plan, method: Any, dataset: Dataset, device: torch.device, options: Options
 ) -> dict[str, Any] | None:
     """Score the reported weights on `select` too, for sweeps: they compare points there, and never on `report`."""
     split = dataset.splits.get("select")
     if split is None or not split.queries:
         return None
-    forms = list(dict.fromkeys(p.form for p in dataset.protocols))
+    protocols, left = specs.scored(planned, dataset)
+    forms = list(dict.fromkeys(p.form for p in protocols))
     feed = _feed(method, dataset, split, forms, device, options.quiet)
-    result, _, _ = evaluation.evaluate(method, feed, dataset, split, dataset.protocols, options.quiet)
+    result, _, _ = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
     kept = ("row_query/", "rank/", "value/")
     write_npz(folder / "select.npz", {name: a for name, a in result.arrays.items() if name.startswith(kept)})
-    return {"protocols": result.protocols, "omitted": result.omitted}
+    return {"protocols": result.protocols, "omitted": {**result.omitted, **left}}
 
 
 def method_path(planned: Plan) -> dict[str, str]:
@@ -219,10 +222,11 @@ def _finished(out: Path, run_id: str) -> Path | None:
 
 
 def report(
-    folder: Path, method: Any, dataset: Dataset, split: Split, protocols: Sequence[Protocol], device: torch.device,
+    folder: Path, planned: Plan, method: Any, dataset: Dataset, absent: missing.Missing | None, device: torch.device,
     options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
 ) -> None:
-    """Evaluate once and write the record; `record.json` last."""
+    """Evaluate once on the `report` split and write the record; `record.json` last."""
+    split, (protocols, left) = dataset.splits["report"], specs.scored(planned, dataset)
     forms = list(dict.fromkeys(p.form for p in protocols))
     tick = time.perf_counter()
     feed = _feed(method, dataset, split, forms, device, options.quiet)
@@ -230,6 +234,10 @@ def report(
     tick = time.perf_counter()
     result, images, rows = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
     seconds["evaluate"] = time.perf_counter() - tick
+    if absent is not None:
+        head = {**head, "missing": absent.counts, "notes": [*head["notes"], absent.note()]}
+        for name, beside in absent.beside("report", split, protocols, result.arrays).items():
+            result.protocols[name]["missing"] = beside
     write_queries(folder, split)
     write_json(folder / "gallery.json", result.gallery)
     arrays = dict(result.arrays)
@@ -243,7 +251,7 @@ def report(
     text = dataset.forms[forms[0]](first)[0][0]
     record = {
         "schema": 1, "name": folder.name, **head, "command": options.command,
-        "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": result.omitted,
+        "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
         "cost": {
             "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),
             "latency_ms": cost.latency(method, feed, first.reference, text, images),

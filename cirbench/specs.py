@@ -12,7 +12,7 @@ from typing import Any
 from cirbench import plugins
 from cirbench.seeds import digest
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
-from cirbench.types import CirbenchError, Dataset, DatasetSpec, RunSpec
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, RunSpec
 
 PACKAGE = Path(__file__).parent
 #: Files whose change may change a number; their hashes are part of a run's identity.
@@ -32,6 +32,7 @@ class Plan:
         dataset: the dataset's module.
         config, knobs, train: the resolved settings.
         overrides: what the variant, `--backbone` and `--set` changed, for labels.
+        forms: the only text forms scored beside the default one, or None for all.
     """
 
     spec: RunSpec
@@ -41,6 +42,7 @@ class Plan:
     knobs: Settings
     train: TrainSettings
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    forms: tuple[str, ...] | None = None
 
     @property
     def facts(self) -> DatasetSpec:
@@ -60,6 +62,7 @@ def _by_scope(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def plan(
     method: str, dataset: str, variant: str = "", backbone: str = "", seed: int = 0, sets: Sequence[str] = (),
     root: Path | None = None, over: Mapping[str, Any] | None = None, recipe: str = "",
+    forms: Sequence[str] | None = None,
 ) -> Plan:
     """Resolve and check one run.
 
@@ -76,6 +79,7 @@ def plan(
         root: folder of the data.
         over: the same as `sets`, already parsed (`{"method.x": 1}`).
         recipe: another dataset whose sizes and rates to use here (`scenes` is sized for two CPU cores), or "".
+        forms: the only text forms to score beside the default one; None for all.
 
     Raises:
         CirbenchError: anything that can be known to be wrong without loading data or weights.
@@ -97,6 +101,10 @@ def plan(
     if facts.train.get("flip", "none") == "none":
         # Texts of this dataset name positions: mirroring would make them wrong, whoever's variant it is.
         varied["train"].pop("flip", None)
+    known = sorted({p.form for p in facts.protocols})
+    for form in forms or ():
+        if form not in known:
+            raise unknown(f"text form of {facts.name}", form, known)
     backed: dict[str, Any] = {}
     if backbone:
         if "clip" not in found.config.model_fields:
@@ -125,7 +133,7 @@ def plan(
         method if found.module == "" else found.name, facts.name, config.model_dump(), knobs.model_dump(),
         train.model_dump(), seed, variant, root,
     )
-    return Plan(spec, found, module, config, knobs, train, overrides)
+    return Plan(spec, found, module, config, knobs, train, overrides, None if forms is None else tuple(forms))
 
 
 def _check_root(facts: DatasetSpec, root: Path | None) -> None:
@@ -165,6 +173,14 @@ def load(planned: Plan) -> Dataset:
     return dataset
 
 
+def scored(planned: Plan, dataset: Dataset) -> tuple[list[Protocol], dict[str, str]]:
+    """The protocols that are scored, default first, and those that `--forms` leaves out with the reason."""
+    default = dataset.protocols[0].form
+    kept = [p for p in dataset.protocols if planned.forms is None or p.form in (default, *planned.forms)]
+    left = {p.name: f"its text form {p.form!r} is not among --forms" for p in dataset.protocols if p not in kept}
+    return kept, left
+
+
 def sources(planned: Plan) -> dict[str, str]:
     """File -> sha256 of the code a number of this run depends on."""
     name = Path(planned.dataset.__file__ or "").stem
@@ -182,10 +198,13 @@ def inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, s
     """What identifies a run, in the form the record keeps."""
     # A checkpoint interval changes no number.
     train = {k: v for k, v in planned.spec.train.items() if k != "seconds_between_checkpoints"}
+    protocols, left = scored(planned, dataset)
+    # A record with fewer protocols is another record, though its numbers are the same.
+    fewer = {"forms": list(dict.fromkeys(p.form for p in protocols))} if left else {}
     return {
         "dataset": dataset.name, "data": dict(planned.spec.data), "fingerprint": dataset.fingerprint, "images": images,
         "method": planned.method.name, "config": dict(planned.spec.config), "train": train,
-        "seed": planned.spec.seed, "weights": dict(weights), "source": sources(planned),
+        "seed": planned.spec.seed, "weights": dict(weights), "source": sources(planned), **fewer,
     }
 
 

@@ -27,6 +27,23 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--forms, --allow-missing: how much is scored."""
+    for option in reversed([
+        click.option("--forms", default=None, metavar="A,B",
+                     help="Score these text forms alone, and the default one (`cirbench protocols`)."),
+        click.option("--allow-missing", is_flag=True,
+                     help="Go on without missing pictures; counts and bounds then stand beside the numbers."),
+    ]):
+        function = option(function)
+    return function
+
+
+def parse_forms(forms: str | None) -> list[str] | None:
+    """`ab,ba` -> names, None for all."""
+    return None if forms is None else [name.strip() for name in forms.split(",") if name.strip()]
+
+
 def is_quiet(quiet: bool) -> bool:
     """No progress bars where nobody is looking."""
     return quiet or not sys.stderr.isatty()
@@ -58,6 +75,15 @@ def parse_seeds(seed: int | None, seeds: str | None) -> list[int]:
     return found
 
 
+def told(missing: dict[str, Any]) -> str:
+    """What missing pictures imply for one protocol, in a line."""
+    bounds = "  ".join(f"{k} {low:.2f}..{high:.2f}" for k, (low, high) in missing["bounds"].items() if "/" not in k)
+    return (
+        f"pictures missing: {missing['queries_lost']} queries lost, {missing['gallery_lost']} images gone from a "
+        f"gallery; on the whole data: {bounds or 'no bounds for these metrics'}"
+    )
+
+
 def summary_line(record: dict[str, Any]) -> str:
     """One line a protocol: metrics, queries, gallery, ties."""
     lines = []
@@ -67,4 +93,7 @@ def summary_line(record: dict[str, Any]) -> str:
         lines.append(
             f"  {name}: {numbers}  ({scored['queries']} queries, gallery {scored['gallery']}, {scored['ties']} ties)"
         )
+        if "missing" in scored:
+            lines.append(f"    {told(scored['missing'])}")
+    lines += [f"  omitted {name}: {why}" for name, why in record.get("omitted", {}).items()]
     return "\n".join(lines)

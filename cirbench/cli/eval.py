@@ -7,25 +7,28 @@ from pathlib import Path
 
 import click
 
-from cirbench.cli._shared import command_line, is_quiet, run_options
+from cirbench.cli._shared import command_line, is_quiet, parse_forms, run_options, scoring_options
 
 
 @click.command("eval")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--dataset", "-d", default=None, help="Another dataset than the run's own.")
 @click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
+@scoring_options
 @run_options
 def command(
-    folder: Path, dataset: str | None, sets: tuple[str, ...], root: Path | None, out: Path, device: str, quiet: bool,
-    as_json: bool,
+    folder: Path, dataset: str | None, sets: tuple[str, ...], forms: str | None, allow_missing: bool,
+    root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Evaluate RUN's weights and keep a record of its own."""
     from cirbench import rerun
 
-    planned, record = rerun.plan_eval(folder, dataset, sets, root)
+    planned, record = rerun.plan_eval(folder, dataset, sets, root, parse_forms(forms))
     from cirbench.cli.run import show
 
-    found = rerun.evaluate_run(planned, record, out, device, is_quiet(quiet) or as_json, command_line())
+    found = rerun.evaluate_run(
+        planned, record, out, device, is_quiet(quiet) or as_json, command_line(), allow_missing
+    )
     if as_json:
         click.echo(json.dumps({"folder": str(found.folder), **found.data}, indent=1))
     elif not quiet:

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from cirbench.cli._shared import command_line, is_quiet, parse_seeds, run_options, summary_line
+from cirbench.cli._shared import (
+    command_line,
+    is_quiet,
+    parse_forms,
+    parse_seeds,
+    run_options,
+    scoring_options,
+    summary_line,
+)
 
 
 @click.command(epilog="""\b
@@ -29,11 +37,12 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
 @click.option("--force", is_flag=True, help="Do it again even where a record exists.")
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
+@scoring_options
 @run_options
 def run(
     method: str, dataset: str, variant: str, backbone: str, recipe: str, seed: int | None, seeds: str | None,
-    sets: tuple[str, ...],
-    force: bool, export_embeddings: bool, root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
+    sets: tuple[str, ...], force: bool, export_embeddings: bool, forms: str | None, allow_missing: bool,
+    root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
 
@@ -42,7 +51,8 @@ def run(
     from cirbench import specs
 
     plans = [
-        specs.plan(method, dataset, variant, backbone, s, sets, root, recipe=recipe) for s in parse_seeds(seed, seeds)
+        specs.plan(method, dataset, variant, backbone, s, sets, root, recipe=recipe, forms=parse_forms(forms))
+        for s in parse_seeds(seed, seeds)
     ]
     from cirbench import runs
 
@@ -52,7 +62,7 @@ def run(
             label = " ".join(p for p in (planned.method.name, variant) if p)
             click.echo(f"{label} on {planned.facts.name}, seed {planned.spec.seed}", err=True)
         record = runs.run(planned, runs.Options(
-            out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings
+            out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings, allow_missing
         ))
         records.append(record)
         if not quiet and not as_json:
