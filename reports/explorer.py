@@ -88,10 +88,13 @@ class Explorer:
     cut: bool = False
 
 
-def first_rows(record: Record, protocol: str) -> np.ndarray:
-    """(B,) the first row of each query, -1 where it has none."""
+def first_rows(record: Record, protocol: str, queries: int) -> np.ndarray:
+    """(B,) the first row of each of so many queries, -1 where it has none.
+
+    The number is asked for because every run of a test set has the same queries: reading them once is enough.
+    """
     rows = rows_of(record, protocol)
-    out = np.full(len(record.queries), -1, dtype=np.int64)
+    out = np.full(queries, -1, dtype=np.int64)
     out[rows[::-1]] = np.arange(len(rows))[::-1]
     return out
 
@@ -129,7 +132,7 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
         return []
     shown = [scored[0], *[a for a in scored[1:] if a.method != scored[0].method][:1]]
     record = shown[0].records[0]
-    first = first_rows(record, protocol)
+    first = first_rows(record, protocol, len(test.queries))
     ranks = record.rankings[f"rank/{protocol}"]
     bins: list[list[int]] = [[], [], []]
     kept = record.pictures.index if with_pictures else {}
@@ -149,7 +152,8 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     columns = {}
     for arm in shown:
         of = arm.records[0]
-        columns[arm.key] = (first_rows(of, protocol), of.rankings[f"rank/{protocol}"], _tops(of, protocol))
+        places = first_rows(of, protocol, len(test.queries))
+        columns[arm.key] = (places, of.rankings[f"rank/{protocol}"], _tops(of, protocol))
     wanted: dict[str, None] = {}
     for n in chosen:
         query = test.queries[n]
@@ -216,7 +220,7 @@ def explorer(test: TestSet, protocol: str, index: int) -> Explorer:
     }))
     for number, arm in enumerate(arms):
         record = arm.records[0]
-        first = first_rows(record, protocol)
+        first = first_rows(record, protocol, len(test.queries))
         ranks = np.where(first >= 0, record.rankings[f"rank/{protocol}"][np.maximum(first, 0)], 0)
         out.blocks.append(pack(f"r{index}-{number}", ranks.tolist()))
         top = _tops(record, protocol)[first[sampled]]
