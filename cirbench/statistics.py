@@ -62,7 +62,7 @@ def bootstrap_interval(
         seed: of the resampling; equal input gives equal output.
 
     Returns:
-        (2,) or (2, M): low, high in the unit of `values`; NaN for no query.
+        (2,) or (2, M): low, high in the unit of `values`, to nine decimals; NaN for no query.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -85,7 +85,9 @@ def bootstrap_interval(
         totals = times.astype(np.float64) @ both
         means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
     tail = 100 * (1 - confidence) / 2
-    return np.percentile(means, [tail, 100 - tail], axis=0).reshape(2, *values.shape[1:])
+    ends = np.percentile(means, [tail, 100 - tail], axis=0)
+    # How many threads a matrix product has decides in which order it adds, hence its last bits: they are not told.
+    return np.round(ends, 9).reshape(2, *values.shape[1:])
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int, int, float]:
