@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 from cirbench.reports import analysis, attention, tables
 from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
@@ -22,7 +23,7 @@ from cirbench.types import CirbenchError
 __all__ = ["build", "write"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-EXAMPLES = 12
+EXAMPLES = 6
 
 
 def build(
@@ -121,7 +122,8 @@ def _figures(part: dict[str, Any]) -> dict[str, list[Any]]:
         by_knob.setdefault(curve.knob, []).append(curve)
     by_stream = [row for row in part["modality"] if row["arm"] is part["modality"][0]["arm"]]
     return {
-        "summary": [f for f in [draw.cost_figure(f"cost-{n}", part["costs"], scores, metric)] if f],
+        "summary": [f for f in [draw.score_figure(f"score-{n}", part["tables"][0], metric)] if f],
+        "cost": [f for f in [draw.cost_figure(f"cost-{n}", part["costs"], scores, metric)] if f],
         "ablation": [draw.ablation_figure(f"ablation-{n}-{k}", f) for k, f in enumerate(part["families"])
                      if len(f.deltas) > 1],
         "sensitivity": [
@@ -131,10 +133,10 @@ def _figures(part: dict[str, Any]) -> dict[str, list[Any]]:
         "modality": [
             draw.modality_figure(f"modality-{n}-{_slug(row['stream'])}", row, test.groups) for row in by_stream
         ],
-        "training": [f for f in [
-            draw.training_figure(f"losses-{n}", part["training"], "losses", "loss"),
-            draw.training_figure(f"select-{n}", part["training"], "select", "%"),
-        ] if f],
+        "training": [
+            *draw.training_figures(f"losses-{n}", part["training"], "losses", ""),
+            *draw.training_figures(f"select-{n}", part["training"], "select", "%"),
+        ],
     }
 
 
@@ -182,7 +184,8 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug
+        num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug,
+        breakable=_breakable,
     )
     return environment
 
@@ -216,6 +219,11 @@ def _said(value: Any) -> str:
     """Text of a dataset, as one string. The template isolates it (`<bdi>`), so that its marks stay inside."""
     text = " / ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text.encode("utf-8", "replace").decode()
+
+
+def _breakable(text: Any) -> markupsafe.Markup:
+    """A name of knobs and values that a narrow column may break where a reader would."""
+    return markupsafe.Markup(re.sub(r"([_=,/])(?=\S)", r"\1<wbr>", str(markupsafe.escape(_said(text)))))
 
 
 def _slug(text: str) -> str:

@@ -17,20 +17,30 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn
 from cirbench.reports.analysis import Curve, Family
+from cirbench.reports.tables import MainTable
 
-__all__ = ["Figure", "ablation_figure", "cost_figure", "curve_figure", "modality_figure", "save", "training_figure"]
+__all__ = [
+    "PALETTE", "Figure", "ablation_figure", "cost_figure", "curve_figure", "modality_figure", "save", "score_figure",
+    "training_figures",
+]
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and against white and black.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999999")
+# Told apart by colour-blind readers and against the paper, light and dark (tests/test_report_looks.py measures both).
+# The page has a brighter set for dark paper under the same names (style.css). A marker and a dash go with each.
+PALETTE = ("#0072b2", "#d55e00", "#35245c", "#cc6f9f", "#009e73", "#7a1d00", "#8c7a52", "#7b61ff")
 MARKERS = "osD^vPX*"
-INK, SOFT, GRID = "#101112", "#707172", "#d0d1d2"
-THEME = {INK: "currentColor", SOFT: "var(--soft)", GRID: "var(--grid)"}
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+INK, SOFT, GRID, PAPER, FAINT = "#101112", "#707172", "#d0d1d2", "#fdfdfb", "#6e6f70"
+THEME = {INK: "currentColor", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER: "var(--paper)", FAINT: "var(--soft)"}
+THEME |= {colour: f"var(--f{n})" for n, colour in enumerate(PALETTE)}
+WIDTH = 5.0
+"""Inches: 480 pixels, so that ten-point text is still read on a telephone."""
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "cirbench", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "axes.edgecolor": SOFT, "grid.color": GRID, "grid.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none", "axes.facecolor": "none",
     "legend.frameon": False, "axes.titlesize": 10, "axes.titlelocation": "left", "pdf.fonttype": 42,
+    "figure.constrained_layout.h_pad": 0.05, "figure.constrained_layout.w_pad": 0.05,
 }
 
 
@@ -45,10 +55,10 @@ class Figure:
 
 
 def _finish(drawing: Any, name: str, caption: str) -> Figure:
-    """Draw as SVG whose ids are its own and whose neutral colours are the page's."""
+    """Draw as SVG whose ids are its own and whose colours are the page's."""
     out = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        drawing.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+        drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(drawing)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -63,17 +73,52 @@ def _finish(drawing: Any, name: str, caption: str) -> Figure:
     return Figure(name, caption, svg, drawing)
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
-    drawing, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
-    for ax in axes[0]:
-        ax.grid(True, axis="both")
-        ax.set_axisbelow(True)
-    return drawing, list(axes[0])
+def _axes(height: float) -> tuple[Any, Any]:
+    drawing, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+    ax.grid(True, axis="both")
+    ax.set_axisbelow(True)
+    return drawing, ax
 
 
-def _plain(text: str) -> str:
-    """No mathematics: a dollar sign in a name stays one."""
-    return text.replace("$", r"\$")
+def _plain(text: str, most: int = 60) -> str:
+    """No mathematics (a dollar sign in a name stays one), and no line longer than the figure is wide."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    # The middle goes: of two long names the ends tell which is which.
+    short = text if len(text) <= most else f"{text[: most // 2 - 4]}…{text[len(text) - most // 2 - 3 :]}"
+    return short.replace("$", r"\$")
+
+
+def _legend(drawing: Any, ax: Any) -> None:
+    """Below the figure, in as many columns as fit: never over the data."""
+    handles, names = ax.get_legend_handles_labels()
+    if ax.get_legend():
+        ax.get_legend().remove()
+    columns = max(1, min(4, len(names), 62 // (max(map(len, names), default=1) + 7)))
+    drawing.legend(handles, names, loc="outside lower left", ncol=columns, fontsize=9, columnspacing=1.2)
+
+
+def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Figure | None:
+    """The first column of the main table: each arm's mean, its interval, its seeds."""
+    rows = [(row.arm, row.cells[metric]) for row in table.rows if row.cells.get(metric)][:most]
+    if len(rows) < 2:
+        return None
+    with matplotlib.rc_context(STYLE):
+        drawing, ax = _axes(0.75 + 0.27 * len(rows))
+        ax.grid(False, axis="y")
+        for y, (_, cell) in enumerate(reversed(rows)):
+            colour = PALETTE[1] if cell.best else PALETTE[0]
+            if cell.low == cell.low:  # not NaN
+                ax.plot([cell.low, cell.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.55)
+            if len(cell.seeds) > 1:
+                ax.scatter(cell.seeds, [y] * len(cell.seeds), marker="|", s=70, color=colour, linewidths=1.1)
+            ax.plot(cell.mean, y, marker="D" if cell.best else "o", color=colour, markersize=5.5, markeredgecolor=PAPER)
+        ax.set_yticks(range(len(rows)), [_plain(arm.label, 34) for arm, _ in reversed(rows)])
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(-0.6, len(rows) - 0.4)
+        ax.set_xlabel(f"{_plain(metric)} (%)")
+    left = f"; the {len(table.rows) - len(rows)} lowest rows are left out" if len(table.rows) > len(rows) else ""
+    return _finish(drawing, name, f"{metric}: mean (diamond where it is above every other row), 95 % interval over "
+                   f"queries, a stroke for each seed{left}.")
 
 
 def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, float], metric: str) -> Figure | None:
@@ -82,21 +127,25 @@ def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, flo
               if r["p50"] and r["arm"].key in scores]
     if len(points) < 2:
         return None
+    # A colour an arm while there are colours, else one a method.
+    told = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
     with matplotlib.rc_context(STYLE):
-        drawing, (ax,) = _axes(7, 3.6)
-        methods = list(dict.fromkeys(p[3].method for p in points))
+        drawing, ax = _axes(3.4)
+        names = list(dict.fromkeys(told(p[3]) for p in points))
         most = max(p[2] for p in points) or 1
-        for n, method in enumerate(methods):
-            mine = [p for p in points if p[3].method == method]
-            ax.scatter([p[0] for p in mine], [p[1] for p in mine], s=[30 + 170 * p[2] / most for p in mine], alpha=0.8,
-                       color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(method), linewidths=0)
+        for n, label in enumerate(names):
+            # The largest first, so that none hides a smaller one.
+            mine = sorted((p for p in points if told(p[3]) == label), key=lambda p: -p[2])
+            ax.scatter([p[0] for p in mine], [p[1] for p in mine], s=[36 + 150 * p[2] / most for p in mine], alpha=0.85,
+                       color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(label, 40), edgecolors=PAPER,
+                       zorder=3 - max(p[2] for p in mine) / most)
         highest = 1.1 * max(p[1] for p in points) or 1
         ax.set(xlabel="latency of one query, median (ms)", ylabel=f"{metric} (%)", ylim=(0, highest))
         if max(p[0] for p in points) > 20 * min(p[0] for p in points):
             ax.set_xscale("log")
         else:
             ax.set_xlim(0, 1.1 * max(p[0] for p in points))
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=0.7)
+        _legend(drawing, ax)
     return _finish(drawing, name, f"Quality and cost: {metric} over query latency; areas grow with all parameters.")
 
 
@@ -104,36 +153,40 @@ def ablation_figure(name: str, family: Family) -> Figure:
     """Deltas with intervals, one line a variant."""
     deltas = family.deltas[::-1]
     with matplotlib.rc_context(STYLE):
-        drawing, (ax,) = _axes(6.5, 0.9 + 0.32 * len(deltas))
+        drawing, ax = _axes(0.75 + 0.3 * len(deltas))
+        ax.grid(False, axis="y")
         ax.axvline(0, color=SOFT, linewidth=1)
         for y, d in enumerate(deltas):
-            colour = PALETTE[0] if d.clear else PALETTE[7]
+            colour = PALETTE[0] if d.clear else FAINT
             reach = [[max(0, d.value - d.low)], [max(0, d.high - d.value)]]
             ax.errorbar(d.value, y, xerr=reach, fmt="o" if d.clear else "D", color=colour, capsize=3, markersize=5,
                         markerfacecolor=colour if d.clear else "none")
-        ax.set_yticks(range(len(deltas)), [_plain(d.label) for d in deltas])
+        ax.set_yticks(range(len(deltas)), [_plain(d.label, 34) for d in deltas])
         ax.set_ylim(-0.6, len(deltas) - 0.4)
-        ax.set_xlabel(f"change of {family.metric} against {_plain(family.base.label)} (points)")
-    return _finish(drawing, name, "What each variant changes, with 95 % intervals over queries; hollow where no "
-                   f"difference was found. Base: {family.base.label}.")
+        ax.set_xlabel(f"change of {family.metric} (points)")
+    return _finish(drawing, name, f"What each variant changes against {family.base.label}, with 95 % intervals over "
+                   "queries; hollow where no difference was found.")
 
 
 def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
     """Scores over one knob: every run a point, the mean a line, a band of one deviation over seeds."""
     with matplotlib.rc_context(STYLE):
-        drawing, (ax,) = _axes(6.5, 3.2)
+        drawing, ax = _axes(3.2)
         for n, curve in enumerate(curves):
             colour = PALETTE[n % 8]
             x = [p[0] for p in curve.points for _ in p[1]]
             y = [s for p in curve.points for s in p[1]]
-            seaborn.lineplot(x=x, y=y, ax=ax, color=colour, errorbar="sd", label=_plain(curve.label), marker=None)
-            ax.scatter(x, y, color=colour, s=14, marker=MARKERS[n % 8], linewidths=0, alpha=0.8)
+            seaborn.lineplot(x=x, y=y, ax=ax, color=colour, errorbar="sd", marker=None, linestyle=DASHES[n % 4])
+            ax.scatter(x, y, color=colour, s=18, marker=MARKERS[n % 8], linewidths=0, alpha=0.85)
+            ax.plot([], [], color=colour, marker=MARKERS[n % 8], markersize=4, linestyle=DASHES[n % 4],
+                    label=_plain(curve.label))
         knob = curves[0].knob
         values = [float(p[0]) for c in curves for p in c.points]
         if min(values) > 0 and max(values) / min(values) > 50:
             ax.set_xscale("log")
         ax.set(xlabel=_plain(knob), ylabel=f"{metric} (%)")
-        ax.legend() if len(curves) > 1 else ax.get_legend().remove()
+        if len(curves) > 1:
+            _legend(drawing, ax)
     return _finish(drawing, name, f"{metric} over {knob}: every run a point, the line their mean, the band ± one "
                    "standard deviation over seeds.")
 
@@ -141,37 +194,37 @@ def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
 def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figure:
     """Distribution of the learned share of the image, by group."""
     with matplotlib.rc_context(STYLE):
-        drawing, (ax,) = _axes(6.5, 2.6)
+        drawing, ax = _axes(2.7)
         low, high = float(row["values"].min()), float(row["values"].max())
         bins = np.linspace(low, high if high > low else low + 1e-6, 41)
         for n, group in enumerate(dict.fromkeys(groups.tolist())):
             seaborn.histplot(
                 x=row["values"][groups == group], bins=bins, ax=ax, color=PALETTE[n % 8], element="step", fill=False,
-                stat="count", label=_plain(group or "all"), linestyle=("-", "--", ":", "-.")[n % 4],
+                stat="count", label=_plain(group or "all"), linestyle=DASHES[n % 4],
             )
         ax.set(xlabel="share of the image in the query", ylabel="queries")
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend(drawing, ax)
     return _finish(drawing, name, f"Learned share of the image, {row['arm'].label}, stream {row['stream']}, by group.")
 
 
-def training_figure(name: str, rows: Sequence[dict[str, Any]], part: str, unit: str) -> Figure | None:
-    """Losses or evaluations over epochs, one panel a quantity (at most three)."""
-    names = list(dict.fromkeys(n for r in rows for n in r[part]))[:3]
-    if not names:
-        return None
-    with matplotlib.rc_context(STYLE):
-        drawing, axes = _axes(3.1 * len(names) + 2, 2.8, len(names))
-        for ax, quantity in zip(axes, names, strict=True):
+def training_figures(name: str, rows: Sequence[dict[str, Any]], part: str, unit: str, most: int = 4) -> list[Figure]:
+    """Losses or evaluations over epochs: one figure a quantity, its own legend below it."""
+    out = []
+    what = "Training loss" if part == "losses" else "On select"
+    for place, quantity in enumerate(list(dict.fromkeys(n for r in rows for n in r[part]))[:most]):
+        with matplotlib.rc_context(STYLE):
+            drawing, ax = _axes(3.0)
             for n, row in enumerate(rows):
                 points = row[part].get(quantity)
                 if points:
                     ax.plot(*zip(*points, strict=True), color=PALETTE[n % 8], linewidth=1.4, marker=MARKERS[n % 8],
-                            markersize=3, label=_plain(row["arm"].label))
-            ax.set(xlabel="epoch", ylabel=unit, title=_plain(quantity))
-        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-        drawing.tight_layout()
-    what = "Training losses" if part == "losses" else "Evaluations on select"
-    return _finish(drawing, name, f"{what} by epoch, means over seeds.")
+                            markersize=3.5, linestyle=DASHES[n % 4], label=_plain(row["arm"].label, 40))
+            ax.set(xlabel="epoch", ylabel=f"{_plain(quantity)} ({unit})" if unit else _plain(quantity))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            _legend(drawing, ax)
+        slug = re.sub(r"[^a-z0-9]+", "-", quantity.lower()).strip("-")
+        out.append(_finish(drawing, f"{name}-{place}-{slug}", f"{what} {quantity} by epoch, means over seeds."))
+    return out
 
 
 def save(figures: Sequence[Figure], folder: Path) -> list[Path]:
@@ -182,6 +235,6 @@ def save(figures: Sequence[Figure], folder: Path) -> list[Path]:
         for kind in ("pdf", "png"):
             path = folder / f"{figure.name}.{kind}"
             meta = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            figure.drawing.savefig(path, format=kind, dpi=200, bbox_inches="tight", facecolor="white", metadata=meta)
+            figure.drawing.savefig(path, format=kind, dpi=200, facecolor="white", metadata=meta)
             out.append(path)
     return out

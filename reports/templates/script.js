@@ -17,19 +17,30 @@ theme.hidden = false; label();
 theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
 dark.addEventListener("change", label);
 
-// Tables: sort by data-v where there is one.
+// Tables: sort by data-v where there is one. A heading over several columns is none itself; those below it are.
+const heads = table => {
+  const [first, second] = table.tHead.rows, below = second ? [...second.cells] : [];
+  return [...first.cells].flatMap(th => th.colSpan > 1 ? below.splice(0, th.colSpan) : [th]);
+};
+const sortKey = cell => {
+  const v = cell.dataset.v;
+  if (v !== undefined) return v === "" ? -Infinity : +v;
+  const text = cell.textContent.trim();
+  return text !== "" && !isNaN(text) ? +text : text;
+};
 for (const table of $$("table.sortable")) {
-  const body = table.tBodies[0];
-  $$("thead th", table).forEach((th, column) => {
+  const body = table.tBodies[0], columns = heads(table);
+  columns.forEach((th, column) => {
     const button = el("button", {type: "button"}, ...th.childNodes);
     th.replaceChildren(button);
     button.addEventListener("click", () => {
-      const down = th.getAttribute("aria-sort") !== "descending";
-      $$("thead th", table).forEach(o => o.removeAttribute("aria-sort"));
+      const rows = [...body.rows].map(r => [sortKey(r.cells[column]), r]);
+      const text = rows.some(([key]) => typeof key === "string");
+      const was = th.getAttribute("aria-sort");
+      const down = was ? was === "ascending" : !text;
+      columns.forEach(o => o.removeAttribute("aria-sort"));
       th.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = row => { const c = row.cells[column], v = c.dataset.v; return v === undefined ? c.textContent.trim() : v === "" ? -Infinity : +v; };
-      const rows = [...body.rows].map(r => [key(r), r]);
-      rows.sort(([a], [b]) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b))) * (down ? -1 : 1));
+      rows.sort(([a], [b]) => (text ? String(a).localeCompare(String(b), "en", {numeric: true}) : a === b ? 0 : a - b) * (down ? -1 : 1));
       body.append(...rows.map(r => r[1]));
     });
   });
@@ -39,6 +50,25 @@ for (const input of $$("input[data-filter]")) input.addEventListener("input", ()
   for (const row of document.getElementById(input.dataset.filter).tBodies[0].rows)
     row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
 });
+
+// What scrolls sideways is a stop of the Tab key; what fits is not.
+const fits = new ResizeObserver(found => found.forEach(({target: e}) => { e.tabIndex = e.scrollWidth > e.clientWidth ? 0 : -1; }));
+const fit = e => { fits.observe(e); return e; };
+$$(".scroll, .strip").forEach(fit);
+
+// The section in view is marked in the bar.
+const links = new Map($$("nav a").map(a => [a.hash.slice(1), a]));
+const seen = new IntersectionObserver(found => {
+  for (const f of found) if (f.isIntersecting) {
+    links.forEach((a, id) => id === f.target.id ? a.setAttribute("aria-current", "true") : a.removeAttribute("aria-current"));
+  }
+}, {rootMargin: "-15% 0px -80%"});
+$$("main section").forEach(s => seen.observe(s));
+
+// On paper nothing can be unfolded.
+let folded = [];
+addEventListener("beforeprint", () => { folded = $$("details:not([open]):not(.noprint)"); folded.forEach(d => { d.open = true; }); });
+addEventListener("afterprint", () => folded.forEach(d => { d.open = false; }));
 
 // Blocks: decoded when first needed, then kept.
 const cache = new Map();
@@ -98,7 +128,7 @@ class Explorer {
     const button = el("button", {type: "button"}, el("bdi", {}, long));
     button.setAttribute("aria-expanded", "false");
     const group = [q.groups[q.group[i]], q.edits[q.edit[i]]].filter(Boolean).join(", ");
-    const row = el("tr", {className: "q"}, el("td", {className: "wrap"}, button), el("td", {className: "l id"}, el("bdi", {}, q.ids[i])),
+    const row = el("tr", {className: "q"}, el("th", {scope: "row"}, button), el("td", {className: "l id"}, el("bdi", {}, q.ids[i])),
       el("td", {className: "l id"}, el("bdi", {}, group)), rank(a), rank(b));
     row.dataset.query = q.ids[i];
     let detail;
@@ -107,43 +137,44 @@ class Explorer {
       row.classList.add("open"); button.setAttribute("aria-expanded", "true");
       detail = el("tr", {className: "detail"}, el("td", {colSpan: 5}));
       row.after(detail);
-      detail.cells[0].append(...await this.detail(q, i, hit));
+      detail.cells[0].append(await this.detail(q, i, hit));
     });
     return row;
   }
   async pic(id, text, target) {
-    const where = (await block(`w${this.n}`))?.[id];
-    const face = where ? el("img", {src: "data:image/webp;base64," + (await block(`p${this.n}-${where[0]}`))[where[1]], alt: text, width: 72, height: 72})
+    const places = await block(`w${this.n}`), kept = places && Object.hasOwn(places, id) ? places[id] : null;
+    const face = kept ? el("img", {src: "data:image/webp;base64," + (await block(`p${this.n}-${kept[0]}`))[kept[1]], alt: text, width: 72, height: 72})
       : el("span", {className: "none"}, el("bdi", {}, id));
     face.title = id;
     return el("figure", {className: target ? "pic t" : "pic"}, face, text);
   }
   async detail(q, i, hit) {
-    const out = [];
+    const strips = el("div", {className: "strips"});
     const head = el("div", {className: "ask"}, await this.pic(q.refs[i], "reference"),
       el("div", {className: "q"}, el("p", {}, el("bdi", {className: "caption"}, q.texts[i])), el("span", {className: "soft"}, el("bdi", {}, q.ids[i]))));
-    for (const t of q.targets[i]) head.append(await this.pic(t, "✓ target", true));
-    out.push(head);
+    const targets_ = el("div", {className: "targets"});
+    for (const t of q.targets[i]) targets_.append(await this.pic(t, "✓ target", true));
+    head.append(targets_);
     const options = [...this.ui.a.options];
     const place = this.place.get(i);
     const targets = new Set(q.targets[i]);
     if (place !== undefined) for (const arm of new Set([this.arm("a"), this.arm("b")])) {
       const top = await block(`t${this.n}-${arm}`);
-      const strip = el("div", {className: "strip", tabIndex: 0, role: "group"});
+      const strip = fit(el("div", {className: "strip", tabIndex: 0, role: "group"}));
       strip.setAttribute("aria-label", "First ten images of " + options[arm].textContent);
       let place_ = 0;
       for (const t of top.top[place]) {
         const id = top.ids[t], target = targets.has(id);
         strip.append(await this.pic(id, (target ? "✓ " : "") + ++place_, target));
       }
-      out.push(el("p", {className: "lab"}, el("bdi", {}, options[arm].textContent)), strip);
+      strips.append(el("p", {className: "lab"}, el("bdi", {}, options[arm].textContent)), strip);
     }
     const list = el("ul", {className: "ranks"});
     const all = await Promise.all(options.map((_, n) => this.ranks(n)));
     all.forEach((ranks, n) => list.append(el("li", {}, el("bdi", {}, options[n].textContent),
       el("span", {className: hit(ranks[i]) ? "hit" : "miss"}, ranks[i] ? String(ranks[i]) : "none"))));
-    out.push(el("p", {className: "lab"}, "Rank under every method"), list);
-    return out;
+    strips.append(el("p", {className: "lab"}, "Rank under every method"), list);
+    return el("div", {className: "two"}, head, strips);
   }
 }
 // Started when it comes into view: a page of a hundred runs opens at once.
