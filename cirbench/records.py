@@ -82,9 +82,9 @@ def _dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented UTF-8 JSON, atomically. NaN and infinity raise ValueError."""
-    text = _dumps(value, indent=1) + "\n"
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write `value` to `path` as UTF-8 JSON, indented or on one line, atomically. NaN and infinity raise ValueError."""
+    text = _dumps(value, indent=indent) + "\n"
     with _replacing(path) as file:
         file.write(text.encode("utf-8", "surrogatepass"))
 

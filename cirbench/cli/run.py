@@ -37,12 +37,14 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
 @click.option("--force", is_flag=True, help="Do it again even where a record exists.")
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
+@click.option("--explain", type=click.IntRange(min=1), metavar="N",
+              help="Also store words and regions of N queries, as `cirbench explain` does.")
 @scoring_options
 @run_options
 def run(
     method: str, dataset: str, variant: str, backbone: str, recipe: str, seed: int | None, seeds: str | None,
-    sets: tuple[str, ...], force: bool, export_embeddings: bool, forms: str | None, allow_missing: bool,
-    root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
+    sets: tuple[str, ...], force: bool, export_embeddings: bool, explain: int | None, forms: str | None,
+    allow_missing: bool, root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
 
@@ -65,11 +67,26 @@ def run(
             out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings, allow_missing
         ))
         records.append(record)
+        if explain:
+            _explain(record, explain, device, is_quiet(quiet) or as_json, root)
         if not quiet and not as_json:
             show(record)
     if as_json:
         data: list[dict[str, Any]] = [{"folder": str(r.folder), **r.data} for r in records]
         click.echo(json.dumps(data[0] if len(data) == 1 else data, indent=1))
+
+
+def _explain(record: Any, count: int, device: str, quiet: bool, root: Path | None) -> None:
+    """Words and regions, where the method has them; the run is finished either way."""
+    from cirbench.rerun import explain_run
+    from cirbench.types import CirbenchError
+
+    if len(record.explain) >= count:
+        return
+    try:
+        explain_run(record.folder, count, device, quiet, root)
+    except CirbenchError as error:
+        click.echo(f"nothing explained: {error}", err=True)
 
 
 def show(record: Any) -> None:
