@@ -146,6 +146,11 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
         from cirbench import smallclip
 
         model, tokenize, info = smallclip.load(folder)
+        if image_size not in (None, int(info["image_size"])):
+            raise CirbenchError(
+                f"clip_size={image_size}: the CLIP {name} reads pictures of {info['image_size']} pixels and no others. "
+                "Leave clip_size out, or pretrain one of that size (cirbench pretrain clip)."
+            )
         pixels = Pixels(int(info["image_size"]), tuple(info["mean"]), tuple(info["std"]))
         clip = Clip(model, tokenize, int(info["embed_dim"]), pixels, weights_id(name))
     else:

@@ -150,18 +150,28 @@ class GatedResidual(nn.Module):
 
     Args:
         dim: D.
+        channels: C, to compose a map instead: (B, C, h, w), (B, D) -> (B, C, h, w), with 3x3 convolutions for linear
+            layers and the text beside every region.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, channels: int | None = None) -> None:
         super().__init__()
+        wide, out = (channels or dim) + dim, channels or dim
         self.shares = nn.Parameter(torch.tensor([1.0, 10.0]))
-        self.gate = nn.Sequential(nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
-        self.residual = nn.Sequential(
-            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim)
-        )
+
+        def norm() -> nn.Module:
+            return nn.BatchNorm2d(wide) if channels else nn.BatchNorm1d(wide)
+
+        def layer(outputs: int) -> nn.Module:
+            return nn.Conv2d(wide, outputs, 3, padding=1) if channels else nn.Linear(wide, outputs)
+
+        self.gate = nn.Sequential(norm(), nn.ReLU(), layer(out))
+        self.residual = nn.Sequential(norm(), nn.ReLU(), layer(wide), nn.ReLU(), layer(out))
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """a_0 sigmoid(gate) * image + a_1 residual."""
+        if image.ndim == 4:
+            text = text[:, :, None, None].expand(-1, -1, *image.shape[2:])
         both = torch.cat([image, text], 1)
         return self.shares[0] * self.gate(both).sigmoid() * image + self.shares[1] * self.residual(both)
 
@@ -266,6 +276,53 @@ def distillation(teacher: Tensor, student: Tensor, scale: float) -> Tensor:
     return F.kl_div(
         F.log_softmax(scale * student, 1), F.softmax(scale * teacher.detach(), 1), reduction="batchmean"
     )
+
+
+def draw_negatives(positives: Tensor, count: int) -> Tensor:
+    """Random negatives of each query and each target, from torch's generator.
+
+    Args:
+        positives: (B, B) bool, which targets are hits of which query.
+        count: how many for each, all different; fewer where there are no more.
+
+    Returns:
+        (2B, count) rows of [queries; targets], -1 where there is none. Rows that are a hit of each other, or hits of
+        one another's partner, are no negatives.
+    """
+    near = positives | positives.T
+    same = torch.cat([torch.cat([near, positives], 1), torch.cat([positives.T, near], 1)]).cpu()
+    draw = torch.rand(same.shape).masked_fill(same, -1.0)
+    best, rows = draw.topk(min(count, len(same)), 1)
+    return rows.masked_fill(best < 0, -1).to(positives.device)
+
+
+def soft_triplet(queries: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """TIRG's soft triplet loss: the mean of log(1 + exp(d(a, p) - d(a, n))), d the squared Euclidean distance.
+
+    Every query is an anchor a with its target as positive p, and every target one with its query.
+
+    Args:
+        queries: (B, D).
+        targets: (B, D).
+        negatives: (2B, N) rows n of [queries; targets], -1 for none (`draw_negatives`).
+    """
+    every, partner = torch.cat([queries, targets]), torch.cat([targets, queries])
+    kept = negatives >= 0
+    near = (every - partner).square().sum(1, keepdim=True)
+    far = (every[:, None] - every[negatives.clamp(min=0)]).square().sum(2)
+    return (F.softplus(near - far) * kept).sum() / kept.sum().clamp(min=1)
+
+
+def side_by_side(parts: Mapping[str, Tensor], clip_share: float) -> Tensor:
+    """Unit vectors of the streams side by side, so that a dot product is the weighted sum of their cosines.
+
+    Args:
+        parts: stream (`clip`, `cnn`) -> (B, D); one alone is given back.
+        clip_share: weight of the CLIP stream's cosine.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return torch.cat([clip_share**0.5 * parts["clip"], (1 - clip_share) ** 0.5 * parts["cnn"]], 1)
 
 
 def sgd(

@@ -187,7 +187,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3) -> Estimate:
 
     keep_freed_memory()
     where, dataset, settings = pick_device(device), specs.load(planned), planned.train
-    form = dataset.protocols[0].form
+    form = specs.training_form(planned, dataset)
     torch.manual_seed(0)
     view = runs._view(dataset, form)
     method = planned.method.load().build(_random_weights(planned), Encoders(0), view, None)

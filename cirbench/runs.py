@@ -99,7 +99,8 @@ def _train(
 ) -> Trained:
     settings, protocol = planned.train, dataset.protocols[0]
     split = dataset.splits["train"]
-    triplets = Triplets(dataset, protocol.form, settings.batch_size, settings.flip, planned.spec.seed)
+    form = specs.training_form(planned, dataset)
+    triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.spec.seed)
     texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
     feed = Feed(
         dataset, split.images(), texts, method.inputs, device, mirrored=settings.flip != "none", quiet=options.quiet
@@ -150,7 +151,7 @@ def _run(
     started = datetime.now(UTC)
     began = time.perf_counter()
     _deterministic(planned.spec.seed)
-    form = dataset.protocols[0].form
+    form = specs.training_form(planned, dataset)
     method = planned.method.load().build(
         planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), None
     )
@@ -353,7 +354,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
         raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
     except Exception as error:
         raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
-    form = dataset.protocols[0].form
+    form = specs.training_form(planned, dataset)
     method = planned.method.load().build(
         planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), state
     )

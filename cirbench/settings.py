@@ -31,9 +31,12 @@ class TrainSettings(Settings):
     epochs: int = Field(50, ge=0, description="passes over the training triplets; 0 leaves the method as built")
     batch_size: int = Field(32, ge=2, description="triplets a step; an incomplete last batch is dropped")
     schedule: str = Field(
-        "constant", pattern="^(constant|linear|cosine)$",
-        description="learning rate over time: constant, or decaying to 0 (linear: over the second half)",
+        "constant", pattern="^(constant|linear|cosine|step)$",
+        description="learning rate over time: constant; decaying to 0 (linear: over the second half; cosine); or step, "
+        "a drop every decay_every steps",
     )
+    decay_every: int = Field(50_000, ge=1, description="schedule=step: steps from one drop to the next")
+    decay_factor: float = Field(0.1, gt=0, le=1, description="schedule=step: the rate is multiplied by this at a drop")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
     clip_norm: float = Field(0.0, ge=0, description="gradient norm is clipped to this; 0 for no clipping")
     flip: str = Field(
@@ -48,6 +51,10 @@ class TrainSettings(Settings):
     )
     protocol: str = Field(
         "", description="protocol whose text form is trained with and whose metric selects; empty for the default one"
+    )
+    form: str = Field(
+        "", description="text form that is trained with, where it is not the protocol's; one with several strings a "
+        "query draws one of them every epoch"
     )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
     seconds_between_checkpoints: float = Field(
@@ -163,6 +170,10 @@ class StreamSettings(Settings):
         "gem", description="CNN stream: GeM over map and states; or the map's mean and the last word's state"
     )
     gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
+    loss: Literal["softmax", "soft-triplet"] = Field(
+        "softmax", description="in-batch softmax; or log(1 + exp(d_pos - d_neg)) over random triplets (TIRG)"
+    )
+    triplets: int = Field(3, ge=1, description="soft-triplet: negatives drawn for each query and each target")
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     learn_temperature: bool = Field(False, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
@@ -185,4 +196,8 @@ def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, A
     """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
     own = config.model_fields
     shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
-    return {**shared, "streams": streams, "train.epochs": 50, "train.batch_size": 32}
+    # What a rival's DATASETS may change as well is said again: a variant wins over them.
+    return {
+        **shared, "streams": streams, "loss": "softmax",
+        "train.epochs": 50, "train.batch_size": 32, "train.schedule": "constant", "train.form": "",
+    }

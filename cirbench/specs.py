@@ -168,6 +168,8 @@ def load(planned: Plan) -> Dataset:
         if not named:
             raise unknown(f"protocol of {dataset.name}", planned.train.protocol, [p.name for p in dataset.protocols])
         dataset = replace(dataset, protocols=(*named, *others))
+    if planned.train.form and planned.train.form not in dataset.forms:
+        raise unknown(f"text form (train.form) of {dataset.name}", planned.train.form, list(dataset.forms))
     if planned.train.selection == "select" and not (dataset.splits.get("select") and dataset.splits["select"].queries):
         raise CirbenchError(f"train.selection=select, but {dataset.name} has no select split. Use selection=last.")
     return dataset
@@ -179,6 +181,11 @@ def scored(planned: Plan, dataset: Dataset) -> tuple[list[Protocol], dict[str, s
     kept = [p for p in dataset.protocols if planned.forms is None or p.form in (default, *planned.forms)]
     left = {p.name: f"its text form {p.form!r} is not among --forms" for p in dataset.protocols if p not in kept}
     return kept, left
+
+
+def training_form(planned: Plan, dataset: Dataset) -> str:
+    """The text form that a plan trains with: `train.form`, else that of the default protocol."""
+    return planned.train.form or dataset.protocols[0].form
 
 
 def sources(planned: Plan) -> dict[str, str]:

@@ -16,12 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary
-from cirbench.layers import GeM, adam, contrastive, hard_labels, l2norm, sgd
+from cirbench.layers import (
+    GeM,
+    adam,
+    contrastive,
+    draw_negatives,
+    hard_labels,
+    l2norm,
+    sgd,
+    side_by_side,
+    soft_triplet,
+)
 from cirbench.settings import StreamSettings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
 #: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D), or to that and the share of the image (B, 1).
 Compose = Callable[[str, int], nn.Module]
+#: (C, D) -> module from a (B, C, h, w) map and (B, D) text to a (B, C, h, w) map.
+ComposeMap = Callable[[int, int], nn.Module]
 
 
 class ClipVectors(nn.Module):
@@ -59,7 +71,10 @@ class CnnVectors(nn.Module):
 
     def image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)."""
-        feature_map = self.cnn(pixels)
+        return self.image_of_map(self.cnn(pixels))
+
+    def image_of_map(self, feature_map: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, D)."""
         return self.image_fc(feature_map.mean((2, 3)) if self.plain else self.pool_image(feature_map))
 
     def text(self, texts: list[str]) -> Tensor:
@@ -78,13 +93,16 @@ class Streams(nn.Module):
         clip, cnn, words: the encoders, None for a stream that is off.
         compose: makes the composition of each stream.
         uses_image, uses_text: what the composition reads of a query; the rest is not computed.
+        compose_map: makes the CNN stream's composition where that edits the feature map, which is then pooled and
+            projected like a target's.
     """
 
     def __init__(
         self, config: StreamSettings, clip: Clip | None, cnn: Cnn | None, words: LstmText | None, compose: Compose,
-        uses_image: bool = True, uses_text: bool = True,
+        uses_image: bool = True, uses_text: bool = True, compose_map: ComposeMap | None = None,
     ) -> None:
         super().__init__()
+        self.on_map = compose_map is not None
         self.config, self.uses_image, self.uses_text = config, uses_image, uses_text
         self.vectors, self.composers = nn.ModuleDict(), nn.ModuleDict()
         images: dict[str, Any] = {}
@@ -99,7 +117,10 @@ class Streams(nn.Module):
             self.vectors["cnn"] = CnnVectors(config, cnn, words)
             images["cnn"] = cnn.info.pixels
         for name, vectors in self.vectors.items():
-            self.composers[name] = compose(name, int(vectors.dim))  # type: ignore[arg-type]
+            if isinstance(vectors, CnnVectors) and compose_map is not None:
+                self.composers[name] = compose_map(vectors.cnn.info.channels, vectors.dim)
+            else:
+                self.composers[name] = compose(name, int(vectors.dim))  # type: ignore[arg-type]
         self.inputs, self.names = Inputs(images, texts), list(self.vectors)
         #: s of `logits = s^2 cos`: TIRG scales queries and targets alike.
         self.scales = nn.ParameterDict()
@@ -121,6 +142,10 @@ class Streams(nn.Module):
 
     def compose(self, name: str, batch: QueryBatch) -> tuple[Tensor, Tensor | None]:
         """Unit (B, D) of one stream, and the share of the image (B, 1) where the composition has one."""
+        vectors = self.vectors[name]
+        if self.on_map and isinstance(vectors, CnnVectors):
+            edited = self.composers[name](vectors.cnn(batch.reference[name]), self._text(name, batch))
+            return l2norm(vectors.image_of_map(edited)), None
         image = self._image(name, batch.reference) if self.uses_image else None
         text = self._text(name, batch) if self.uses_text else None
         out = self.composers[name](image, text)
@@ -134,29 +159,28 @@ class Streams(nn.Module):
         """Unit (N, D) of one stream."""
         return l2norm(self._image(name, images))
 
-    def _together(self, parts: dict[str, Tensor]) -> Tensor:
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        share = self.config.clip_share
-        return torch.cat([share**0.5 * parts["clip"], (1 - share) ** 0.5 * parts["cnn"]], 1)
-
     def encode_queries(self, batch: QueryBatch) -> Tensor:
         """(B, D), D of all streams together."""
-        return self._together({name: self.query(name, batch) for name in self.names})
+        return side_by_side({name: self.query(name, batch) for name in self.names}, self.config.clip_share)
 
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """(N, D), D of all streams together."""
-        return self._together({name: self.target(name, images) for name in self.names})
+        return side_by_side({name: self.target(name, images) for name in self.names}, self.config.clip_share)
 
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
-        """In-batch contrast, stream by stream."""
+        """In-batch contrast or random triplets, stream by stream."""
         for name in self.optimizer_names():
             q, t = self.query(name, batch), self.target(name, batch.target)
             temperature: float | Tensor = self.config.temperature
             if name in self.scales:
                 temperature = self.scales[name].square().reciprocal()
-            loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), temperature)
-            yield name, loss, {f"{name}/contrastive": loss.item()}
+            if self.config.loss == "soft-triplet":
+                scale = temperature**-0.5
+                loss = soft_triplet(scale * q, scale * t, draw_negatives(batch.positives, self.config.triplets))
+                yield name, loss, {f"{name}/triplet": loss.item()}
+            else:
+                loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), temperature)
+                yield name, loss, {f"{name}/contrastive": loss.item()}
 
     def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
         """Stream -> unit queries (B, D), unit targets (B, D), temperature: what `losses` compares."""
@@ -218,6 +242,7 @@ class WeightedStreams(Streams):
 def build_streams(
     config: StreamSettings, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None, compose: Compose,
     uses_image: bool = True, uses_text: bool = True, kind: type[Streams] = Streams,
+    compose_map: ComposeMap | None = None,
 ) -> Streams:
     """The streams a config asks for around a composition; `kind` is a subclass that tells more of itself."""
     clip = cnn = words = None
@@ -230,4 +255,4 @@ def build_streams(
         vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
         cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)
         words = encoders.lstm(vocabulary, config.word_dim, config.cnn_dim)
-    return kind(config, clip, cnn, words, compose, uses_image, uses_text)
+    return kind(config, clip, cnn, words, compose, uses_image, uses_text, compose_map)

@@ -282,7 +282,7 @@ def measure(planned: Any, device: str, steps: int) -> float:
 
     keep_freed_memory()
     where, dataset = pick_device(device), specs.load(planned)
-    form, settings = dataset.protocols[0].form, planned.train
+    form, settings = specs.training_form(planned, dataset), planned.train
     torch.manual_seed(0)
     encoders, view = Encoders(derive(0, "weights")), runs._view(dataset, form)
     method = planned.method.load().build(planned.config, encoders, view, None)

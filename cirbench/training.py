@@ -86,6 +86,8 @@ def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
         factor *= min(1.0, 2 * (1 - done))
     elif settings.schedule == "cosine":
         factor *= 0.5 * (1 + math.cos(math.pi * done))
+    elif settings.schedule == "step":
+        factor *= settings.decay_factor ** (step // settings.decay_every)
     return factor
 
 

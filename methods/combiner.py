@@ -5,7 +5,8 @@ q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one numb
 is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,
-no projection of the targets. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
+no projection of the targets, and on FashionIQ the captions of a query drawn anew every epoch: a and b, b and a, a
+alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
 `like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under `sum`, is methods/sum.py with
 `freeze_clip=false` and `project=false`; its CLIP is not carried over to this stage.
 
@@ -53,6 +54,7 @@ TRAIN = {"epochs": 300, "batch_size": 4096}
 _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 
 DATASETS = {
+    "fashioniq": {"train.form": "four-ways"},
     "scenes": _SCENES,
     "scenes/like-dwc": _SCENES,
     "scenes/like-dwc-clip": _SCENES,

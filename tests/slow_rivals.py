@@ -6,7 +6,7 @@ Weights are read from the fast modules by name; nothing of their forward code is
 from __future__ import annotations
 
 import numpy as np
-from slow_dwc import linear, mlp_gate, norm, relu, sigmoid, softmax, unit
+from slow_dwc import conv, linear, mlp_gate, norm, relu, sigmoid, softmax, unit
 
 
 def total(image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -29,6 +29,20 @@ def tirg(p: dict, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     residual = linear(p, "residual.4", relu(linear(p, "residual.2", relu(norm(p, "residual.0", both)))))
     keep, change = p["shares"]
     return np.array([keep * gate[d] * image[d] + change * residual[d] for d in range(len(image))])
+
+
+def tirg_on_map(p: dict, v: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """The same over a (C, h, w) map, 3x3 convolutions for linear layers, the text beside every region."""
+
+    def layer(name: str, x: np.ndarray) -> np.ndarray:
+        return conv(p[f"{name}.weight"], x) + p[f"{name}.bias"][:, None, None]
+
+    _, h, w = v.shape
+    both = np.array([*v, *(np.full((h, w), t) for t in text)])
+    gate = sigmoid(layer("gate.2", relu(norm(p, "gate.0", both))))
+    residual = layer("residual.4", relu(layer("residual.2", relu(norm(p, "residual.0", both)))))
+    keep, change = p["shares"]
+    return keep * gate * v + change * residual
 
 
 def combiner(p: dict, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, float]:
@@ -58,3 +72,16 @@ def loss(
         hits = np.flatnonzero(positives[i])
         out -= sum(np.log(softmax(logits)[j]) for j in hits) / len(hits)
     return out / len(queries)
+
+
+def soft_triplet(queries: np.ndarray, targets: np.ndarray, negatives: np.ndarray, scale: float) -> float:
+    """Mean of log(1 + exp(d(a, p) - d(a, n))) over given negatives; every query and every target is an anchor once."""
+    every = [scale * unit(x) for x in (*queries, *targets)]
+    found, half = [], len(queries)
+    for anchor, row in enumerate(negatives):
+        positive = anchor + half if anchor < half else anchor - half
+        for n in row:
+            if n >= 0:
+                near = ((every[anchor] - every[positive]) ** 2).sum()
+                found.append(np.log(1 + np.exp(near - ((every[anchor] - every[n]) ** 2).sum())))
+    return float(np.mean(found))

@@ -98,12 +98,13 @@ def test_converted_weights_compute_what_the_release_computes(
         state = torch.load(files["cnn"], weights_only=True)["model_state_dict"]
         double = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
         q, t, w = released.cnn_stream(double, pictures[0].double(), ids, pictures[1].double())
-        found_q, found_w = method.cnn.query(pictures[0], QUERIES)
+        maps = [method.cnn.cnn(x) for x in pictures]
+        found_q, found_w = method.cnn.query(maps[0], QUERIES)
         assert _far(found_q, q) < 1e-5 and _far(found_w, w) < 1e-5
-        assert _far(method.cnn.target(pictures[1]), t) < 1e-5
+        assert _far(method.cnn.target(maps[1]), t) < 1e-5
         # The comparison sees what it should see: other texts and pictures are far away.
-        assert _far(method.cnn.query(pictures[1], QUERIES)[0], q) > 1e-3
-        assert _far(method.cnn.query(pictures[0], QUERIES[::-1])[0], q) > 1e-3
+        assert _far(method.cnn.query(maps[1], QUERIES)[0], q) > 1e-3
+        assert _far(method.cnn.query(maps[0], QUERIES[::-1])[0], q) > 1e-3
 
 
 def _far(a: torch.Tensor, b: torch.Tensor) -> float:

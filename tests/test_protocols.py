@@ -165,7 +165,9 @@ def test_text_forms_of_fashioniq() -> None:
     assert rows == {
         "ab": [["is red and is long"]], "ba": [["is long and is red"]],
         "both": [["is red and is long"], ["is long and is red"]], "avg": [["is red and is long", "is long and is red"]],
-        "each": [["is red"], ["is long"]], "tokens": [["<BOS> is red <AND> is long <EOS>"]],
+        "each": [["is red"], ["is long"]],
+        "four-ways": [["is red and is long"], ["is long and is red"], ["is red"], ["is long"]],
+        "tokens": [["<BOS> is red <AND> is long <EOS>"]],
     }
     assert fashioniq.FORMS["ab"](Query("q", "r", ("", "is long"), ("t",))) == [["is long"]]
 

@@ -14,7 +14,7 @@ from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
 from cirbench import specs
 from cirbench.encoders import Cnn, CnnInfo, LstmText
-from cirbench.layers import Combiner, Concat, GatedResidual
+from cirbench.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
 from cirbench.plugins import find_method
 from cirbench.settings import StreamSettings
 from cirbench.streams import Streams
@@ -45,6 +45,46 @@ def test_tirg_equals_its_formula() -> None:
     expected = [slow.tirg(test_dwc.weights(module), i.numpy(), t.numpy()) for i, t in zip(image, text, strict=True)]
     assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
     assert GatedResidual(D).shares.tolist() == [1.0, 10.0]
+
+
+def test_tirg_on_a_map_equals_its_formula() -> None:
+    module, g = scrambled(GatedResidual(D, channels=6)), torch.Generator().manual_seed(4)
+    maps = torch.randn(3, 6, 2, 3, generator=g, dtype=torch.float64)
+    _, text = vectors()
+    found = module(maps, text[:3]).detach().numpy()
+    for n in range(3):
+        assert np.abs(found[n] - slow.tirg_on_map(test_dwc.weights(module), maps[n].numpy(), text[n].numpy())).max() < 1e-6
+
+
+def test_soft_triplet_equals_its_formula() -> None:
+    queries, targets = vectors()
+    positives = torch.eye(5, dtype=torch.bool)
+    positives[0, 2] = positives[3, 0] = True
+    negatives = draw_negatives(positives, 7)
+    assert (negatives < 0).any(), "some have fewer than seven"
+    found = soft_triplet(*(3 * torch.nn.functional.normalize(x) for x in (queries, targets)), negatives)
+    assert found.item() == pytest.approx(slow.soft_triplet(queries.numpy(), targets.numpy(), negatives.numpy(), 3), abs=1e-9)
+    none = soft_triplet(queries, targets, draw_negatives(torch.ones(5, 5, dtype=torch.bool), 3))
+    assert none.item() == 0, "no negative anywhere is no loss, and no NaN"
+
+
+def test_negatives_are_drawn_from_torchs_generator_and_are_none_of_the_hits() -> None:
+    positives = torch.eye(6, dtype=torch.bool)
+    positives[0, 1] = True
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        rows = draw_negatives(positives, 3)
+        torch.manual_seed(seed)
+        assert torch.equal(rows, draw_negatives(positives, 3)) and rows.shape == (12, 3)
+        for anchor, row in enumerate(rows.tolist()):
+            assert len(set(row)) == 3, "three different ones"
+            seen |= {(anchor, n) for n in row}
+    forbidden = {(a, b) for a in range(12) for b in range(12) if a % 6 == b % 6}
+    # Query 0 has targets 0 and 1: neither they nor the queries of target 1 are negatives of it.
+    forbidden |= {(a, b) for a, b in ((0, 7), (7, 0), (0, 1), (1, 0), (6, 7), (7, 6))}
+    assert not seen & forbidden
+    assert seen == {(a, b) for a in range(12) for b in range(12)} - forbidden, "all others are drawn"
 
 
 def test_combiner_equals_its_formula() -> None:
@@ -87,6 +127,8 @@ def make(module: Any, **fields: Any) -> Streams:
 
 CASES = [
     (tirg, {}), (tirg, {"pooling": "gem"}), (tirg, {"learn_temperature": False, "temperature": 0.2}),
+    (tirg, {"layer": "last-conv"}), (tirg, {"layer": "last-conv", "pooling": "gem"}),
+    (tirg, {"loss": "soft-triplet"}), (tirg, {"loss": "soft-triplet", "triplets": 2, "learn_temperature": False}),
     (combiner, {"projection": 7, "hidden": 9}), (combiner, {"projection": 7, "hidden": 9, "project": True}),
     (combiner, {"projection": 7, "hidden": 9, "unit_features": True}),
     (concat, {}), (concat, {"layers": 1}), (sum, {}),
@@ -98,7 +140,10 @@ def test_losses_of_both_streams_equal_the_slow_transcription(module: Any, fields
     """From features, maps and words to the loss, stream by stream."""
     made, data = make(module, **fields), test_dwc.training_batch()
     config, rows = made.config, range(len(test_dwc.TEXTS))
+    torch.manual_seed(6)
     found = {name: loss.item() for name, loss, _ in made.losses(data)}
+    torch.manual_seed(6)
+    negatives = {name: draw_negatives(data.positives, config.triplets).numpy() for name in found}
     p = test_dwc.weights(made)
 
     def below(prefix: str) -> dict[str, np.ndarray]:
@@ -111,6 +156,11 @@ def test_losses_of_both_streams_equal_the_slow_transcription(module: Any, fields
         if module is combiner:
             return slow.combiner(own, image, text)[0]
         return slow.total(image, text) if module is sum else slow.concat(own, image, text, config.layers)
+
+    def cnn_query(v: np.ndarray, text: str) -> np.ndarray:
+        if getattr(config, "layer", "") == "last-conv":
+            return cnn_image(slow.tirg_on_map(below("composers.cnn."), v, cnn_text(text)))
+        return compose("cnn", cnn_image(v), cnn_text(text))
 
     def cnn_image(v: np.ndarray) -> np.ndarray:
         own = below("vectors.cnn.")
@@ -130,13 +180,15 @@ def test_losses_of_both_streams_equal_the_slow_transcription(module: Any, fields
                 slow.clip_vector(own, "text", data.text["clip"][n].numpy(), *how)) for n in rows
     ]
     clip_t = [slow.clip_vector(own, "image", data.target["clip"][n].numpy(), *how) for n in rows]
-    cnn_q = [
-        compose("cnn", cnn_image(data.reference["cnn"][n].numpy()), cnn_text(test_dwc.TEXTS[n])) for n in rows
-    ]
+    cnn_q = [cnn_query(data.reference["cnn"][n].numpy(), test_dwc.TEXTS[n]) for n in rows]
     cnn_t = [cnn_image(data.target["cnn"][n].numpy()) for n in rows]
     for name, q, t in (("clip", clip_q, clip_t), ("cnn", cnn_q, cnn_t)):
         scale = float(p[f"scales.{name}"]) if config.learn_temperature else None
-        expected = slow.loss(np.array(q), np.array(t), data.positives.numpy(), config.temperature, scale)
+        if config.loss == "soft-triplet":
+            scale = config.temperature**-0.5 if scale is None else scale
+            expected = slow.soft_triplet(np.array(q), np.array(t), negatives[name], scale)
+        else:
+            expected = slow.loss(np.array(q), np.array(t), data.positives.numpy(), config.temperature, scale)
         assert found[name] == pytest.approx(expected, abs=1e-6), name
 
 

@@ -131,7 +131,14 @@ def _tokens(query: Query) -> list[list[str]]:
     return [[f"<BOS> {a} <AND> {b} <EOS>"]]
 
 
-FORMS = {"ab": _ab, "ba": _ba, "both": _both, "avg": _avg, "each": _each, "tokens": _tokens}
+def _four_ways(query: Query) -> list[list[str]]:
+    """For training (`train.form`): both orders and each caption alone (CLIP4Cir)."""
+    return [*_both(query), *_each(query)]
+
+
+FORMS = {
+    "ab": _ab, "ba": _ba, "both": _both, "avg": _avg, "each": _each, "tokens": _tokens, "four-ways": _four_ways,
+}
 
 
 def _paths(root: Path, cat: str, split: str) -> tuple[Path, Path]:

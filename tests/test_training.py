@@ -1,0 +1,78 @@
+"""The loop's own promises: the rate over time, and the texts that are trained with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import small_data
+import tiny
+import torch
+
+from cirbench import specs
+from cirbench.feed import Triplets
+from cirbench.plugins import find_method
+from cirbench.settings import TrainSettings
+from cirbench.training import learning_rate
+from cirbench.types import CirbenchError
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({}, [1, 1, 1, 1, 1, 1]),
+    ({"warmup": 4}, [0.25, 0.5, 0.75, 1, 1, 1]),
+    ({"schedule": "linear"}, [1, 1, 1, 1, 2 / 3, 1 / 3]),
+    ({"schedule": "step", "decay_every": 2}, [1, 1, 0.1, 0.1, 0.01, 0.01]),
+    ({"schedule": "step", "decay_every": 4, "decay_factor": 0.5, "warmup": 2}, [0.5, 1, 1, 1, 0.5, 0.5]),
+], ids=str)
+def test_rate_over_time(settings: dict, expected: list[float]) -> None:
+    assert [learning_rate(TrainSettings(**settings), n, 6) for n in range(6)] == pytest.approx(expected)
+
+
+def test_tirgs_paper_drops_the_rate_every_fifty_thousand_steps() -> None:
+    settings = TrainSettings(**find_method("tirg").train)
+    rates = [learning_rate(settings, n, 160_000) for n in (0, 49_999, 50_000, 99_999, 100_000, 150_000)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
+    assert specs.plan("tirg", "scenes").train.schedule == "linear", "scenes is too short for it"
+    assert specs.plan("tirg", "scenes", "like-dwc").train == specs.plan("dwc", "scenes").train
+
+
+def test_combiner_draws_captions_four_ways_on_fashioniq(tmp_path: Path) -> None:
+    """Each epoch one of `a and b`, `b and a`, `a`, `b`, the same for the same seed, whatever step it starts at."""
+    small_data.fashioniq(tmp_path)
+    root = {"root": tmp_path}
+    assert specs.plan("dwc", "fashioniq", **root).train.form == ""
+    assert specs.plan("combiner", "fashioniq", "like-dwc", **root).train.form == ""
+    planned = specs.plan("combiner", "fashioniq", sets=["train.batch_size=2", "data.select_share=0"], **root)
+    dataset = specs.load(planned)
+    form = specs.training_form(planned, dataset)
+    assert form == "four-ways" and dataset.protocols[0].form == "ab", "scored as ever"
+
+    def words(seed: int, epoch: int, skip: int = 0) -> list[list[str]]:
+        triplets = Triplets(dataset, form, 2, "none", seed)
+        return [batch.words for batch in triplets.epoch(epoch, NoFeed(), skip)]  # type: ignore[arg-type]
+
+    assert words(0, 3) == words(0, 3) and words(0, 3)[1:] == words(0, 3, skip=1), "so it can be resumed"
+    query = dataset.splits["train"].queries[0]
+    a, b = (t.strip(".?, ") for t in query.texts)
+    drawn = Counter(w for epoch in range(400) for ws in words(1, epoch) for w in ws)
+    four = [f"{a} and {b}", f"{b} and {a}", a, b]
+    assert len(set(four)) == 4 and all(drawn[w] > 60 for w in four), drawn
+
+
+class NoFeed:
+    """Stands for Feed where only words are looked at."""
+
+    device = torch.device("cpu")
+
+    def images(self, ids: list[str], flip: object = None) -> dict:
+        return {}
+
+    def texts(self, words: list[str]) -> dict:
+        return {}
+
+
+def test_a_form_that_the_dataset_lacks() -> None:
+    planned = tiny.plan("sum", train__form="four-way")
+    with pytest.raises(CirbenchError, match=r"train\.form.*'four-way'.*text"):
+        specs.load(planned)
