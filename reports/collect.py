@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from cirbench.reports.categories import Joined, joined
 
 from cirbench import metrics, statistics
 from cirbench.records import Record
@@ -210,6 +211,10 @@ def metric_names(arms: Sequence[Arm], protocol: str, groups: bool = False) -> li
 
 def _test_key(record: Record) -> str:
     digest = hashlib.sha256()
+    if isinstance(record, Joined):
+        for text in record.files():
+            digest.update(text)
+        return digest.hexdigest()
     for name in ("queries.jsonl", "gallery.json"):
         path = record.folder / name
         if not path.is_file():
@@ -230,7 +235,7 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
 
 
 def collect(records: Sequence[Record]) -> list[TestSet]:
-    """Test sets in the order met, their arms labelled and in a fixed order.
+    """Test sets in the order met, their arms labelled and in a fixed order; three FashionIQ runs also count as one.
 
     Raises:
         CirbenchError: no record, or one without its queries.
@@ -238,7 +243,7 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
     if not records:
         raise CirbenchError("no runs to report on. Make one with `cirbench run`, then name its folder.")
     found: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    for record in [*records, *joined(records, identity)]:
         dataset = str(record.data["inputs"].get("dataset", "?"))
         found.setdefault((dataset, _test_key(record)), []).append(record)
     out = []

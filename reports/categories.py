@@ -1,0 +1,194 @@
+"""One model per FashionIQ category, under one name: the three runs of a seed read as one record.
+
+Its queries, gallery and numbers are those of a run on all three categories, so both kinds stand in one table. Nothing
+is written: the runs remain what they are, and are reported on their own as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cirbench.records import Record
+
+__all__ = ["CATEGORIES", "EACH", "Joined", "joined"]
+
+CATEGORIES = ("dress", "shirt", "toptee")
+#: `data.category` of the record that stands for the three.
+EACH = "each"
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """The arrays of `rankings.npz` of all parts, end to end, positions moved to the joint lists."""
+
+    def __init__(self, parts: Sequence[Record], place: Mapping[str, int]) -> None:
+        self.parts, self.place = parts, place
+        self.names = tuple(n for n in parts[0].rankings if all(n in p.rankings for p in parts))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        out, before = [], 0
+        for part in self.parts:
+            array = part.rankings[name]
+            if name.startswith("row_query/"):
+                array = array + np.int32(before)
+            elif name.startswith("top/"):
+                # The last entry is what -1, past the end, becomes.
+                moved = np.array([*(self.place[i] for i in part.gallery), -1], dtype=np.int32)
+                array = moved[array]
+            out.append(array)
+            before += len(part.queries)
+        return np.concatenate(out)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def under(self, prefix: str) -> dict[str, str]:
+        """As `Rankings.under`."""
+        return {n[len(prefix) + 1:]: n for n in self.names if n.startswith(f"{prefix}/")}
+
+
+class _Pictures(dict[str, bytes]):
+    """Those of all parts."""
+
+    @property
+    def index(self) -> dict[str, str]:
+        """As `Pictures.index`: which there are."""
+        return dict.fromkeys(self, "")
+
+    def many(self, image_ids: Sequence[str]) -> dict[str, bytes]:
+        """As `Pictures.many`."""
+        return {i: self[i] for i in dict.fromkeys(image_ids) if i in self}
+
+
+class Joined(Record):
+    """A record made of one run per category.
+
+    Args:
+        parts: the runs, in the order of `CATEGORIES`.
+    """
+
+    def __init__(self, parts: Sequence[Record]) -> None:
+        self.parts, self.folder, first = list(parts), parts[0].folder, parts[0].data
+        run_id = hashlib.sha256("".join(p.id for p in parts).encode()).hexdigest()
+        inputs = {
+            **first["inputs"], "data": {**first["inputs"]["data"], "category": EACH},
+            **{key: _digest([p.data["inputs"].get(key) for p in parts]) for key in ("fingerprint", "images")},
+        }
+        notes = dict.fromkeys(n for p in parts for n in p.data.get("notes") or ())
+        self.data = {
+            **first, "id": run_id, "inputs": inputs, "select": None,
+            "name": f"{first['inputs']['dataset']}-{first['inputs']['method']}-{EACH}-{run_id[:10]}",
+            "protocols": {
+                name: _protocol([p.data["protocols"][name] for p in parts]) for name in first["protocols"]
+                if all(name in p.data["protocols"] for p in parts)
+            },
+            "cost": _cost([p.data.get("cost") or {} for p in parts]),
+            "notes": [*notes, f"One model per category: {', '.join(p.name for p in parts)}."],
+        }
+
+    @cached_property
+    def queries(self) -> list[dict[str, Any]]:
+        """Of all parts, in order."""
+        return [q for p in self.parts for q in p.queries]
+
+    @cached_property
+    def gallery(self) -> list[str]:
+        """Of all parts, each image once."""
+        return list(dict.fromkeys(i for p in self.parts for i in p.gallery))
+
+    @cached_property
+    def rankings(self) -> Any:
+        """The arrays, end to end."""
+        return _Arrays(self.parts, {i: n for n, i in enumerate(self.gallery)})
+
+    @cached_property
+    def training(self) -> list[dict[str, Any]]:
+        """None: three trainings make no curve."""
+        return []
+
+    @cached_property
+    def pictures(self) -> Any:
+        """Of all parts."""
+        return _Pictures({i: data for p in self.parts for i, data in p.pictures.items()})
+
+    @cached_property
+    def explain(self) -> dict[str, Any]:
+        """Of all parts."""
+        return {k: v for p in self.parts for k, v in p.explain.items()}
+
+    def files(self) -> tuple[bytes, bytes]:
+        """`queries.jsonl` and `gallery.json` as a run on all categories would have written them."""
+        lines = b"".join((p.folder / "queries.jsonl").read_bytes() for p in self.parts)
+        return lines, (json.dumps(self.gallery, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _protocol(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Unweighted means over categories, as the protocols of FashionIQ average; single groups as they are."""
+    names = list(dict.fromkeys(n for p in parts for n in p["metrics"]))
+    metrics = {n: float(np.mean([p["metrics"][n] for p in parts])) for n in names if "/" not in n}
+    metrics |= {n: next(p["metrics"][n] for p in parts if n in p["metrics"]) for n in names if "/" in n}
+    out = {
+        **parts[0], "queries": sum(p["queries"] for p in parts), "gallery": max(p["gallery"] for p in parts),
+        "ties": sum(p["ties"] for p in parts), "metrics": metrics,
+    }
+    lacking = [p.get("missing") for p in parts]
+    out.pop("missing", None)
+    if any(lacking):
+        whole = [
+            m or {"queries_lost": 0, "gallery_lost": 0, "bounds": {k: [v, v] for k, v in p["metrics"].items()}}
+            for m, p in zip(lacking, parts, strict=True)
+        ]
+        bounds = {
+            n: np.mean([m["bounds"][n] for m in whole], axis=0).tolist()
+            for n in names if all(n in m["bounds"] for m in whole)
+        }
+        out["missing"] = {
+            "queries_lost": sum(m["queries_lost"] for m in whole),
+            "gallery_lost": max(m["gallery_lost"] for m in whole), "bounds": bounds,
+        }
+    return out
+
+
+def _cost(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Three models: parameters and seconds add up, memory is the largest; a query still asks one of them."""
+    out = dict(parts[0])
+    for group in ("parameters", "seconds"):
+        found = [p[group] for p in parts if isinstance(p.get(group), Mapping)]
+        if found:
+            out[group] = {k: sum(f.get(k) or 0 for f in found) for k in found[0]}
+    out["peak_memory_mb"] = max((p.get("peak_memory_mb") or 0 for p in parts), default=0)
+    return out
+
+
+def joined(records: Sequence[Record], identity: Any) -> list[Joined]:
+    """One record for every three runs that are equal but for the category.
+
+    Args:
+        records: any.
+        identity: `collect.identity`, text that is equal for equal inputs.
+    """
+    found: dict[tuple[str, Any], dict[str, Record]] = {}
+    for record in records:
+        inputs = record.data["inputs"]
+        category = (inputs.get("data") or {}).get("category")
+        if inputs.get("dataset") == "fashioniq" and category in CATEGORIES:
+            rest = {k: v for k, v in inputs.items() if k != "images"}
+            found.setdefault((identity(rest, "data.category"), inputs.get("seed")), {})[category] = record
+    return [Joined([runs[c] for c in CATEGORIES]) for runs in found.values() if len(runs) == len(CATEGORIES)]
