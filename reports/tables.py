@@ -75,7 +75,23 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
     clusters = test.clusters[rows_of(arms[0].records[0], protocol)]
     for name in names:
         _judge(table, name, clusters)
+    table.notes = [line for arm in arms if (line := _lacking(arm, protocol))]
     return table
+
+
+def _lacking(arm: Arm, protocol: str) -> str:
+    """What missing pictures imply for a row (`cirbench run --allow-missing`), widest over its seeds; "" for none."""
+    found = [m for r in arm.records if (m := r.data["protocols"][protocol].get("missing"))]
+    if not found:
+        return ""
+    between = [
+        f"{name} {min(m['bounds'][name][0] for m in found):.2f} to {max(m['bounds'][name][1] for m in found):.2f}"
+        for name in found[0]["bounds"] if "/" not in name
+    ]
+    return (
+        f"{arm.label}: pictures are missing ({found[0]['queries_lost']} queries lost, {found[0]['gallery_lost']} "
+        f"images gone from a gallery). On the whole data it lies between: {'; '.join(between) or 'not known'}."
+    )
 
 
 def _cell(arm: Arm, protocol: str, name: str) -> Cell | None:
@@ -225,7 +241,7 @@ def caption(table: MainTable) -> str:
         f"{table.test.dataset}, split {table.test.split or '?'}, protocol {table.protocol}: "
         f"{table.facts.get('queries')} queries, gallery {table.facts.get('gallery')}, "
         f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± std over seeds; bold: "
-        "significantly above every other row."
+        "significantly above every other row." + "".join(f" {note}" for note in table.notes)
     )
 
 

@@ -91,3 +91,42 @@ def test_evaluation_only_datasets_are_not_trained_on(tmp_path: Path, capsys: pyt
         main(["run", "--method", "dwc", "--variant", "clip-only", "--backbone", "scenes-small", "--dataset", "circo",
               "--root", str(circo), "--out", str(tmp_path / "runs")])
     assert stop.value.code == 2 and "for evaluation only" in capsys.readouterr().err
+
+
+def test_fashioniq_models_per_category_are_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cirbench.reports.build import build as page
+    from cirbench.reports.collect import collect
+
+    from cirbench.records import find_records
+
+    root, runs = standins("fashioniq", tmp_path / "fiq"), tmp_path / "runs"
+    for category in ("all", "toptee", "shirt", "dress"):
+        main(["run", "-m", "random", "-d", "fashioniq", "--root", str(root), "--out", str(runs), "--forms", "both",
+              "--set", f"data.category={category}", "--quiet"])
+    records = find_records([runs])
+    tests = collect(records)
+    assert sorted(len(t.arms) for t in tests) == [1, 1, 1, 2]
+    whole, each = sorted(max(tests, key=lambda t: len(t.arms)).arms, key=lambda a: a.inputs["data"]["category"])
+    # `random` scores a query and an image by their own, so one model or three is the same.
+    a, b = whole.records[0], each.records[0]
+    assert b.data["inputs"]["data"]["category"] == "each" and any("One model per category" in n for n in b.data["notes"])
+    assert a.queries == b.queries and a.gallery == b.gallery
+    for name, entry in b.data["protocols"].items():
+        other = a.data["protocols"][name]
+        assert {k: entry[k] for k in ("queries", "gallery")} == {k: other[k] for k in ("queries", "gallery")}
+        single = [entry["metrics"][f"{c}/R@10"] for c in ("dress", "shirt", "toptee")]
+        assert entry["metrics"]["R@10"] == pytest.approx(sum(single) / 3) and set(entry["metrics"]) == set(other["metrics"])
+    for name in b.rankings:
+        assert b.rankings[name].shape == a.rankings[name].shape, name
+    assert (b.rankings["row_query/both"] == a.rankings["row_query/both"]).all()
+    for row, top in enumerate(b.rankings["top/ab"]):
+        shown = [b.gallery[t] for t in top if t >= 0]
+        category = b.queries[row]["group"]
+        part = next(r for r in records if r.data["inputs"]["data"]["category"] == category)
+        at = [q["id"] for q in part.queries].index(b.queries[row]["id"])
+        assert shown == [part.gallery[t] for t in part.rankings["top/ab"][at] if t >= 0]
+    capsys.readouterr()
+    main(["table", str(runs)])
+    said = capsys.readouterr().out
+    assert "random (category=each)" in said or "category=each" in said
+    assert "category=each" in page(records)
