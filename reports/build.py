@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,7 +186,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug,
-        breakable=_breakable,
+        breakable=_breakable, command=_command,
     )
     return environment
 
@@ -224,6 +225,20 @@ def _said(value: Any) -> str:
 def _breakable(text: Any) -> markupsafe.Markup:
     """A name of knobs and values that a narrow column may break where a reader would."""
     return markupsafe.Markup(re.sub(r"([_=,/])(?=\S)", r"\1<wbr>", str(markupsafe.escape(_said(text)))))
+
+
+def _command(text: Any) -> str:
+    """What repeats a run: where it was put, and whether it was told about, are no part of that."""
+    try:
+        words = shlex.split(_said(text))
+    except ValueError:
+        return _said(text)
+    before = ["", *words[:-1]]
+    gone = ("--out", "-q", "--quiet")
+    return shlex.join(
+        w for w, last in zip(words, before, strict=True)
+        if w not in gone and last != "--out" and not w.startswith("--out=")
+    )
 
 
 def _slug(text: str) -> str:

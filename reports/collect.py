@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,11 +52,13 @@ class Arm:
         key: `identity` of its inputs.
         records: its runs, by seed.
         label: unique in its test set, for people.
+        point: one of many settings of its method; long tables fold it away.
     """
 
     key: str
     records: list[Record]
     label: str = ""
+    point: bool = False
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -251,11 +254,21 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
         arms = arms_of(members)
         for arm, label in zip(arms, labels(arms), strict=True):
             arm.label = label
+        _mark_points(arms)
         protocol = members[0].data["default_protocol"]
         summary = next(iter(metric_names(arms, protocol)), "")
         arms.sort(key=lambda a: (-(np.mean(a.scores(protocol, summary) or [-1.0])), a.label, a.key))
         out.append(TestSet(dataset, key, str(members[0].data.get("split", "")), arms))
     return out
+
+
+def _mark_points(arms: Sequence[Arm], long: int = 12, many: int = 4) -> None:
+    """Settings are told apart from methods and named variants where there are too many rows to see the latter."""
+    count = Counter(arm.method for arm in arms)
+    for arm in arms:
+        named = arm.label == arm.method + (f" {arm.variant}" if arm.variant else "")
+        given = bool(arm.records[0].data.get("overrides"))
+        arm.point = len(arms) > long and count[arm.method] > many and given and not named
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:

@@ -94,12 +94,15 @@ def _legend(drawing: Any, ax: Any) -> None:
     if ax.get_legend():
         ax.get_legend().remove()
     columns = max(1, min(4, len(names), 62 // (max(map(len, names), default=1) + 7)))
+    # Its height comes on top: the axes keep theirs.
+    drawing.set_figheight(drawing.get_figheight() + 0.19 * -(-len(names) // columns))
     drawing.legend(handles, names, loc="outside lower left", ncol=columns, fontsize=9, columnspacing=1.2)
 
 
 def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Figure | None:
     """The first column of the main table: each arm's mean, its interval, its seeds."""
-    rows = [(row.arm, row.cells[metric]) for row in table.rows if row.cells.get(metric)][:most]
+    rows = [(row.arm, row.cells[metric]) for row in table.rows if row.cells.get(metric) and not row.folded]
+    count, rows = len(rows), rows[:most]
     if len(rows) < 2:
         return None
     with matplotlib.rc_context(STYLE):
@@ -108,15 +111,18 @@ def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Fi
         for y, (_, cell) in enumerate(reversed(rows)):
             colour = PALETTE[1] if cell.best else PALETTE[0]
             if cell.low == cell.low:  # not NaN
-                ax.plot([cell.low, cell.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.55)
+                ax.plot([cell.low, cell.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.5,
+                        zorder=1.8)
             if len(cell.seeds) > 1:
-                ax.scatter(cell.seeds, [y] * len(cell.seeds), marker="|", s=70, color=colour, linewidths=1.1)
-            ax.plot(cell.mean, y, marker="D" if cell.best else "o", color=colour, markersize=5.5, markeredgecolor=PAPER)
+                ax.scatter(cell.seeds, [y] * len(cell.seeds), marker="|", s=70, color=colour, linewidths=1.1,
+                           zorder=2.2)
+            ax.plot(cell.mean, y, marker="D" if cell.best else "o", color=colour, markersize=5.5,
+                    markeredgecolor=PAPER, zorder=2.5)
         ax.set_yticks(range(len(rows)), [_plain(arm.label, 34) for arm, _ in reversed(rows)])
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlabel(f"{_plain(metric)} (%)")
-    left = f"; the {len(table.rows) - len(rows)} lowest rows are left out" if len(table.rows) > len(rows) else ""
+    left = f"; the {count - most} lowest rows are left out" if count > most else ""
     return _finish(drawing, name, f"{metric}: mean (diamond where it is above every other row), 95 % interval over "
                    f"queries, a stroke for each seed{left}.")
 
@@ -130,7 +136,7 @@ def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, flo
     # A colour an arm while there are colours, else one a method.
     told = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
     with matplotlib.rc_context(STYLE):
-        drawing, ax = _axes(3.4)
+        drawing, ax = _axes(3.1)
         names = list(dict.fromkeys(told(p[3]) for p in points))
         most = max(p[2] for p in points) or 1
         for n, label in enumerate(names):
@@ -171,7 +177,7 @@ def ablation_figure(name: str, family: Family) -> Figure:
 def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
     """Scores over one knob: every run a point, the mean a line, a band of one deviation over seeds."""
     with matplotlib.rc_context(STYLE):
-        drawing, ax = _axes(3.2)
+        drawing, ax = _axes(3.0)
         for n, curve in enumerate(curves):
             colour = PALETTE[n % 8]
             x = [p[0] for p in curve.points for _ in p[1]]
@@ -194,7 +200,7 @@ def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
 def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figure:
     """Distribution of the learned share of the image, by group."""
     with matplotlib.rc_context(STYLE):
-        drawing, ax = _axes(2.7)
+        drawing, ax = _axes(2.5)
         low, high = float(row["values"].min()), float(row["values"].max())
         bins = np.linspace(low, high if high > low else low + 1e-6, 41)
         for n, group in enumerate(dict.fromkeys(groups.tolist())):
@@ -213,7 +219,7 @@ def training_figures(name: str, rows: Sequence[dict[str, Any]], part: str, unit:
     what = "Training loss" if part == "losses" else "On select"
     for place, quantity in enumerate(list(dict.fromkeys(n for r in rows for n in r[part]))[:most]):
         with matplotlib.rc_context(STYLE):
-            drawing, ax = _axes(3.0)
+            drawing, ax = _axes(2.8)
             for n, row in enumerate(rows):
                 points = row[part].get(quantity)
                 if points:

@@ -37,6 +37,7 @@ class Row:
 
     arm: Arm
     cells: dict[str, Cell | None]
+    folded: bool = False
 
 
 @dataclass
@@ -54,6 +55,15 @@ class MainTable:
     detectable: float = math.nan
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def by_metric(self) -> dict[str, dict[str, str]]:
+        """Metric -> group -> name of the number (`dress/R@10`), groups in order."""
+        out: dict[str, dict[str, str]] = {}
+        for name in self.groups:
+            group, _, metric = name.rpartition("/")
+            out.setdefault(metric, {})[group] = name
+        return out
+
 
 def main_table(test: TestSet, protocol: str) -> MainTable:
     """Means over seeds, intervals over queries, and marks where a difference holds.
@@ -64,7 +74,9 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
     """
     arms = [a for a in test.arms if protocol in a.protocols()]
     names = metric_names(arms, protocol)
-    rows = [Row(arm, {name: _cell(arm, protocol, name) for name in names}) for arm in arms]
+    # The highest is seen, whatever it is.
+    rows = [Row(arm, {name: _cell(arm, protocol, name) for name in names}, arm.point and arm is not arms[0])
+            for arm in arms]
     facts = arms[0].records[0].data["protocols"][protocol]
     table = MainTable(
         test, protocol, names, rows, metric_names(arms, protocol, groups=True), facts,

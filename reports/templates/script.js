@@ -20,7 +20,7 @@ dark.addEventListener("change", label);
 // Tables: sort by data-v where there is one. A heading over several columns is none itself; those below it are.
 const heads = table => {
   const [first, second] = table.tHead.rows, below = second ? [...second.cells] : [];
-  return [...first.cells].flatMap(th => th.colSpan > 1 ? below.splice(0, th.colSpan) : [th]);
+  return [...first.cells].flatMap(th => th.scope === "colgroup" ? below.splice(0, th.colSpan) : [th]);
 };
 const sortKey = cell => {
   const v = cell.dataset.v;
@@ -45,9 +45,24 @@ for (const table of $$("table.sortable")) {
     });
   });
 }
+// Settings among which methods would be lost are shown when asked for, and when filtered for.
+for (const table of $$("table")) {
+  const more = $$("tbody tr.more", table).length;
+  if (!more) continue;
+  const button = el("button", {type: "button", className: "unfold"});
+  const fold = short => {
+    table.classList.toggle("short", short);
+    button.setAttribute("aria-expanded", String(!short));
+    button.textContent = short ? `Show ${more} more settings` : `Fold ${more} settings away`;
+  };
+  button.addEventListener("click", () => fold(!table.classList.contains("short")));
+  fold(true);
+  table.after(button);
+}
 for (const input of $$("input[data-filter]")) input.addEventListener("input", () => {
-  const wanted = input.value.toLowerCase();
-  for (const row of document.getElementById(input.dataset.filter).tBodies[0].rows)
+  const wanted = input.value.toLowerCase(), table = document.getElementById(input.dataset.filter);
+  table.classList.toggle("found", wanted !== "");
+  for (const row of table.tBodies[0].rows)
     row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
 });
 
@@ -101,8 +116,15 @@ class Explorer {
   async show() {
     const ticket = ++this.ticket;
     this.box.setAttribute("aria-busy", "true");
-    const [q, ra, rb] = await Promise.all([block(`q${this.n}`), this.ranks(this.arm("a")), this.ranks(this.arm("b"))]);
+    let q, ra, rb;
+    try {
+      [q, ra, rb] = await Promise.all([block(`q${this.n}`), this.ranks(this.arm("a")), this.ranks(this.arm("b"))]);
+    } catch (error) {
+      this.ui.count.textContent = `This browser cannot unpack the queries (${error.message}); one of 2023 or later can.`;
+      return;
+    }
     if (ticket !== this.ticket) return;
+    this.lower ??= q.texts.map((t, i) => t.toLowerCase() + "\n" + q.ids[i].toLowerCase());
     const k = +this.ui.k.value, mode = this.ui.mode.value, group = +(this.ui.group?.value ?? -1), edit = +(this.ui.edit?.value ?? -1);
     const text = this.ui.text.value.toLowerCase(), hit = r => r > 0 && r <= k, far = r => r || Infinity;
     this.place ??= new Map(q.sampled.map((n, i) => [n, i]));
@@ -111,7 +133,7 @@ class Explorer {
     const rows = [];
     for (let i = 0; i < q.ids.length; i++)
       if (tests[mode](ra[i], rb[i], i) && (group < 0 || q.group[i] === group) && (edit < 0 || q.edit[i] === edit)
-          && (!text || q.texts[i].toLowerCase().includes(text) || q.ids[i].toLowerCase().includes(text))) rows.push(i);
+          && (!text || this.lower[i].includes(text))) rows.push(i);
     const gap = i => Math.log(Math.min(far(rb[i]), 1e9)) - Math.log(Math.min(far(ra[i]), 1e9));
     const order = {worst: (x, y) => far(ra[y]) - far(ra[x]) || x - y, gain: (x, y) => gap(y) - gap(x) || x - y, loss: (x, y) => gap(x) - gap(y) || x - y};
     if (order[this.ui.sort.value]) rows.sort(order[this.ui.sort.value]);
