@@ -1,7 +1,7 @@
 """Finds methods, datasets and sweeps: built-in folders, entry points, and a path the user gives.
 
 Listing must not import torch, so a method file is *read*, not imported: its docstring and its declarations
-(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`) are executed alone, with whatever imports they need.
+(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are executed alone, with whatever imports they need.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cirbench.settings import Settings, unknown
+from cirbench.settings import TUNE, Settings, unknown
 from cirbench.types import CirbenchError, DatasetSpec
 
 #: Top-level names of a method file that are read without importing it.
-DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS")
+DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS", "TUNE")
 #: Modules that declarations may import; all of them are cheap.
 CHEAP = ("__future__", "typing", "collections", "dataclasses", "enum", "math", "pydantic", "cirbench.settings")
 
@@ -40,6 +40,7 @@ class MethodFile:
         variants: name -> field overrides.
         train: training settings of its paper.
         datasets: dataset name -> {"method.x": value, "train.y": value} it needs there.
+        tune: field -> range that tuning draws from, `{"low", "high", "log", "when"}`.
         module: dotted name to import it by, or "" for a loose file.
     """
 
@@ -50,6 +51,7 @@ class MethodFile:
     variants: Mapping[str, Mapping[str, Any]]
     train: Mapping[str, Any]
     datasets: Mapping[str, Mapping[str, Any]]
+    tune: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     module: str = ""
     source: str = field(default="", repr=False)
 
@@ -144,7 +146,9 @@ def _read(name: str, path: Path, module: str = "") -> MethodFile:
     doc = (found["__doc__"] or "").strip()
     return MethodFile(
         name=name, path=path, summary=doc.split("\n")[0], config=config, variants=found.get("VARIANTS", {}),
-        train=found.get("TRAIN", {}), datasets=found.get("DATASETS", {}), module=module, source=source,
+        train=found.get("TRAIN", {}), datasets=found.get("DATASETS", {}),
+        tune=found.get("TUNE", {k: v for k, v in TUNE.items() if k in config.model_fields}), module=module,
+        source=source,
     )
 
 

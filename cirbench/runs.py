@@ -172,6 +172,7 @@ def _run(
     }
     write_jsonl(folder / "training.jsonl", trained.log)
     seconds = {"train": trained.seconds, "epoch": trained.seconds / max(planned.train.epochs, 1) if trainable else 0.0}
+    seconds["cpu"] = trained.cpu
     save_weights(folder / "model.safetensors", method)
     tick = time.perf_counter()
     selected = _on_select(folder, planned, method, dataset, device, options)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "SCENES_STREAMS", "Field", "Settings", "StreamSettings", "TrainSettings", "like_dwc", "nearest",
+    "SCENES_STREAMS", "TUNE", "Field", "Settings", "StreamSettings", "TrainSettings", "like_dwc", "nearest",
     "parse_assignments", "resolve",
 ]
 
@@ -189,6 +189,23 @@ SCENES_STREAMS: Mapping[str, Any] = {
     "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 256, "cnn_dim": 128, "word_dim": 64,
     "clip_lr": 1e-3, "cnn_lr": 1e-3,
     "train.epochs": 8, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
+}
+
+
+#: What `cirbench sweep tune` draws from: ranges of continuous fields by the names that methods share. A method with
+#: other fields declares `TUNE`. `when`: only where other fields have one of these values.
+TUNE: Mapping[str, Mapping[str, Any]] = {
+    "temperature": {"low": 0.01, "high": 0.5, "log": True},
+    "lr": {"low": 3e-5, "high": 1e-2, "log": True},
+    "clip_lr": {"low": 3e-5, "high": 1e-2, "log": True, "when": {"streams": ("both", "clip")}},
+    "cnn_lr": {"low": 3e-5, "high": 1e-2, "log": True, "when": {"streams": ("both", "cnn")}},
+    "weight_decay": {"low": 1e-7, "high": 1e-2, "log": True},
+    "dropout": {"low": 0.0, "high": 0.8},
+    "fusion_dropout": {"low": 0.0, "high": 0.8},
+    "soft_label_weight": {"low": 0.0, "high": 1.0},
+    "soft_label_temperature": {"low": 0.01, "high": 0.5, "log": True},
+    "mutual_weight": {"low": 0.01, "high": 1.0, "log": True, "when": {"streams": ("both",)}},
+    "clip_share": {"low": 0.1, "high": 0.9, "when": {"streams": ("both",)}},
 }
 
 

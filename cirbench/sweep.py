@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cirbench import lease
 from cirbench.records import Record, write_json
 from cirbench.seeds import derive, digest
-from cirbench.sweepfile import Point, Range, Sweep
+from cirbench.sweepspec import Point, Range, Sweep
 from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -385,6 +385,11 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
         **sweep.definition(), "total": sweep.total, "points": rows,
         "runs": sorted({s["run"] for row in rows for s in row["seeds"].values()}),
     }
+
+
+def finished(data: Mapping[str, Any]) -> int:
+    """Points that are through, well or not."""
+    return sum(row["state"] in ("complete", "pruned", "fail") for row in data["points"])
 
 
 def best(data: Mapping[str, Any], direction: str = "maximize") -> dict[str, Any] | None:

@@ -5,17 +5,16 @@ Nothing is run and torch is not imported here: a bad file is refused at once, in
 
 from __future__ import annotations
 
-import itertools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cirbench import plugins, specs
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments, unknown
+from cirbench.sweepspec import MAX_POINTS, Arm, Objective, Point, Range, Sweep
 from cirbench.types import CirbenchError
 
 __all__ = ["SAMPLERS", "Arm", "Objective", "Point", "Range", "Sweep", "read", "sweep_names"]
@@ -27,156 +26,9 @@ TOP = (
     "name", "question", "dataset", "seeds", "sampler", "trials", "timeout", "retries", "pruner", "objective", "fixed",
     "arms", "variants", "note",
 )
-ARM = ("label", "method", "variants", "fixed", "points", "space")
-VARIANT = ("note", "fixed", "space")
+ARM = ("label", "method", "methods", "variants", "fixed", "points", "space")
+VARIANT = ("note", "fixed", "space", "arms")
 RANGE = ("low", "high", "log", "step")
-MAX_POINTS = 10_000
-
-
-@dataclass(frozen=True)
-class Range:
-    """An interval of numbers that a sampler draws from; a grid needs a step."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether it holds whole numbers only."""
-        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step or 1, int)
-
-    def values(self) -> list[float]:
-        """low, low + step, ..., high."""
-        assert self.step
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [self.low + i * self.step if self.whole else round(self.low + i * self.step, 12) for i in range(count)]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One method in one or more variants, what is fixed for it and what varies."""
-
-    label: str
-    method: str
-    variants: tuple[str, ...] = ("",)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    points: tuple[Mapping[str, Any], ...] = ({},)
-    space: Mapping[str, list[Any] | Range] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is compared: a metric under a named protocol, on the split `select`; never on `report`."""
-
-    protocol: str
-    metric: str
-    direction: str = "maximize"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of the space: what a trial runs, once a seed."""
-
-    arm: str
-    method: str
-    variant: str
-    values: Mapping[str, Any]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """For people: what differs from the other points."""
-        varied = ", ".join(f"{k.partition('.')[2]}={v}" for k, v in self.values.items())
-        return " ".join(p for p in (self.arm, self.variant, varied) if p)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A checked sweep; see docs/add-a-sweep.md for the file."""
-
-    name: str
-    question: str
-    file: str
-    dataset: str
-    seeds: tuple[int, ...]
-    sampler: str
-    arms: tuple[Arm, ...]
-    objective: Objective
-    trials: int | None = None
-    timeout: float | None = None
-    retries: int = 1
-    pruner: str = "none"
-    variant: str = ""
-    note: str = ""
-    root: Path | None = None
-
-    @property
-    def tuning(self) -> bool:
-        """Whether the sampler looks at earlier results: then its best is the best of many tries."""
-        return self.sampler in ("tpe", "gp")
-
-    def points(self) -> list[Point]:
-        """Every point of a grid, in file order."""
-        out = []
-        for arm in self.arms:
-            axes = [v.values() if isinstance(v, Range) else v for v in arm.space.values()]
-            for variant, fixed, row in itertools.product(arm.variants, arm.points, itertools.product(*axes)):
-                values = {**fixed, **dict(zip(arm.space, row, strict=True))}
-                out.append(Point(arm.label, arm.method, variant, values, arm.fixed))
-        return out
-
-    @property
-    def total(self) -> int:
-        """How many points will be run."""
-        if self.sampler == "grid":
-            return min(len(self.points()), self.trials or MAX_POINTS)
-        assert self.trials is not None
-        return self.trials
-
-    def plan(self, point: Point, seed: int) -> specs.Plan:
-        """The ordinary run of one seed of a point."""
-        over = {**point.fixed, **point.values}
-        return specs.plan(point.method, self.dataset, point.variant, seed=seed, root=self.root, over=over)
-
-    def definition(self) -> dict[str, Any]:
-        """Everything that makes this study this study, as JSON values."""
-        def axis(values: list[Any] | Range) -> Any:
-            if isinstance(values, Range):
-                return {"low": values.low, "high": values.high, "log": values.log, "step": values.step}
-            return values
-
-        return {
-            "name": self.name, "dataset": self.dataset, "seeds": list(self.seeds), "sampler": self.sampler,
-            "pruner": self.pruner, "variant": self.variant,
-            "objective": {"split": "select", "protocol": self.objective.protocol, "metric": self.objective.metric},
-            "arms": [
-                {
-                    "label": a.label, "method": a.method, "variants": list(a.variants), "fixed": dict(a.fixed),
-                    "points": [dict(p) for p in a.points], "space": {k: axis(v) for k, v in a.space.items()},
-                }
-                for a in self.arms
-            ],
-        }
-
-    def study(self) -> str:
-        """Name of the study: another design, or code that may give another number, is another study."""
-        some = {p.method: specs.sources(self.plan(p, self.seeds[0])) for p in self.corners()}
-        return f"{self.name}-{self.dataset.removesuffix('.py').split('/')[-1]}-{digest([self.definition(), some])[:10]}"
-
-    def corners(self) -> list[Point]:
-        """Every point of a grid; of a continuous space the points at each end of each field."""
-        if self.sampler == "grid":
-            return self.points()
-        out = []
-        for arm in self.arms:
-            first = {k: v.low if isinstance(v, Range) else v[0] for k, v in arm.space.items()}
-            out.append(Point(arm.label, arm.method, arm.variants[0], first, arm.fixed))
-            for key, axis in arm.space.items():
-                ends = [axis.high] if isinstance(axis, Range) else axis[1:]
-                out += [Point(arm.label, arm.method, arm.variants[0], {**first, key: e}, arm.fixed) for e in ends]
-        return out
 
 
 def sweep_names() -> list[str]:
@@ -262,7 +114,8 @@ class _Checker:
 
 def read(
     name: str, *, dataset: str = "", variant: str = "", seeds: Sequence[int] | None = None, trials: int | None = None,
-    timeout: float | None = None, sets: Sequence[str] = (), root: Path | None = None,
+    timeout: float | None = None, sets: Sequence[str] = (), root: Path | None = None, method: str = "",
+    method_variant: str = "",
 ) -> Sweep:
     """Read and check a sweep; arguments replace what the file says.
 
@@ -275,6 +128,8 @@ def read(
         timeout: seconds after which no further point is begun.
         sets: `scope.field=value`, fixed for every point.
         root: folder of the data.
+        method: instead of the one the file asks about; what the file fixes that it has no field for is left out.
+        method_variant: of that method.
 
     Raises:
         CirbenchError: anything wrong, naming file and key; every point is checked against the fields it sets.
@@ -302,6 +157,8 @@ def read(
         raise check.fail("seeds", f"{chosen!r} is not a list of whole numbers from 0.")
     if len(set(chosen)) < len(chosen):
         raise check.fail("seeds", f"{chosen!r} names a seed twice. Each seed is one run.")
+    if pruner != "none" and len(chosen) < 2 and seeds is not None:
+        pruner = "none"  # it never stops a point before its second seed
     if pruner != "none" and len(chosen) < 2:
         raise check.fail("pruner", "it needs at least two seeds: a single one says nothing of their spread.")
     many = trials if trials is not None else check.get(data, "trials", int, None)
@@ -330,48 +187,120 @@ def read(
         raise check.fail("dataset", str(error)) from None
     fixed = check.scoped(check.get(data, "fixed", dict, {}), "fixed")
     fixed |= check.scoped(part.get("fixed", {}), f"variants.{variant}.fixed")
+    tables = part.get("arms", check.get(data, "arms", list, []))
+    place = f"variants.{variant}.arms" if "arms" in part else "arms"
+    asked = ""
+    if method or method_variant:
+        tables, found = _another(check, tables, place, method, method_variant)
+        fixed = {k: v for k, v in fixed.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
+        asked = "-".join(p for p in (found.name, method_variant) if p)
     given = parse_assignments(sets, SCOPES)
     fixed |= {f"{scope}.{key}": value for scope, values in given.items() for key, value in values.items()}
     space = check.scoped(part.get("space", {}), f"variants.{variant}.space")
     sweep = Sweep(
         title, check.get(data, "question", str, ""), check.file, where, tuple(chosen), sampler,
-        tuple(_arms(check, data, fixed, space, sampler)), _objective(check, data, facts), many, seconds, retries,
-        pruner, variant, part.get("note", "") if variant else check.get(data, "note", str, ""), root,
+        tuple(_arms(check, tables, place, fixed, space, sampler, where, root)), _objective(check, data, facts), many,
+        seconds, retries, pruner, variant, part.get("note", "") if variant else check.get(data, "note", str, ""), root,
+        asked,
     )
     return _checked(check, sweep)
 
 
-def _arms(
-    check: _Checker, data: Mapping[str, Any], fixed: Mapping[str, Any], space: Mapping[str, Any], sampler: str
-) -> list[Arm]:
-    tables = check.get(data, "arms", list, [])
-    if not tables:
-        raise check.fail("arms", "there is none. A sweep needs at least one [[arms]] with a method.")
-    if sampler != "grid" and len(tables) > 1:
-        raise check.fail("arms", f"the sampler {sampler} needs exactly one, since its points must be comparable.")
-    out: list[Arm] = []
+def _another(
+    check: _Checker, tables: Any, place: str, method: str, variant: str
+) -> tuple[list[dict[str, Any]], plugins.MethodFile]:
+    """The one arm of a sweep, asked of another method or of a variant."""
+    one = tables[0] if isinstance(tables, list) and len(tables) == 1 else {}
+    if not isinstance(one, dict) or "method" not in one:
+        raise check.fail(place, "it compares methods already. --method is for sweeps with one [[arms]] of one method.")
+    found = plugins.find_method(method or one["method"])
+    return [{**one, "label": found.name, "method": method or one["method"], "variants": [variant]}], found
+
+
+def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
+    """(key, table) of each arm, `methods` written out: one arm each."""
+    if not isinstance(tables, list) or not tables:
+        raise check.fail(place, "there is none. A sweep needs at least one [[arms]] with a method.")
+    out: list[tuple[str, dict[str, Any]]] = []
     for n, table in enumerate(tables):
-        where = f"arms[{n}]."
+        where = f"{place}[{n}]"
         if not isinstance(table, dict):
-            raise check.fail(f"arms[{n}]", "it is not a table.")
-        check.keys(table, where, ARM)
+            raise check.fail(where, "it is not a table.")
+        check.keys(table, f"{where}.", ARM)
+        if "methods" not in table:
+            out.append((where, table))
+            continue
+        names = check.get(table, "methods", list, [], f"{where}.")
+        clash = [k for k in ("method", "variants") if k in table]
+        if clash:
+            raise check.fail(f"{where}.{clash[0]}", "`methods` names methods and variants already. Keep one of them.")
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise check.fail(f"{where}.methods", f'{names!r} is not a list such as ["sum", "tirg like-dwc"].')
+        rest = {k: v for k, v in table.items() if k != "methods"}
+        for name in names:
+            method, _, named = name.strip().partition(" ")
+            label = " ".join(p for p in (check.get(table, "label", str, "", f"{where}."), method) if p)
+            out.append((where, {**rest, "label": label, "method": method, "variants": [named.strip()]}))
+    return out
+
+
+def _arms(
+    check: _Checker, tables: Any, place: str, fixed: Mapping[str, Any], space: Mapping[str, Any], sampler: str,
+    dataset: str, root: Path | None,
+) -> list[Arm]:
+    expanded = _expanded(check, tables, place)
+    if sampler != "grid" and len(expanded) > 1:
+        raise check.fail(place, f"the sampler {sampler} needs exactly one, since its points must be comparable.")
+    out: list[Arm] = []
+    for key, table in expanded:
+        where = f"{key}."
         if not check.get(table, "method", str, "", where):
             raise check.fail(f"{where}method", "it is missing.")
         named = check.get(table, "variants", list, [""], where)
         points = [check.scoped(p, f"{where}points") for p in check.get(table, "points", list, [{}], where)]
         if not points or not named:
             raise check.fail(f"{where}{'variants' if points else 'points'}", "the list is empty, so nothing would run.")
-        raw = check.scoped(check.get(table, "space", dict, {}, where), f"{where}space")
+        held = {**check.scoped(check.get(table, "fixed", dict, {}, where), f"{where}fixed"), **fixed}
+        if table.get("space") == "tune":
+            raw = _declared(check, where, table["method"], named[0], held, dataset, root)
+        else:
+            raw = check.scoped(check.get(table, "space", dict, {}, where), f"{where}space")
         raw |= {key: axis for key, axis in space.items() if key in raw}
         axes = {key: check.axis(f"{where}space.{key}", axis, sampler) for key, axis in raw.items()}
-        held = {**check.scoped(check.get(table, "fixed", dict, {}, where), f"{where}fixed"), **fixed}
         clash = [k for k in held if k in axes or any(k in p for p in points)]
         if clash:
             raise check.fail(f"{where}space.{clash[0]}", f"it is also fixed, to {held[clash[0]]!r}. Keep one of them.")
         if sampler != "grid" and (not axes or len(named) > 1 or len(points) > 1):
             raise check.fail(f"{where}space", f"the sampler {sampler} needs a space, no points, no variants.")
         label = check.get(table, "label", str, "", where)
-        out.append(Arm(label, table["method"], tuple(named), held, tuple(points), axes))
+        out.append(Arm(label, table["method"], tuple(named), held, tuple(points), axes, key))
+    return out
+
+
+def _declared(
+    check: _Checker, where: str, method: str, variant: str, held: Mapping[str, Any], dataset: str, root: Path | None
+) -> dict[str, Any]:
+    """The ranges of a method's continuous fields that mean something here.
+
+    What is fixed is not drawn; nor a field whose `when` does not hold, nor one that the variant sets to an end of its
+    range or beyond: that part is switched off, or alone.
+    """
+    try:
+        planned = specs.plan(method, dataset, variant, root=root, over=held)
+    except CirbenchError as error:
+        raise check.fail(f"{where}method", str(error)) from None
+    found, values, out = planned.method, planned.spec.config, dict[str, Any]()
+    for name, declared in found.tune.items():
+        key, axis, kept = f"method.{name}", dict(declared), found.variants.get(variant, {}).get(name)
+        unmet = [f for f, wanted in axis.pop("when", {}).items() if values.get(f) not in wanted]
+        off = kept is not None and not axis["low"] < kept < axis["high"]
+        if key not in held and not unmet and not off:
+            out[key] = axis
+    if not out:
+        raise check.fail(
+            f"{where}space", f"{method} has nothing to tune here. Its file may declare TUNE = "
+            '{"field": {"low": ..., "high": ...}}; what is fixed is not drawn.'
+        )
     return out
 
 
@@ -410,9 +339,9 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
         try:
             planned = sweep.plan(point, sweep.seeds[0])
         except CirbenchError as error:
-            number = next(n for n, a in enumerate(sweep.arms) if (a.label, a.method) == (point.arm, point.method))
+            place = next(a.place for a in sweep.arms if (a.label, a.method) == (point.arm, point.method))
             named = point.label or point.method
-            raise CirbenchError(f"{check.file}, arms[{number}], point ({named}): {error}") from None
+            raise CirbenchError(f"{check.file}, {place}, point ({named}): {error}") from None
         key = digest([planned.spec.method, planned.spec.config, planned.spec.data, planned.spec.train])
         if sweep.sampler == "grid" and key in seen:
             raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) are one and the same.")

@@ -1,9 +1,8 @@
-"""Running a sweep from the command line: workers, progress, the table, the estimate, Slurm, the report."""
+"""Running a sweep from the command line: workers, Slurm, the estimate, the report."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cirbench import statistics, sweepfile
-from cirbench.sweep import Options, Worker, best, summary
-from cirbench.sweepfile import Point, Range, Sweep
+from cirbench import sweepfile
+from cirbench.sweep import Options, Worker, finished, summary
+from cirbench.sweepshow import Progress, records_of
+from cirbench.sweepspec import Point, Sweep
 from cirbench.types import CirbenchError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -24,99 +24,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def cores() -> int:
     """Cores this process may use (a container may have fewer than the machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ------------------------------------------------------------------------------------- for people
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _done(data: Mapping[str, Any]) -> int:
-    """Points that are through, well or not."""
-    return sum(row["state"] in ("complete", "pruned", "fail") for row in data["points"])
-
-
-class Progress:
-    """One line: points, those running and failed, the best so far, how much longer."""
-
-    def __init__(self, sweep: Sweep, workers: int, show: Callable[[str], None], live: bool) -> None:
-        self.sweep, self.workers, self.show, self.live = sweep, workers, show, live
-        self.began, self.first, self.done, self.last = time.monotonic(), -1, -1, ""
-
-    def line(self, data: Mapping[str, Any]) -> str:
-        """The line for a state of the study."""
-        states = [row["state"] for row in data["points"]]
-        done = _done(data)
-        self.first = done if self.first < 0 else self.first
-        parts = [f"{self.sweep.name}: {done} of {data['total']} points"]
-        parts += [f"{states.count(s)} {word}" for s, word in (
-            ("running", "running"), ("fail", "failed"), ("pruned", "pruned")) if s in states]
-        here = done - self.first
-        if here and done < data["total"]:
-            parts.append(f"about {duration((time.monotonic() - self.began) / here * (data['total'] - done))} left")
-        top = best(data, self.sweep.objective.direction)
-        if top is not None:
-            parts.append(f"best {self.sweep.objective.metric} on select {top['value']:.2f} ({top['label']})")
-        return ", ".join(parts)
-
-    def __call__(self, data: Mapping[str, Any]) -> None:
-        """Show it where it changed."""
-        line, done = self.line(data), _done(data)
-        if line == self.last:
-            return
-        if self.live:
-            self.show("\r" + line.ljust(len(self.last)))
-        elif done != self.done or not self.last:  # in a log, a line a finished point
-            self.show(line + "\n")
-        self.last, self.done = line, done
-
-    def close(self) -> None:
-        """End the line."""
-        if self.live and self.last:
-            self.show("\n")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean over seeds (Student's t); NaN for a single seed."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    from scipy.stats import t
-
-    mean, spread = statistics.mean_std(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-    return mean - half, mean + half
-
-
-def table(data: Mapping[str, Any]) -> str:
-    """Every point with mean, spread over seeds and interval; then what the numbers are."""
-    width = max([len(row["label"]) for row in data["points"]] + [5])
-    lines = [f"{data['study']}: {data['question']}"]
-    for row in data["points"]:
-        values = [s["objective"] for s in row["seeds"].values()]
-        text = row["state"]
-        if values:
-            mean, spread = statistics.mean_std(values)
-            text = f"{mean:6.2f}" + (f" ± {spread:.2f}" if len(values) > 1 else "")
-            if len(values) > 1:
-                low, high = interval(values)
-                text += f"  [{low:.2f}, {high:.2f}]"
-            if row["state"] != "complete":
-                text += f"  ({row['state']}, {len(values)} of {len(data['seeds'])} seeds)"
-        lines.append(f"  {row['label']:{width}}  {text}" + (f"  {row['error']}" if row["error"] else ""))
-    goal, n = data["objective"], len(data["seeds"])
-    lines.append(
-        f"  {goal['metric']} under {goal['protocol']} on select: mean"
-        + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread")
-    )
-    if data["tuning"]:
-        lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
-                     "with fresh seeds.")
-    return "\n".join(lines)
 
 
 # -------------------------------------------------------------------------------------- workers
@@ -174,7 +81,7 @@ def start(
     progress = Progress(sweep, workers, show, live)
     view = Worker(sweep, options)
     progress(view.publish())
-    if workers == 1 or _done(view.publish()) == sweep.total:
+    if workers == 1 or finished(view.publish()) == sweep.total:
         view.work(lambda w: progress(summary(w.sweep, w.name, w.trials(), w.points)))
         progress.close()
         return view.publish()
@@ -190,7 +97,7 @@ def start(
     data = view.publish()
     progress(data)
     progress.close()
-    left = data["total"] - _done(data)
+    left = data["total"] - finished(data)
     if left and not view.late():
         codes = ", ".join(str(p.returncode) for p in processes)
         raise CirbenchError(
@@ -317,35 +224,11 @@ def measure(planned: Any, device: str, steps: int) -> float:
     return total + (time.perf_counter() - tick) * both / len(split.queries)
 
 
-def plan_text(sweep: Sweep) -> str:
-    """What would be run."""
-    lines = [f"{sweep.study()}: {sweep.question}"]
-    if sweep.sampler == "grid":
-        lines += [f"  {n:3d}  {p.label or p.method}" for n, p in enumerate(sweep.points()[: sweep.total])]
-    else:
-        for name, axis in sweep.arms[0].space.items():
-            said = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
-            lines.append(f"  {name}: {said}")
-    goal = sweep.objective
-    lines.append(
-        f"  {sweep.total} points ({sweep.sampler}) x {len(sweep.seeds)} seeds on {sweep.dataset}; "
-        f"{goal.metric} under {goal.protocol} on select"
-    )
-    return "\n".join(lines)
-
-
-def records_of(data: Mapping[str, Any], out: Path) -> list[Any]:
-    """The finished runs of a study that are here (another machine may keep its own)."""
-    from cirbench.records import Record, is_finished
-
-    return [Record(out / run) for run in data["runs"] if is_finished(out / run)]
-
-
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
     """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
     from cirbench.reports import build
 
-    records = records_of(data, out)
+    records = records_of(data["runs"], out)
     if not records:
         return None
     path = out / "sweeps" / data["study"] / "report.html"

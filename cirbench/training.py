@@ -36,12 +36,14 @@ class Trained:
         epoch: whose weights the method now has.
         best: the value that chose it, or None for the last one.
         seconds: spent training, over all attempts.
+        cpu: seconds of the processor, all cores together; unlike the clock it does not count what else a machine does.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
     epoch: int = 0
     best: float | None = None
     seconds: float = 0.0
+    cpu: float = 0.0
 
 
 def pick_device(name: str) -> torch.device:
@@ -174,9 +176,10 @@ def train(
         scaler.load_state_dict(kept["scaler"])
         _set_random_state(kept["random"], device)
         start_epoch, start_step = kept["epoch"], kept["step"]
-        out = Trained(list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"])
+        out = Trained(list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"], kept["cpu"])
         best_state = kept["best_state"]
     began, saved, before = time.perf_counter(), time.perf_counter(), out.seconds
+    ticks, used = time.process_time(), out.cpu
 
     def save(epoch: int, step: int) -> None:
         nonlocal saved
@@ -184,7 +187,7 @@ def train(
             "method": _to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
             "scaler": scaler.state_dict(), "random": _random_state(device), "epoch": epoch, "step": step,
             "log": out.log, "best_epoch": out.epoch, "best": out.best, "best_state": best_state,
-            "seconds": before + time.perf_counter() - began,
+            "seconds": before + time.perf_counter() - began, "cpu": used + time.process_time() - ticks,
         })
         saved = time.perf_counter()
 
@@ -222,9 +225,10 @@ def train(
                 save(epoch, step + 1)
         start_step = 0
         if measure is not None:
-            tick = time.perf_counter()
+            tick, aside = time.perf_counter(), time.process_time()
             out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
             began += time.perf_counter() - tick
+            ticks += time.process_time() - aside
         if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
             value = validate()
             out.log.append({"epoch": epoch, "select": value})
@@ -238,7 +242,7 @@ def train(
     if best_state is not None:
         method.load_state_dict(best_state)
     method.eval()
-    out.seconds = before + time.perf_counter() - began
+    out.seconds, out.cpu = before + time.perf_counter() - began, used + time.process_time() - ticks
     return out
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Up to VARIANTS and DATASETS this file is read without importing torch: only cheap imports above them.
+# Up to TUNE this file is read without importing torch: only cheap imports above them.
 from cirbench.settings import Field, Settings
 
 
@@ -46,6 +46,9 @@ DATASETS = {
         "train.epochs": 5, "train.batch_size": 64, "train.schedule": "linear", "train.warmup": 30,
     },
 }
+
+#: What `cirbench sweep tune --method ./NAME.py` draws from; without it, fields of usual names (settings.py).
+TUNE = {"temperature": {"low": 0.01, "high": 0.5, "log": True}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}}
 
 import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor, nn  # noqa: E402

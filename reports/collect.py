@@ -297,7 +297,12 @@ def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
             vary[name] = max(dict.fromkeys(texts), key=texts.count)
     for arm in arms:
         said = [
-            f"{name.partition('.')[2]}={arm.knobs.get(name)}" for name, usual in vary.items()
+            f"{name.partition('.')[2]}={_short(arm.knobs.get(name))}" for name, usual in vary.items()
             if repr(arm.knobs.get(name)) != usual
         ]
         yield f" ({', '.join(said)})" if said else ""
+
+
+def _short(value: Any) -> str:
+    """Four digits say which of the values drawn by a sampler it was."""
+    return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > 8 else str(value)

@@ -179,6 +179,7 @@ def cost_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             "trainable": mean(arm, "parameters", "trainable"), "total": mean(arm, "parameters", "total"),
             "flops_query": mean(arm, "flops", "query"), "flops_image": mean(arm, "flops", "image"),
             "epoch": mean(arm, "seconds", "epoch"), "train": mean(arm, "seconds", "train"),
+            "cpu": mean(arm, "seconds", "cpu"),
             "seconds": mean(arm, "seconds", "total"),
             "p50": mean(arm, "latency_ms", "p50"), "p95": mean(arm, "latency_ms", "p95"),
             "memory": mean(arm, "peak_memory_mb"),
@@ -188,11 +189,17 @@ def cost_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 
 def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[list[bool]]]:
-    """Header, cells as text (mean ± std), and which are best: the table of `cirbench table`."""
-    header = ["method", "seeds", *table.metrics]
+    """Header, cells as text (mean ± std), and which are best: the table of `cirbench table`.
+
+    Streams are named where any method has several. Seconds of training are of the processor, all cores together:
+    those on the clock depend on what else the machine does.
+    """
+    streams = any("method.streams" in row.arm.knobs for row in table.rows)
+    header = ["method", *(["streams"] if streams else []), "seeds", *table.metrics, "parameters", "CPU s"]
     rows, best = [], []
-    for row in table.rows:
-        cells, marks = [row.arm.label, str(len(row.arm.records))], [False, False]
+    for row, cost in zip(table.rows, cost_rows([row.arm for row in table.rows]), strict=True):
+        cells = [row.arm.label, *([str(row.arm.knobs.get("method.streams", ""))] if streams else [])]
+        cells, marks = [*cells, str(len(row.arm.records))], [False] * (len(cells) + 1)
         for name in table.metrics:
             cell = row.cells[name]
             if cell is None:
@@ -200,6 +207,9 @@ def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[li
             else:
                 cells.append(f"{cell.mean:.2f}" + ("" if math.isnan(cell.std) else f" ± {cell.std:.2f}"))
             marks.append(bool(cell and cell.best))
+        cells.append("" if cost["trainable"] is None else f"{cost['trainable']:,.0f}")
+        cells.append("" if cost["cpu"] is None else f"{cost['cpu']:,.1f}")
+        marks += [False, False]
         rows.append(cells)
         best.append(marks)
     return header, rows, best
@@ -218,8 +228,9 @@ def text_table(table: MainTable, style: str) -> str:
         writer.writerow([
             "dataset", "protocol", "queries", "gallery", "method", "run_ids", "seeds",
             *[f"{m}{part}" for m in table.metrics for part in ("", " std", " low", " high")],
+            "streams", "parameters", "train seconds", "cpu seconds",
         ])
-        for row in table.rows:
+        for row, cost in zip(table.rows, cost_rows([row.arm for row in table.rows]), strict=True):
             numbers: list[str] = []
             for name in table.metrics:
                 cell = row.cells[name]
@@ -229,6 +240,8 @@ def text_table(table: MainTable, style: str) -> str:
             writer.writerow([
                 table.test.dataset, table.protocol, table.facts.get("queries"), table.facts.get("gallery"),
                 row.arm.label, " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
+                row.arm.knobs.get("method.streams", ""),
+                *["" if cost[name] is None else repr(cost[name]) for name in ("trainable", "train", "cpu")],
             ])
         return out.getvalue()
     if style == "latex":
@@ -253,7 +266,8 @@ def caption(table: MainTable) -> str:
         f"{table.test.dataset}, split {table.test.split or '?'}, protocol {table.protocol}: "
         f"{table.facts.get('queries')} queries, gallery {table.facts.get('gallery')}, "
         f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± std over seeds; bold: "
-        "significantly above every other row." + "".join(f" {note}" for note in table.notes)
+        "significantly above every other row. Parameters are those trained, CPU s those of training one seed."
+        + "".join(f" {note}" for note in table.notes)
     )
 
 

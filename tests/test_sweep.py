@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -15,16 +16,16 @@ import numpy as np
 import pytest
 import sweeping
 
-from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun
+from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun, sweepshow, sweepspec
 from cirbench.cli import main
 from cirbench.records import Record
 
 
-def small(folder: Path, text: str = sweeping.TEXT, **over: Any) -> sweepfile.Sweep:
+def small(folder: Path, text: str = sweeping.TEXT, **over: Any) -> sweepspec.Sweep:
     return sweepfile.read(sweeping.write(folder, text), **{"seeds": [0], **over})
 
 
-def worker(found: sweepfile.Sweep, out: Path, **over: Any) -> sweep.Worker:
+def worker(found: sweepspec.Sweep, out: Path, **over: Any) -> sweep.Worker:
     return sweep.Worker(found, sweep.Options(out, "cpu", **over))
 
 
@@ -56,6 +57,55 @@ def test_the_objective_is_not_the_reported_number(tmp_path: Path) -> None:
     assert len(ranks) == 32 and record.data["protocols"]["scenes"]["queries"] == 48
     assert row["value"] == pytest.approx(100 * np.mean(ranks == 1))
     assert np.mean(sweep.blocks(record, done.sweep)) == pytest.approx(row["value"], abs=5)
+
+
+def test_the_table_tells_spread_seconds_and_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = sweeping.TEXT[: sweeping.TEXT.index("[[arms]]")].replace('"method.clip_dim" = 32\n', "").replace(
+        '"method.streams" = "clip"\n"method.clip" = "scenes-small"', "") + """
+[[arms]]
+label = "one stream:"
+methods = ["sum", "dwc no-emd"]
+[arms.fixed]
+"method.streams" = "clip"
+[[arms]]
+methods = ["random"]
+"""
+    file, out = sweeping.write(tmp_path, text), tmp_path / "runs"
+    main(["sweep", file, "--out", str(out), "--device", "cpu"])
+    header, *rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()[1:5]]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in (header, *rows)]
+    assert cells[0] == ["point", "R@1 on select", "on report", "train s", "CPU s", "parameters"]
+    assert [row[0] for row in cells[1:]] == ["one stream: sum", "one stream: dwc no-emd", "random"]
+    for row, point in zip(cells[1:], sweeping.read(out)["points"], strict=True):
+        records = [Record(out / s["run"]).data for s in point["seeds"].values()]
+        mean, spread = statistics.mean_std([s["objective"] for s in point["seeds"].values()])
+        assert row[1].startswith(f"{mean:.2f} ± {spread:.2f} [")
+        mean, spread = statistics.mean_std([r["protocols"]["scenes"]["metrics"]["R@1"] for r in records])
+        assert row[2] == f"{mean:.2f} ± {spread:.2f}"
+        assert row[4] == f"{np.mean([r['cost']['seconds']['cpu'] for r in records]):,.1f}"
+        assert row[5] == f"{records[0]['cost']['parameters']['trainable']:,}"
+        assert point["method"] == "random" or 0 < records[0]["cost"]["seconds"]["cpu"] < 60
+    main(["table", str(out)])
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert header.startswith("| method | streams | seeds | R@1") and header.endswith("| parameters | CPU s |")
+    assert {tuple(row.split(" | ")[:2]) for row in rows} == {
+        ("| sum", "clip"), ("| dwc no-emd", "clip"), ("| random", "")}
+
+
+def test_a_tuning_names_the_command_for_fresh_seeds(tmp_path: Path) -> None:
+    found = small(tmp_path, 'sampler = "tpe"\n' + TUNE, trials=1)
+    done = worker(found, tmp_path / "runs")
+    done.work()
+    data = done.publish()
+    shown, (row,) = sweepshow.table(data, tmp_path / "runs"), data["points"]
+    (command,) = [line for line in shown.splitlines() if line.startswith("  cirbench run --method dwc")]
+    assert "on report" not in shown.splitlines()[1], "a tuning does not look"
+    words = shlex.split(command)
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    tuned = found.plan(sweepspec.Point("", "dwc", "", row["values"], row["fixed"]), 0)
+    planned = specs.plan("dwc", "scenes", sets=sets)
+    assert planned.spec.config == tuned.spec.config and planned.spec.train == tuned.spec.train
+    assert "1,2,3,4,5" in command and planned.spec.data == tuned.spec.data
 
 
 def test_what_has_a_record_is_not_run_again_in_whichever_sweep(
@@ -102,7 +152,7 @@ def test_a_failing_run_is_retried_and_then_shown(
     assert tries == [0.05, 0.05, 0.1, 0.1], "once more each (retries = 1), the first with success"
     assert [p["state"] for p in data["points"]] == ["complete"] * 3 + ["fail"] + ["complete"] * 2, "the sweep goes on"
     assert "seed 0, try 2: MemoryError: the machine is full" in data["points"][3]["error"]
-    assert "the machine is full" in sweeprun.table(data)
+    assert "the machine is full" in sweepshow.table(data)
     worker(found, tmp_path / "runs").work()
     assert len(tries) == 4, "a failed point stays failed"
     monkeypatch.setattr(runs, "run", real)
@@ -160,7 +210,7 @@ def test_samplers_draw_different_points_and_go_on_after_a_restart(sampler: str, 
     data = more.publish()
     assert len({p["values"]["method.temperature"] for p in data["points"]}) == 3, "a restart repeats no draw"
     assert all(isinstance(p["values"]["train.warmup"], int) for p in data["points"])
-    assert data["tuning"] == (sampler in ("tpe", "gp")) == ("This is tuning" in sweeprun.table(data))
+    assert data["tuning"] == (sampler in ("tpe", "gp")) == ("This is tuning" in sweepshow.table(data))
 
 
 def test_the_pruner_stops_what_is_clearly_worse_and_not_before_two_seeds(
@@ -189,9 +239,9 @@ def test_the_pruner_stops_what_is_clearly_worse_and_not_before_two_seeds(
 
 
 def test_intervals_are_students(tmp_path: Path) -> None:
-    low, high = sweeprun.interval([1.0, 2.0, 3.0])
+    low, high = sweepshow.interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
-    assert np.isnan(sweeprun.interval([1.0])).all(), "one seed has no spread"
+    assert np.isnan(sweepshow.interval([1.0])).all(), "one seed has no spread"
 
 
 def test_passwords_are_not_shown() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cirbench import sweepfile
+from cirbench import plugins, sweepfile
 from cirbench.cli import main
 
 GOOD = """
@@ -54,6 +55,11 @@ BAD = [
     ("unknown key in the objective", "metric =", "metrics =", ["objective.metrics", "'metric'"]),
     ("unknown field", "method.temperature", "method.temprature", ["temprature", "'temperature'", "arms[0]"]),
     ("unknown scope", "method.temperature", "model.temperature", ["arms[0].space", "method.FIELD"]),
+    ("methods and method", 'method = "dwc"', 'method = "dwc"\nmethods = ["sum"]', ["arms[0].method", "methods"]),
+    ("empty methods", 'method = "dwc"', 'methods = []', ["arms[0].methods", "[]"]),
+    ("unknown among methods", 'method = "dwc"', 'methods = ["dwc", "trig like-dwc"]', ["arms[0]", "'trig'", "'tirg'"]),
+    ("unknown variant in methods", 'method = "dwc"', 'methods = ["dwc no-edm"]', ["arms[0]", "'no-edm'", "'no-emd'"]),
+    ("ranges in a grid", GOOD[GOOD.index("[arms.space]"):], 'space = "tune"', ["arms[0].space", "grid"]),
     ("unknown method", 'method = "dwc"', 'method = "dcw"', ["arms[0]", "'dcw'", "'dwc'"]),
     ("unknown dataset", 'dataset = "scenes"', 'dataset = "scnes"', ["dataset", "'scnes'", "'scenes'"]),
     ("unknown variant", 'method = "dwc"', 'method = "dwc"\nvariants = ["no-edm"]', ["'no-edm'", "'no-emd'"]),
@@ -116,6 +122,11 @@ def test_bad_files_are_refused_naming_file_and_key(
     (["lambda", "--set", "method.soft_label_weight=1"], ["soft_label_weight", "fixed"]),
     (["lambda", "--dataset", "shoes"], ["--root", "shoes"]),
     (["lambda", "ablation"], ["one name"]),
+    (["lambda", "--method", "tirg"], ["arms", "--method"]),
+    (["tune", "--method", "trig"], ["'trig'", "'tirg'"]),
+    (["tune", "--method", "tirg", "--method-variant", "like-dcw"], ["'like-dcw'", "'like-dwc'"]),
+    (["tune", "--method", "random"], ["space", "random", "TUNE"]),
+    (["temperature", "--method", "random"], ["temperature", "random"]),
     (["status", "lambda"], ["lambda", "cirbench sweep NAME"]),
     (["lambda", "--storage", "nonsense"], ["--storage", "postgresql://"]),
     (["lambda", "--slurm"], ["--slurm", "Slurm"]),
@@ -133,6 +144,48 @@ def test_bad_arguments_are_told(
         assert part in message, message
 
 
+def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
+    def space(*arguments: str, **more: Any) -> set[str]:
+        (arm,) = sweepfile.read("tune", method=arguments[0], method_variant=arguments[1], **more).arms
+        return {key.removeprefix("method.") for key in arm.space}
+
+    shared = {"temperature", "clip_lr", "weight_decay", "dropout"}
+    assert space("tirg", "like-dwc") == space("combiner", "like-dwc") == space("sum", "") == shared
+    assert space("concat", "") == shared | {"fusion_dropout"}
+    assert space("dwc", "") == shared | {"soft_label_weight", "soft_label_temperature"}
+    assert space("sum", "", variant="full") == shared | {"cnn_lr", "clip_share"}, "both streams have rates and shares"
+    assert "soft_label_weight" not in space("dwc", "no-ssg"), "what a variant switches off stays off"
+    assert space("sum", "", sets=["method.dropout=0.1"]) == shared - {"dropout"}, "what is fixed is not drawn"
+    loose = tmp_path / "mine.py"
+    loose.write_text((plugins._folder("cirbench.methods") / "_template.py").read_text())
+    assert space(str(loose), "narrow") == {"temperature", "lr"}, "its own TUNE; it has no streams to fix"
+    one, two = (sweepfile.read("tune", method=m, method_variant="like-dwc", trials=16, seeds=[0])
+                for m in ("tirg", "combiner"))
+    assert one.study() != two.study() and one.study().startswith("tune-tirg-like-dwc-scenes-")
+    assert (one.total, one.seeds, one.pruner, one.tuning) == (16, (0,), "none", True)
+    planned = one.plan(one.corners()[-1], 0)
+    assert (planned.spec.method, planned.spec.variant, planned.spec.config["streams"]) == ("tirg", "like-dwc", "clip")
+    assert planned.spec.config["optimizer"] == "adam", "the rest of the variant holds"
+
+
+@pytest.mark.parametrize("method", [m for m in plugins.method_names() if m != "random"])
+def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) -> None:
+    for variant in ("", "full"):
+        assert sweepfile.read("tune", method=method, variant=variant).arms[0].space
+
+
+def test_one_command_compares_every_method_and_every_variant_of_dwc() -> None:
+    one, both = sweepfile.read("methods"), sweepfile.read("methods", variant="full")
+    assert one.seeds == both.seeds == (0, 1, 2, 3, 4)
+    assert {p.method for p in one.points()} == set(plugins.method_names())
+    assert {p.method for p in both.points()} == set(plugins.method_names()) - {"random"}
+    rows = [(p.method, p.variant) for s in (one, both) for p in s.points()]
+    assert {variant for method, variant in rows if method == "dwc"} == {"", *plugins.find_method("dwc").variants}
+    for point in [*one.points(), *both.points()]:
+        streams = one.plan(point, 0).spec.config.get("streams", "")
+        assert point.label.startswith({"clip": "CLIP", "both": "both", "cnn": "CNN", "": "chance"}[streams]), point
+
+
 def test_bad_files_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom cirbench.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n"
@@ -146,8 +199,6 @@ def test_bad_files_are_told_before_torch_is_imported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sweepfile.sweep_names())
 def test_built_in_sweeps_and_their_variants_are_sound(name: str) -> None:
     import tomllib
-
-    from cirbench import plugins
 
     text = (plugins._folder("cirbench.sweeps") / f"{name}.toml").read_text()
     for variant in ["", *tomllib.loads(text).get("variants", {})]:

@@ -17,7 +17,8 @@ from cirbench.types import CirbenchError
 Examples:
   cirbench sweep lambda
   cirbench sweep lambda --variant full --seeds 0,1,2,3,4 --workers 2
-  cirbench sweep tune --trials 60 --timeout 3600
+  cirbench sweep methods --workers 2
+  cirbench sweep tune --method tirg --method-variant like-dwc --trials 16 --seeds 0
   cirbench sweep ./mine.toml --dry-run
   cirbench sweep lambda --storage postgresql://user@host/sweeps      (the same on every machine)
   cirbench sweep status lambda
@@ -25,6 +26,8 @@ Examples:
 @click.argument("words", nargs=-1, required=True, metavar="NAME | status [NAME]")
 @click.option("--dataset", "-d", default="", help="Instead of the sweep's own.")
 @click.option("--variant", default="", help="One of the variants in the sweep's file.")
+@click.option("--method", "-m", default="", help="Ask it of this method, where the sweep is about one.")
+@click.option("--method-variant", default="", help="A variant of that method.")
 @click.option("--seeds", default=None, help="Such as 0,1,2: each is one run of every point.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Fix a field for every point.")
 @click.option("--trials", type=int, default=None, help="How many points; of a grid, its first ones.")
@@ -42,7 +45,8 @@ Examples:
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no table.")
 @click.option("--json", "as_json", is_flag=True, help="What sweep.json holds, on standard output.")
 def sweep(
-    words: tuple[str, ...], dataset: str, variant: str, seeds: str | None, sets: tuple[str, ...], trials: int | None,
+    words: tuple[str, ...], dataset: str, variant: str, method: str, method_variant: str, seeds: str | None,
+    sets: tuple[str, ...], trials: int | None,
     timeout: float | None, workers: int, dry_run: bool, retry_failed: bool, storage: str, slurm: bool,
     slurm_set: tuple[str, ...], root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
@@ -62,22 +66,23 @@ def sweep(
     arguments: dict[str, Any] = {
         "name": words[0], "dataset": dataset, "variant": variant, "trials": trials, "timeout": timeout,
         "seeds": parse_seeds(None, seeds) if seeds is not None else None, "sets": list(sets), "root": root,
+        "method": method, "method_variant": method_variant,
     }
     found = sweepfile.read(**arguments)
     say = not quiet and not as_json
     if say and found.note:
         click.echo(f"{found.name} on {found.dataset}: {found.note}", err=True)
-    from cirbench import sweeprun
+    from cirbench import sweeprun, sweepshow
     from cirbench.sweep import Options, Worker, hide_password
 
     shown = command_line().replace(storage, hide_password(storage)) if storage else command_line()
     options = Options(out, device, storage, True, shown, retry_failed=retry_failed)
     if dry_run:
-        click.echo(sweeprun.plan_text(found))
+        click.echo(sweepshow.plan_text(found))
         cost = sweeprun.estimate(found, options, workers)
         click.echo(
             f"  {cost['runs']} runs, {cost['kept']} with a record already; about {cost['seconds_run']:.0f} s a run as "
-            f"measured here, {sweeprun.duration(cost['seconds'])} in all with {workers} worker{'s'[:workers > 1]}, "
+            f"measured here, {sweepshow.duration(cost['seconds'])} in all with {workers} worker{'s'[:workers > 1]}, "
             "features, loading and reports not counted"
         )
         return
@@ -89,7 +94,7 @@ def sweep(
     if as_json:
         click.echo(json.dumps(data, indent=1))
     elif not quiet:
-        click.echo(sweeprun.table(data))
+        click.echo(sweepshow.table(data, out))
     path = sweeprun.write_report(found, data, out)
     if path is not None and say:
         click.echo(f"report: {path}")
@@ -121,10 +126,10 @@ def status(name: str, out: Path, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    from cirbench import sweeprun
+    from cirbench import sweepshow
 
     for data in found:
         states = [row["state"] for row in data["points"]]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        click.echo(sweeprun.table(data))
+        click.echo(sweepshow.table(data, out))
         click.echo(f"  {data['total']} points: {counts or 'none begun'}")

@@ -1,0 +1,170 @@
+"""A sweep as people see it: the plan, the progress line, the table at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cirbench import plugins, statistics
+from cirbench.records import Record, is_finished
+from cirbench.sweep import best, finished
+from cirbench.sweepspec import Range, Sweep
+
+__all__ = ["Progress", "duration", "interval", "plan_text", "records_of", "table"]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """One line: points, those running and failed, the best so far, how much longer."""
+
+    def __init__(self, sweep: Sweep, workers: int, show: Callable[[str], None], live: bool) -> None:
+        self.sweep, self.workers, self.show, self.live = sweep, workers, show, live
+        self.began, self.first, self.done, self.last = time.monotonic(), -1, -1, ""
+
+    def line(self, data: Mapping[str, Any]) -> str:
+        """The line for a state of the study."""
+        states = [row["state"] for row in data["points"]]
+        done = finished(data)
+        self.first = done if self.first < 0 else self.first
+        parts = [f"{self.sweep.name}: {done} of {data['total']} points"]
+        parts += [f"{states.count(s)} {word}" for s, word in (
+            ("running", "running"), ("fail", "failed"), ("pruned", "pruned")) if s in states]
+        here = done - self.first
+        if here and done < data["total"]:
+            parts.append(f"about {duration((time.monotonic() - self.began) / here * (data['total'] - done))} left")
+        top = best(data, self.sweep.objective.direction)
+        if top is not None:
+            parts.append(f"best {self.sweep.objective.metric} on select {top['value']:.2f} ({top['label']})")
+        return ", ".join(parts)
+
+    def __call__(self, data: Mapping[str, Any]) -> None:
+        """Show it where it changed."""
+        line, done = self.line(data), finished(data)
+        if line == self.last:
+            return
+        if self.live:
+            self.show("\r" + line.ljust(len(self.last)))
+        elif done != self.done or not self.last:  # in a log, a line a finished point
+            self.show(line + "\n")
+        self.last, self.done = line, done
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live and self.last:
+            self.show("\n")
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of the mean over seeds (Student's t); NaN for a single seed."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    from scipy.stats import t
+
+    mean, spread = statistics.mean_std(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def table(data: Mapping[str, Any], out: Path | None = None) -> str:
+    """Every point with mean, spread over seeds and interval, and what it cost; then what the numbers are.
+
+    Args:
+        data: as in `sweep.json`.
+        out: where the runs are, for the costs and for the metric on `report`; a tuning does not look at that.
+    """
+    goal, n = data["objective"], len(data["seeds"])
+    header = ["point", f"{goal['metric']} on select"] + ([] if data["tuning"] else ["on report"])
+    header += ["train s", "CPU s", "parameters"]
+    rows = [header]
+    for row in data["points"]:
+        values = [s["objective"] for s in row["seeds"].values()]
+        text = row["state"]
+        if values:
+            text = _spread(values)
+            if len(values) > 1:
+                low, high = interval(values)
+                text += f" [{low:.2f}, {high:.2f}]"
+            if row["state"] != "complete":
+                text += f" ({row['state']}, {len(values)} of {n} seeds)"
+        records = records_of([s["run"] for s in row["seeds"].values()], out)
+        rows.append([row["label"], text, *_costs(records, goal, data["tuning"])])
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(header))]
+    lines = [f"{data['study']}: {data['question']}"]
+    for number, cells in enumerate(rows):
+        right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+        error = data["points"][number - 1]["error"] if number else None
+        told = [cells[0].ljust(widths[0]), cells[1].ljust(widths[1]), *right, *([error] if error else [])]
+        lines.append(("  " + "  ".join(told)).rstrip())
+    lines.append(
+        f"  {goal['metric']} under {goal['protocol']}: mean"
+        + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread")
+        + "; seconds of training on the clock and of the processor, all cores together; trained parameters"
+    )
+    if data["tuning"]:
+        lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
+                     "with fresh seeds.")
+        lines += _winner(data)
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, spread = statistics.mean_std(values)
+    return f"{mean:6.2f}" + (f" ± {spread:.2f}" if len(values) > 1 else "")
+
+
+def records_of(names: Sequence[str], out: Path | None) -> list[Any]:
+    """Those of the runs that are here (another machine may keep its own)."""
+    return [Record(out / name) for name in names if is_finished(out / name)] if out is not None else []
+
+
+def _costs(records: Sequence[Any], goal: Mapping[str, Any], tuning: bool) -> list[str]:
+    """The cells behind the objective: on report, seconds on the clock and of the processor, parameters."""
+    reported = [r.data["protocols"].get(goal["protocol"], {}).get("metrics", {}).get(goal["metric"]) for r in records]
+    known = [float(v) for v in reported if v is not None]
+    cells = [] if tuning else [_spread(known) if known else ""]
+    for kind, name in (("seconds", "train"), ("seconds", "cpu"), ("parameters", "trainable")):
+        found = [r.data["cost"][kind][name] for r in records if name in r.data["cost"][kind]]
+        cells.append(f"{statistics.mean_std(found)[0]:,.{0 if kind == 'parameters' else 1}f}" if found else "")
+    return cells
+
+
+def _winner(data: Mapping[str, Any]) -> list[str]:
+    """The command that runs the best point of a tuning with seeds it has not seen."""
+    row = best(data, "minimize" if data["objective"]["metric"] == "MdR" else "maximize")
+    if row is None:
+        return []
+    first = max(data["seeds"]) + 1
+    words = ["cirbench", "run", "--method", row["method"], *(["--variant", row["variant"]] if row["variant"] else [])]
+    root = ["--root", "DIR"] if plugins.find_dataset(data["dataset"]).SPEC.needs_root else []
+    words += ["--dataset", data["dataset"], *root, "--seeds", ",".join(str(first + i) for i in range(5))]
+    for key, value in {**row["fixed"], **row["values"]}.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return ["  The best point with fresh seeds:", f"  {shlex.join(words)}"]
+
+
+def plan_text(sweep: Sweep) -> str:
+    """What would be run."""
+    lines = [f"{sweep.study()}: {sweep.question}"]
+    if sweep.sampler == "grid":
+        lines += [f"  {n:3d}  {p.label or p.method}" for n, p in enumerate(sweep.points()[: sweep.total])]
+    else:
+        for name, axis in sweep.arms[0].space.items():
+            said = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
+            lines.append(f"  {name}: {said}")
+    goal = sweep.objective
+    lines.append(
+        f"  {sweep.total} points ({sweep.sampler}) x {len(sweep.seeds)} seeds on {sweep.dataset}; "
+        f"{goal.metric} under {goal.protocol} on select"
+    )
+    return "\n".join(lines)
