@@ -7,10 +7,16 @@ from the seed, the name of a CLIP that ships with cirbench (`scenes-small`, `sce
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import re
+import socket
+import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +108,34 @@ def _near(name: str, models: list[str]) -> list[str]:
     return [*PACKAGED, *difflib.get_close_matches(name, models, n=8, cutoff=0.3)]
 
 
+@contextlib.contextmanager
+def _fetching() -> Iterator[None]:
+    """Load weights by name, without the log of those who fetch them; what goes wrong is told once, by us.
+
+    Where the Hugging Face hub cannot be found its cache is read at once: by itself it asks ten times in a minute.
+    """
+    from huggingface_hub import constants
+
+    was, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    try:
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+        logging.disable(disabled)
+
+
+def _why(error: Exception) -> str:
+    """The first line of what a library said, of readable length."""
+    said = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {textwrap.shorten(said.rstrip('.'), 200, placeholder=' ..')}."
+
+
 class Clip(nn.Module):
     """A CLIP of which both towers give one vector.
 
@@ -169,24 +203,25 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = open_clip.create_model(
-                model_name, pretrained=None if tag == "random" else tag, load_weights=tag != "random", **extra
-            )
+            with _fetching():
+                model = open_clip.create_model(
+                    model_name, pretrained=None if tag == "random" else tag, load_weights=tag != "random", **extra
+                )
         except CirbenchError:
             raise
         except Exception as error:
             raise CirbenchError(
-                f"the weights {tag!r} of {model_name} could not be loaded: {type(error).__name__}: "
-                f"{str(error).splitlines()[0][:200]}. They are fetched once and kept; without a connection use "
-                f"--backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain clip)."
+                f"the weights {tag!r} of {model_name} could not be loaded: {_why(error)} They are fetched once and "
+                f"kept; without a connection use --backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain "
+                "clip)."
             ) from None
     try:
-        tokenizer = open_clip.get_tokenizer(model_name)
+        with _fetching():
+            tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
         raise CirbenchError(
-            f"the tokenizer of {model_name} could not be loaded: {type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}. SigLIP and other models with a Hugging Face tokenizer need "
-            "`pip install transformers sentencepiece` and one connection to fetch it."
+            f"the tokenizer of {model_name} could not be loaded: {_why(error)} SigLIP and other models with a Hugging "
+            "Face tokenizer need `pip install transformers sentencepiece` and one connection to fetch it."
         ) from None
     visual = model.visual
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
@@ -247,12 +282,12 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
             )
     else:
         try:
-            body = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            with _fetching() if pretrained else contextlib.nullcontext():
+                body = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except Exception as error:
             raise CirbenchError(
-                f"the weights of the CNN {name!r} could not be loaded: {type(error).__name__}: "
-                f"{str(error).splitlines()[0][:200]}. They are fetched once and kept; without a connection use "
-                f"{PACKAGED_CNN[0]}, or set cnn_pretrained=false to train it from scratch."
+                f"the weights of the CNN {name!r} could not be loaded: {_why(error)} They are fetched once and kept; "
+                f"without a connection use {PACKAGED_CNN[0]}, or set cnn_pretrained=false to train it from scratch."
             ) from None
     config = getattr(body, "pretrained_cfg", {}) or {}
     mean, std = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -138,10 +139,15 @@ def run(planned: Plan, options: Options = Options()) -> Record:
         for old in {folder, *([existing] if existing is not None else [])}:
             shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with lease.held(folder):
-        if is_finished(folder):  # by another process, while this one waited for the lease
-            return Record(folder)
-        return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
+    try:
+        with lease.held(folder):
+            if is_finished(folder):  # by another process, while this one waited for the lease
+                return Record(folder)
+            return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
+    except CirbenchError:
+        with contextlib.suppress(OSError):  # weights that cannot be had leave no folder; what was begun stays
+            folder.rmdir()
+        raise
 
 
 def _run(

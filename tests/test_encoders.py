@@ -57,15 +57,30 @@ def test_open_clip_by_name_with_random_weights() -> None:
     assert "QuickGELU" in str(a.model)
 
 
-def test_weights_that_cannot_be_fetched_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip
+@pytest.mark.parametrize("load", [
+    lambda: load_clip("RN50-quickgelu:openai"), lambda: load_cnn("resnet18.tv_in1k", 64),
+], ids=["clip", "cnn"])
+def test_weights_that_cannot_be_fetched_are_told(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, in one message, without the log of the library that tried."""
+    import socket
+
+    from huggingface_hub import constants
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError("no connection")
+        raise socket.gaierror("no such host")
 
-    monkeypatch.setattr(open_clip, "create_model", refuse)
-    with pytest.raises(CirbenchError, match="scenes-medium"):
-        load_clip("RN50-quickgelu:openai")
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    waits = list[float]()
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(CirbenchError, match=r"could not be loaded: .*without a connection use .*scenes-"):
+        load()
+    assert not waits, "nobody waits for a host that cannot be found"
+    assert not caplog.records and not constants.HF_HUB_OFFLINE
 
 
 def test_any_timm_cnn_gives_a_map() -> None:

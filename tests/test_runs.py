@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from cirbench import runs, specs
 from cirbench.records import is_finished
+from cirbench.types import CirbenchError
 
 EQUAL_SETS = [
     "data.train_scenes=48", "data.select_scenes=8", "data.report_scenes=12", "data.distractors=12",
@@ -161,3 +162,13 @@ def test_killed_at_random_moments_and_repeated_ends_bit_identical(tmp_path: Path
     logs = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (f / "training.jsonl").open()]
             for f in (a, b)]
     assert logs[0] == logs[1]
+
+
+def test_weights_that_cannot_be_had_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise CirbenchError("no weights")
+
+    monkeypatch.setattr("cirbench.encoders.load_clip", refuse)
+    with pytest.raises(CirbenchError, match="no weights"):
+        tiny.run("sum", tmp_path, "clip-only")
+    assert not list(tmp_path.iterdir())
