@@ -1,16 +1,30 @@
-"""Two runs on the same queries: differences with intervals, tests, and the inputs that differ."""
+"""Runs on the same queries, seeds averaged within a query: differences with intervals, tests, and what differs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from cirbench.reports.collect import collect, flat, metric_names, rows_of, values_of
+import numpy as np
+from cirbench.reports.collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
 from cirbench import statistics
-from cirbench.records import Record
+from cirbench.records import Record, is_finished
 from cirbench.types import CirbenchError
 
-__all__ = ["compare_runs", "differing_inputs"]
+__all__ = ["compare", "differing_inputs", "other_seeds"]
+
+
+def other_seeds(record: Record) -> list[Record]:
+    """The run and those beside it that differ from it in the seed alone, by seed."""
+    key, found = identity(record.data["inputs"]), {record.id: record}
+    for folder in sorted(record.folder.resolve().parent.iterdir()):
+        if is_finished(folder):
+            other = Record(folder)
+            if identity(other.data["inputs"]) == key:
+                found.setdefault(other.id, other)
+    return sorted(found.values(), key=lambda r: int(r.data["inputs"].get("seed") or 0))
 
 
 def differing_inputs(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
@@ -27,43 +41,73 @@ def differing_inputs(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     return out
 
 
-def compare_runs(a: Record, b: Record, protocol: str = "") -> list[dict[str, Any]]:
-    """One row a metric: both numbers, B - A with its interval, p, and McNemar's counts where hits are yes or no.
+def compare(arms: Sequence[Sequence[Record]], protocol: str = "") -> list[list[dict[str, Any]]]:
+    """The first against each of the others, one row a metric; p is Holm-corrected over all rows there are.
+
+    Args:
+        arms: two or more, each the runs of one thing over its seeds.
+        protocol: another than the first's default.
+
+    Returns:
+        For each other arm its rows: means `a` and `b` over seeds with `a_std` and `b_std` (None for one seed), `delta`
+        = b - a in points with its interval `low` to `high` (bootstrap over reference images), `p` (paired
+        permutation of reference images), and for R@K `detectable`, the difference that so many queries find with
+        probability 0.8. With one seed each, R@K also has `only_a`, `only_b` and `mcnemar`, the exact test of hits.
 
     Raises:
-        CirbenchError: other queries or another gallery, or a protocol that either lacks.
+        CirbenchError: other queries or another gallery, the same runs twice, or a protocol that some lack.
     """
-    if a.id == b.id:
-        raise CirbenchError(f"{a.name} and {b.name} are the same run ({a.id}). Give two different ones.")
-    tests = collect([a, b])
+    first, pairs = arms[0], []
+    for other in arms[1:]:
+        pairs.append(_pair(first, other, protocol))
+    flat_p = statistics.holm([row["p"] for rows in pairs for row in rows])
+    return [[row | {"p": flat_p.pop(0)} for row in rows] for rows in pairs]
+
+
+def _pair(a: Sequence[Record], b: Sequence[Record], protocol: str) -> list[dict[str, Any]]:
+    one, two = a[0], b[0]
+    shared = {r.id for r in a} & {r.id for r in b}
+    if shared:
+        raise CirbenchError(
+            f"both sides hold the run {min(shared)}: they differ in the seed alone. Use --one-seed."
+        )
+    tests = collect([*a, *b])
     if len(tests) > 1:
         raise CirbenchError(
-            f"{a.name} and {b.name} answered different queries or ranked different galleries "
-            f"({len(a.queries)} and {len(b.queries)} queries); they cannot be compared query by query."
+            f"{one.name} and {two.name} answered different queries or ranked different galleries "
+            f"({len(one.queries)} and {len(two.queries)} queries); they cannot be compared query by query."
         )
-    name = protocol or a.data["default_protocol"]
-    common = [p for p in a.data["protocols"] if p in b.data["protocols"]]
+    name = protocol or one.data["default_protocol"]
+    common = [p for p in one.data["protocols"] if all(p in r.data["protocols"] for r in (*a, *b))]
     if name not in common:
-        raise CirbenchError(f"protocol {name!r} was not scored by both runs. Both have: {', '.join(common) or 'none'}.")
-    test = tests[0]
-    clusters = test.clusters[rows_of(a, name)]
-    out, differences = [], []
-    for metric in metric_names(test.arms, name):
-        x, y = values_of(a, name, metric), values_of(b, name, metric)
-        if x is None or y is None or len(x) != len(y):
-            continue
-        numbers = [r.data["protocols"][name]["metrics"][metric] for r in (a, b)]
-        weights = test.weights(name, metric)
-        low, high = 100 * statistics.bootstrap_interval(y - x, clusters, weights=weights)
-        row = {
-            "protocol": name, "queries": len(x), "metric": metric, "a": numbers[0], "b": numbers[1],
-            "delta": numbers[1] - numbers[0], "low": float(low), "high": float(high),
-        }
-        if metric.startswith("R@"):
-            row["only_a"], row["only_b"], row["mcnemar"] = statistics.mcnemar(x > 0, y > 0)
-        scaled = y - x if weights is None else (y - x) * weights
-        differences.append(float(statistics.paired_permutation(scaled, clusters)))
-        out.append(row)
+        raise CirbenchError(f"protocol {name!r} was not scored by both. Both have: {', '.join(common) or 'none'}.")
+    sides = [Arm("", list(side)) for side in (a, b)]
+    rows = [_row(tests[0], sides, name, metric) for metric in metric_names(sides, name)]
+    out = [row for row in rows if row is not None]
     if not out:
-        raise CirbenchError(f"{a.name} and {b.name} share no metric under {name!r} that is kept query by query.")
-    return [row | {"p": p} for row, p in zip(out, statistics.holm(differences), strict=True)]
+        raise CirbenchError(f"{one.name} and {two.name} share no metric under {name!r} that is kept query by query.")
+    return out
+
+
+def _row(test: TestSet, sides: Sequence[Arm], protocol: str, metric: str) -> dict[str, Any] | None:
+    x, y = (arm_values(side, protocol, metric) for side in sides)
+    if x is None or y is None or len(x) != len(y):
+        return None
+    clusters = test.clusters[rows_of(sides[0].records[0], protocol)]
+    numbers = [statistics.mean_std(side.scores(protocol, metric)) for side in sides]
+    weights = test.weights(protocol, metric)
+    low, high = 100 * statistics.bootstrap_interval(y - x, clusters, weights=weights)
+    std_a, std_b = (None if math.isnan(std) else std for _, std in numbers)
+    row: dict[str, Any] = {
+        "protocol": protocol, "queries": len(x), "metric": metric, "a": numbers[0][0], "b": numbers[1][0],
+        "a_std": std_a, "b_std": std_b,
+        "delta": numbers[1][0] - numbers[0][0], "low": float(low), "high": float(high),
+    }
+    if metric.startswith("R@"):
+        if all(len(side.records) == 1 for side in sides):
+            row["only_a"], row["only_b"], row["mcnemar"] = statistics.mcnemar(x > 0, y > 0)
+        smallest = statistics.detectable_effect(len(x), float(np.mean(np.abs(y - x))))
+        row["detectable"] = None if math.isnan(smallest) else smallest
+    scaled = y - x if weights is None else (y - x) * weights
+    row["p"] = float(statistics.paired_permutation(scaled, clusters))
+    return row

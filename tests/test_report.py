@@ -16,17 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from cirbench.reports import attention, tables
 from cirbench.reports.build import build
 from cirbench.reports.collect import collect
 from click.testing import CliRunner
 from fake_records import HOSTILE, write_run, write_suite
 
+from cirbench import statistics
 from cirbench.cli.compare import compare
 from cirbench.cli.report import report
 from cirbench.cli.show import show
 from cirbench.cli.table import table
-from cirbench.records import find_records
+from cirbench.records import Record, find_records
 from cirbench.types import CirbenchError
 
 
@@ -237,18 +239,56 @@ def test_show_tells_the_rank_and_the_images(suite):
 def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
     arms = {a.label: a.records[0] for a in collect(find_records([suite]))[0].arms}
     a, b = arms["dwc"], arms["sum"]
-    told = json.loads(_call(compare, a.folder, b.folder, "--json").output)
+    told = json.loads(_call(compare, a.folder, b.folder, "--json", "--one-seed").output)
     row = told["metrics"][0]
     x, y = (r.rankings["rank/scenes"] == 1 for r in (a, b))
     assert (row["only_a"], row["only_b"]) == (np.sum(x & ~y), np.sum(y & ~x))
+    assert row["mcnemar"] == scipy.stats.binomtest(int(row["only_a"]), int(row["only_a"] + row["only_b"])).pvalue
     assert row["delta"] == pytest.approx(100 * (y.mean() - x.mean())) and row["low"] < row["delta"] < row["high"]
-    assert told["inputs"] == {"method": ["dwc", "sum"]}
-    assert "only A / only B" in _call(compare, a.folder, b.folder).output
+    assert row["detectable"] == statistics.detectable_effect(len(x), float(np.mean(x != y)))
+    assert told["inputs"] == {"method": ["dwc", "sum"]} and told["seeds"] == {"a": [0], "b": [0]}
+    shown = _call(compare, a.folder, b.folder, "--one-seed").output
+    assert "only A / only B" in shown and "One seed says nothing about others" in shown
     other = write_run(tmp_path, queries=31, pictures=0)
     with pytest.raises(CirbenchError, match="different queries"):
         _call(compare, a.folder, other)
     with pytest.raises(CirbenchError, match="the same run"):
         _call(compare, a.folder, a.folder)
+    with pytest.raises(CirbenchError, match="two runs or more"):
+        _call(compare, a.folder)
+    with pytest.raises(CirbenchError, match=r"was not scored by both\. Both have: scenes"):
+        _call(compare, a.folder, b.folder, "--protocol", "scnes")
+
+
+def test_compare_averages_seeds_within_a_query_and_corrects_across_all(tmp_path):
+    runs = {m: [write_run(tmp_path, method=m, seed=s, skill=k, pictures=0, queries=120) for s in (0, 1, 2)]
+            for m, k in (("dwc", 0.7), ("sum", 0.6), ("tirg", 0.68))}
+    told = json.loads(_call(compare, runs["dwc"][1], runs["sum"][0], "--json").output)
+    row, names = told["metrics"][0], [r["metric"] for r in told["metrics"]]
+    x, y = (np.mean([Record(f).rankings["rank/scenes"] == 1 for f in runs[m]], axis=0) for m in ("dwc", "sum"))
+    assert told["seeds"] == {"a": [0, 1, 2], "b": [0, 1, 2]} and told["inputs"] == {"method": ["dwc", "sum"]}
+    assert row["delta"] == pytest.approx(100 * (y.mean() - x.mean())) and "mcnemar" not in row, "a mean is no hit"
+    assert (row["a"], row["a_std"]) == pytest.approx(statistics.mean_std([
+        Record(f).data["protocols"]["scenes"]["metrics"]["R@1"] for f in runs["dwc"]]))
+    raw = [float(statistics.paired_permutation(d, codes)) for d, codes in _differences(runs["dwc"], runs["sum"], names)]
+    assert [r["p"] for r in told["metrics"]] == statistics.holm(raw)
+    many = json.loads(_call(compare, runs["dwc"][0], runs["sum"][0], runs["tirg"][0], "--json").output)
+    more = [float(statistics.paired_permutation(d, codes)) for d, codes in _differences(runs["dwc"], runs["tirg"], names)]
+    assert [r["p"] for rows in many for r in rows["metrics"]] == statistics.holm(raw + more)
+    shown = _call(compare, runs["dwc"][0], runs["sum"][0], runs["tirg"][0]).output
+    assert f"over these {2 * len(names)} numbers" in shown and "seeds 0, 1, 2" in shown and "One seed" not in shown
+    with pytest.raises(CirbenchError, match=r"seed alone\. Use --one-seed"):
+        _call(compare, runs["dwc"][0], runs["dwc"][1])
+    alone = json.loads(_call(compare, runs["dwc"][0], runs["dwc"][1], "--json", "--one-seed").output)
+    assert alone["inputs"] == {"seed": [0, 1]}
+
+
+def _differences(a, b, metrics):
+    clusters = statistics.cluster_codes([q["reference"] for q in Record(a[0]).queries])
+    for metric in metrics:
+        cut = int(metric[2:])
+        x, y = (np.mean([Record(f).rankings["rank/scenes"] <= cut for f in side], axis=0) for side in (a, b))
+        yield y - x, clusters
 
 
 def test_neither_torch_nor_a_method_is_imported(suite):

@@ -1,4 +1,4 @@
-"""Compare two runs query by query, and say whether the difference is real."""
+"""Compare runs query by query, and say whether the difference is real."""
 
 from __future__ import annotations
 
@@ -7,35 +7,77 @@ from pathlib import Path
 import click
 
 
-@click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.command(epilog="""\b
+Examples:
+  cirbench compare runs/scenes-dwc-s0-* runs/scenes-sum-s0-*
+  cirbench compare A B C D --protocol NAME      (A against each of them, Holm-corrected over all)
+""")
+@click.argument("runs", nargs=-1, required=True, metavar="A B [MORE]...", type=click.Path(path_type=Path))
 @click.option("--protocol", default="", help="Another than the default.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def compare(a: Path, b: Path, protocol: str, as_json: bool) -> None:
-    """Compare the finished runs A and B, which must have answered the same queries over the same gallery."""
+@click.option("--one-seed", is_flag=True, help="Only the runs named, not those beside them with other seeds.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; a list where there are more than two.")
+def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool) -> None:
+    """Compare finished runs, which must have answered the same queries over the same gallery.
+
+    Runs beside A and B that differ from them in the seed alone are taken along: seeds are averaged within a query.
+    """
     import json
 
     from cirbench.records import Record
-    from cirbench.reports.compare import compare_runs, differing_inputs
+    from cirbench.reports import compare as comparing
+    from cirbench.types import CirbenchError
 
-    first, second = Record(a), Record(b)
-    rows = compare_runs(first, second, protocol)
-    changed = differing_inputs(first, second)
+    if len(runs) < 2:
+        raise CirbenchError(f"compare needs two runs or more, not only {runs[0]}. `cirbench runs` lists them.")
+    named = [Record(path) for path in runs]
+    twice = [r for n, r in enumerate(named) if r.id in {other.id for other in named[:n]}]
+    if twice:
+        raise CirbenchError(f"{twice[0].name} is named twice: it is the same run ({twice[0].id}). Give different ones.")
+    arms = [[record] if one_seed else comparing.other_seeds(record) for record in named]
+    results = comparing.compare(arms, protocol)
+    seeds = [[r.data["inputs"].get("seed") for r in arm] for arm in arms]
+    inputs = [comparing.differing_inputs(named[0], other) for other in named[1:]]
+    if not one_seed:
+        for changed in inputs:
+            changed.pop("seed", None)
     if as_json:
-        click.echo(json.dumps({"a": first.id, "b": second.id, "inputs": changed, "metrics": rows}, indent=1))
+        out = [
+            {"a": named[0].id, "b": other.id, "seeds": {"a": seeds[0], "b": s}, "inputs": changed, "metrics": rows}
+            for other, s, changed, rows in zip(named[1:], seeds[1:], inputs, results, strict=True)
+        ]
+        click.echo(json.dumps(out[0] if len(out) == 1 else out, indent=1))
         return
-    click.echo(f"A  {first.name}\nB  {second.name}")
+    for other, s, changed, rows in zip(named[1:], seeds[1:], inputs, results, strict=True):
+        _show(f"{named[0].name}, {_seeds(seeds[0])}", f"{other.name}, {_seeds(s)}", changed, rows)
+    count = sum(map(len, results))
+    click.echo(f"p: paired permutation over reference images, Holm-corrected over these {count} numbers.\n"
+               "detectable: the difference that so many queries find with probability 0.8.")
+    if min(map(len, seeds)) < 2:
+        click.echo("One seed says nothing about others: `cirbench run --seeds 0,1,2` adds them, and they are averaged.")
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}"
+
+
+def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[dict]) -> None:
+    click.echo(f"A  {a}\nB  {b}")
     for name, (x, y) in changed.items():
         click.echo(f"   {name}: {x!r} -> {y!r}")
-    click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; intervals over reference images, 95 %")
-    click.echo(f"{'':8}{'A':>8}{'B':>8}{'B - A':>9}{'interval':>19}{'p':>9}   only A / only B hit")
+    about = "± over seeds; intervals over reference images, 95 %"
+    click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; {about}")
+    click.echo(f"{'':8}{'A':>15}{'B':>15}{'B - A':>9}{'interval':>19}{'p':>9}{'detectable':>12}   only A / only B hit")
     for row in rows:
         flips = f"{row['only_a']} / {row['only_b']}, exact p {small(row['mcnemar'])}" if "only_a" in row else ""
         interval = f"[{row['low']:+.2f}, {row['high']:+.2f}]"
-        numbers = f"{row['a']:8.2f}{row['b']:8.2f}{row['delta']:+9.2f}"
-        click.echo(f"{row['metric']:8}{numbers}{interval:>19}{small(row['p']):>9}   {flips}")
-    click.echo("p by paired permutation, Holm-corrected over these metrics. Two runs say nothing about other seeds.")
+        sides = "".join(
+            (f"{row[s]:.2f}" + (f" ± {row[f'{s}_std']:.2f}" if row[f"{s}_std"] is not None else "")).rjust(15)
+            for s in ("a", "b")
+        )
+        found = "" if row.get("detectable") is None else f"{row['detectable']:.2f}"
+        line = f"{row['metric']:8}{sides}{row['delta']:+9.2f}{interval:>19}{small(row['p']):>9}{found:>12}   {flips}"
+        click.echo(line.rstrip())
+    click.echo()
 
 
 def small(p: float) -> str:
