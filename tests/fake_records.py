@@ -37,14 +37,14 @@ def write_run(
     out: Path, *, method: str = "dwc", variant: str = "", seed: int = 0, skill: float = 0.6, queries: int = 60,
     gallery: int = 120, overrides: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None,
     texts: tuple[str, ...] = (), pictures: int = 30, weights: bool = False, explain: bool = False, steps: int = 0,
-    names: str = "image-{:05d}", notes: tuple[str, ...] = (), group_average: bool = False, dataset: str = "scenes",
+    names: str = "image-{:05d}", notes: tuple[str, ...] = (), group_average: bool = False, dataset: str = "scenes", ties: int = 0,
     **inputs: Any,
 ) -> Path:
     """One finished run; `skill` is about the share of queries answered at rank 1.
 
     Queries and gallery depend on `queries`, `gallery`, `texts`, `names` and `dataset` only, so runs can be compared.
     """
-    overrides, data = dict(overrides or {}), {"noise_rate": 0.0, **(data or {})}
+    overrides, data = dict(overrides or {}), {"noise_rate": 0.0, "side": 48, **(data or {})}
     config = CONFIG | {k.removeprefix("method."): v for k, v in overrides.items() if k.startswith("method.")}
     fixed = np.random.default_rng(7)
     ids = [names.format(i) for i in range(gallery)]
@@ -127,7 +127,7 @@ def write_run(
         "selection": {"rule": "last", "epoch": 4, "metric": None, "value": None},
         "command": f"cirbench run --method {method} --dataset {dataset} --seed {seed}", "split": "report",
         "protocols": {
-            "scenes": {"queries": queries, "gallery": gallery, "ties": 0, "form": "text", "metrics": numbers},
+            "scenes": {"queries": queries, "gallery": gallery, "ties": ties, "form": "text", "metrics": numbers},
         },
         "default_protocol": "scenes", "omitted": {},
         "cost": {

@@ -1,0 +1,248 @@
+"""Every number of a page is the records': each cell is computed again here, from the files, by another way."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cirbench.reports.build import build
+from fake_records import write_run, write_suite
+from report_page import Cell, Page, Table
+
+from cirbench import statistics
+from cirbench.records import Record, find_records
+
+UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> dict[str, Record]:
+    out = tmp_path_factory.mktemp("suite")
+    write_suite(out, queries=60, seeds=2, ties=3)
+    return {r.id: r for r in find_records([out])}
+
+
+@pytest.fixture(scope="module")
+def page(suite) -> Page:
+    return Page(build(list(suite.values())))
+
+
+def number(cell: Cell) -> float:
+    return float(cell.attrs["data-v"]) if cell.attrs["data-v"] else math.nan
+
+
+def shown(text: str) -> float:
+    """The first number of a text, its unit applied."""
+    found = re.search(r"([+−-]?[\d.]+)(?: ([kMGT])\b)?", text)
+    assert found, text
+    return float(found[1].replace("−", "-")) * UNITS.get(found[2] or "", 1)
+
+
+def close(a: float, b: float) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or a == pytest.approx(b, rel=1e-9, abs=1e-8)
+
+
+def hits(records: list[Record], metric: str) -> np.ndarray:
+    """(B,) hits of each query, mean over runs."""
+    cut = int(metric.rpartition("@")[2])
+    return np.mean([(r.rankings["rank/scenes"] >= 1) & (r.rankings["rank/scenes"] <= cut) for r in records], axis=0)
+
+
+def clusters(record: Record) -> np.ndarray:
+    return statistics.cluster_codes([q["reference"] for q in record.queries])
+
+
+def scores(records: list[Record], metric: str) -> list[float]:
+    return [r.data["protocols"]["scenes"]["metrics"][metric] for r in records]
+
+
+def at(record: Record, *path: str) -> float:
+    value: Any = record.data["cost"]
+    for name in path:
+        value = value[name]
+    return float(value)
+
+
+COST = {
+    "Parameters/trained": ("parameters", "trainable"), "Parameters/all": ("parameters", "total"),
+    "FLOPs/query": ("flops", "query"), "FLOPs/image": ("flops", "image"), "Seconds/an epoch": ("seconds", "epoch"),
+    "Seconds/whole run": ("seconds", "total"), "Latency, ms/p50": ("latency_ms", "p50"),
+    "Latency, ms/p95": ("latency_ms", "p95"), "Peak memory, MB": ("peak_memory_mb",),
+}
+
+
+def main_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    if column == "Seeds":
+        return len(runs)
+    if column == "Ties":
+        return max(r.data["protocols"]["scenes"]["ties"] for r in runs)
+    found = scores(runs, column)
+    spread, interval = cell.part("sd"), cell.part("ci")
+    if len(runs) > 1:
+        assert spread and shown(spread[1]) == pytest.approx(np.std(found, ddof=1), abs=0.00501)
+    low, high = 100 * statistics.bootstrap_interval(hits(runs, column), clusters(runs[0]))
+    assert interval and close(float(interval[0]["data-low"]), low) and close(float(interval[0]["data-high"]), high)
+    assert interval[1] == f"[{low:.1f}, {high:.1f}]"
+    return float(np.mean(found))
+
+
+def group_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    metric, group = column.split("/", 1)
+    assert cell.attrs["data-metric"] == f"{group}/{metric}"
+    return float(np.mean(scores(runs, f"{group}/{metric}")))
+
+
+def mean_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    """Tables of one metric beside costs."""
+    path = {"Parameters, all": ("parameters", "total"), "FLOPs, query": ("flops", "query"),
+            "Latency p50, ms": ("latency_ms", "p50")}.get(column)
+    return float(np.mean([at(r, *path) for r in runs] if path else scores(runs, column)))
+
+
+def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    stream = cell.attrs["stream"]
+    share = np.mean([r.rankings[f"weight/{stream}"] for r in runs], axis=0)
+    groups = np.array([q["group"] for q in runs[0].queries])
+    known = np.array([["text-dominant", "balanced", "image-dominant"].index(g) for g in groups])
+    if column == "Mean":
+        return float(share.mean())
+    if column in groups:
+        return float(share[groups == column].mean())
+    if column == "Ceiling":
+        # The best order there is: by the known mix, ties broken in any way.
+        return statistics.spearman(np.argsort(np.lexsort((np.arange(len(known)), known))), known)
+    return statistics.spearman(share, known)
+
+
+def run_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    return float(runs[0].data["inputs"]["seed"])
+
+
+CHECKS: dict[str, Callable[[Table, list[Record], str, Cell], float]] = {
+    "main": main_cell, "groups": group_cell, "backbones": mean_cell, "noise": mean_cell, "modality": modality_cell,
+    "runs": run_cell, "cost": lambda t, runs, column, c: float(np.mean([at(r, *COST[column]) for r in runs])),
+}
+
+
+def test_every_number_of_every_table(suite, page):
+    """Also: no table is left out, and no cell with a number behind it."""
+    counted: dict[str, int] = {}
+    for table in page.tables:
+        kind = table.attrs.get("data-table", "")
+        if kind in ("ablation", "pointing", "published", ""):
+            continue  # below; the last are the explorer's, filled by the browser
+        columns = table.columns()
+        for attrs, cells in table.rows:
+            ids = attrs.get("data-runs", attrs.get("data-id", "")).split()
+            assert ids and len(cells) == len(columns)
+            for column, cell in zip(columns, cells, strict=True):
+                if "data-v" not in cell.attrs:
+                    continue
+                cell.attrs["stream"] = attrs.get("data-stream", "")
+                wanted = CHECKS[kind](table, [suite[i] for i in ids], column, cell)
+                assert close(number(cell), wanted), (kind, column, ids, cell.attrs, wanted)
+                if not math.isnan(wanted):
+                    digits = len(re.sub(r"\D", "", cell.text.split(" ")[0].split("–")[0]))
+                    assert shown(cell.text) == pytest.approx(wanted, rel=0.6 * 10.0 ** (1 - digits), abs=0.06), cell.text
+                counted[kind] = counted.get(kind, 0) + 1
+    assert {t.attrs["data-table"] for t in page.tables if "data-table" in t.attrs} >= set(CHECKS)
+    assert all(counted[kind] >= 4 for kind in CHECKS), counted
+    # The main table has every arm: each run is in one of its rows, once.
+    rows = [i for t in page.tables if t.attrs.get("data-table") == "main" for a, _ in t.rows for i in a["data-runs"].split()]
+    assert sorted(rows) == sorted(suite)
+
+
+def test_rounded_numbers_are_the_exact_ones_rounded(page):
+    for table in page.tables:
+        if table.attrs.get("data-table") in ("main", "groups"):
+            for _, cells in table.rows:
+                for cell in cells:
+                    if "data-metric" in cell.attrs and number(cell) == number(cell):
+                        assert cell.text.startswith(f"{number(cell):.2f}")
+    for value, text in page.data:
+        assert value == "" or text == f"{float(value):.{len(text.partition('.')[2])}f}".replace("-", "−")
+
+
+def test_ablation(suite, page):
+    """Changes, intervals and p are those of the paired differences, corrected within the table."""
+    table = next(t for t in page.tables if t.attrs.get("data-table") == "ablation")
+    columns = table.columns()
+    base = [suite[i] for i in table.attrs["data-runs"].split()]
+    differences, cells_of = [], []
+    for attrs, cells in table.rows:
+        runs = [suite[i] for i in attrs["data-runs"].split()]
+        differences.append(hits(runs, "R@1") - hits(base, "R@1"))
+        cells_of.append(dict(zip(columns, cells, strict=True)))
+    matrix, codes = np.stack(differences, axis=1), clusters(base[0])
+    low, high = 100 * statistics.bootstrap_interval(matrix, codes)
+    p = statistics.holm(statistics.paired_permutation(matrix, codes).tolist())
+    assert len(cells_of) == 3
+    for n, cells in enumerate(cells_of):
+        assert close(number(cells["Change"]), 100 * matrix[:, n].mean())
+        assert close(number(cells["95 % interval"]), low[n]) and close(number(cells["p"]), p[n])
+        signed = [f"{v:+.2f}".replace("-", "−") for v in (low[n], high[n])]
+        assert cells["95 % interval"].text == f"[{signed[0]}, {signed[1]}]"
+
+
+def test_pointing(suite, page):
+    """By hand: 3 x 3 cells, boxes that are the cells, the peak either the named one or not."""
+    table = next(t for t in page.tables if t.attrs.get("data-table") == "pointing")
+    record = next(suite[i] for i in table.attrs["data-runs"].split() if suite[i].explain)
+    for _, cells in table.rows:
+        found = dict(zip(table.columns(), cells, strict=True))
+        peaks = []
+        for query in record.queries:
+            if query["id"] in record.explain and query["extra"]["named"] is not None:
+                region = np.array(record.explain[query["id"]]["regions"][cells[0].text])
+                peaks.append(int(region.argmax()) == query["extra"]["named"])
+        assert close(number(found["On the named object, %"]), 100 * float(np.mean(peaks)))
+        assert close(number(found["By cell chance, %"]), 100 / 9) and number(found["On any object, %"]) == 100
+        assert int(found["Queries"].text) == len(peaks)
+
+
+def test_the_explorer_holds_every_rank_text_and_first_ten(suite, page):
+    block = page.block("q0")
+    main = next(t for t in page.tables if t.attrs.get("data-table") == "main")
+    first = suite[main.rows[0][0]["data-runs"].split()[0]]
+    assert block["ids"] == [q["id"] for q in first.queries]
+    assert block["texts"] == [" / ".join(q["texts"]) for q in first.queries]
+    assert block["refs"] == [q["reference"] for q in first.queries]
+    assert block["targets"] == [q["targets"] for q in first.queries]
+    assert [block["groups"][g] for g in block["group"]] == [q["group"] for q in first.queries]
+    assert [block["edits"][g] for g in block["edit"]] == [q["extra"]["edit"] for q in first.queries]
+    for n, (attrs, _) in enumerate(main.rows):
+        record = suite[attrs["data-runs"].split()[0]]
+        assert page.block(f"r0-{n}") == record.rankings["rank/scenes"].tolist()
+        tops = page.block(f"t0-{n}")
+        shown_ = [[tops["ids"][t] for t in row] for row in tops["top"]]
+        assert shown_ == [[record.gallery[t] for t in record.rankings["top/text"][q, :10]] for q in block["sampled"]]
+
+
+def test_a_group_average_is_shown_as_recorded(tmp_path):
+    """Where the protocol averages over groups, the page's number is that average, not the mean over queries."""
+    record = Record(write_run(tmp_path, queries=61, pictures=0, group_average=True))
+    plain = 100 * float(hits([record], "R@1").mean())
+    table = next(t for t in Page(build([record])).tables if t.attrs.get("data-table") == "main")
+    cell = dict(zip(table.columns(), table.rows[0][1], strict=True))["R@1"]
+    assert number(cell) == scores([record], "R@1")[0] != pytest.approx(plain, abs=1e-6)
+
+
+def test_published_numbers_are_those_of_the_file(tmp_path):
+    import tomllib
+
+    from cirbench import reports
+
+    write_run(tmp_path, dataset="cirr", queries=30, pictures=0)
+    page = Page(build(find_records([tmp_path])))
+    text = (Path(reports.__file__).parent / "published.toml").read_text()
+    known = [e for e in tomllib.loads(text)["result"] if e["dataset"] == "cirr"]
+    table = next(t for t in page.tables if t.attrs.get("data-table") == "published")
+    assert len(table.rows) == len(known) > 0
+    for entry, (_, cells) in zip(known, table.rows, strict=True):
+        found = {k: number(c) for k, c in zip(table.columns(), cells, strict=True) if c.attrs.get("data-v")}
+        assert found == entry["metrics"] and entry["source"] in cells[-1].text
