@@ -132,7 +132,7 @@ def write_run(
         "default_protocol": "scenes", "omitted": {},
         "cost": {
             "parameters": {"trainable": 1_000_000, "total": 3_000_000}, "flops": {"query": 10**8, "image": 2 * 10**8},
-            "seconds": {"total": 60.0 + seed, "train": 50.0, "epoch": 10.0, "features": 3.0, "evaluate": 2.0},
+            "seconds": {"total": 60.0 + seed, "train": 50.0, "cpu": 90.0 + seed, "epoch": 10.0, "features": 3.0, "evaluate": 2.0},
             "latency_ms": {"p50": 8.0, "p95": 11.0}, "peak_memory_mb": 900.0,
         },
         "environment": {

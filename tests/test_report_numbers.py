@@ -71,7 +71,7 @@ def at(record: Record, *path: str) -> float:
 COST = {
     "Parameters/trained": ("parameters", "trainable"), "Parameters/all": ("parameters", "total"),
     "FLOPs/query": ("flops", "query"), "FLOPs/image": ("flops", "image"), "Seconds/an epoch": ("seconds", "epoch"),
-    "Seconds/whole run": ("seconds", "total"), "Latency, ms/p50": ("latency_ms", "p50"),
+    "Seconds/whole run": ("seconds", "total"), "Seconds/CPU": ("seconds", "cpu"), "Latency, ms/p50": ("latency_ms", "p50"),
     "Latency, ms/p95": ("latency_ms", "p95"), "Peak memory, MB": ("peak_memory_mb",),
 }
 
