@@ -342,7 +342,8 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
             place = next(a.place for a in sweep.arms if (a.label, a.method) == (point.arm, point.method))
             named = point.label or point.method
             raise CirbenchError(f"{check.file}, {place}, point ({named}): {error}") from None
-        key = digest([planned.spec.method, planned.spec.config, planned.spec.data, planned.spec.train])
+        # Under another label it may stand twice, at no cost: a run is done once.
+        key = digest([point.arm, planned.spec.method, planned.spec.config, planned.spec.data, planned.spec.train])
         if sweep.sampler == "grid" and key in seen:
             raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) are one and the same.")
         seen[key] = point.label or point.method

@@ -157,19 +157,20 @@ def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> di
     from cirbench import runs, specs
 
     points = sweep.corners() if sweep.sampler != "grid" else sweep.points()[: sweep.total]
-    kept, loaded = 0, dict[str, Any]()
+    kept, loaded = dict[str, bool](), dict[str, Any]()
     for point in points if sweep.sampler == "grid" else []:
         for seed in sweep.seeds:
             planned = sweep.plan(point, seed)
             key = json.dumps(dict(planned.spec.data), sort_keys=True)
             if key not in loaded:
                 loaded[key] = specs.load(planned)
-            kept += runs._finished(options.out, runs.identify(planned, loaded[key])[0]) is not None
-    count = sweep.total * len(sweep.seeds)
+            name = runs.identify(planned, loaded[key])[0]
+            kept[name] = runs._finished(options.out, name) is not None
+    count, done = len(kept) or sweep.total * len(sweep.seeds), sum(kept.values())
     costs = [measure(sweep.plan(p, sweep.seeds[0]), options.device, steps) for p in _kinds(points, sweep)]
     each = sum(costs) / len(costs)
-    left = each * (count - kept) / max(1, min(workers, count))
-    return {"runs": count, "kept": kept, "seconds_run": each, "seconds": left}
+    left = each * (count - done) / max(1, min(workers, count))
+    return {"runs": count, "kept": done, "seconds_run": each, "seconds": left}
 
 
 def _kinds(points: Sequence[Point], sweep: Sweep) -> list[Point]:

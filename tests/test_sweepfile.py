@@ -174,6 +174,14 @@ def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) ->
         assert sweepfile.read("tune", method=method, variant=variant).arms[0].space
 
 
+def test_lambda_sets_the_learned_weight_beside_constant_ones() -> None:
+    points = [p for p in sweepfile.read("lambda").points() if p.arm == "modality weight"]
+    configs = [sweepfile.read("lambda").plan(p, 0).spec.config for p in points]
+    assert [(c["weighting"], c["modality_weight"]) for c in configs] == [
+        ("learned", 0.5), *(("constant", w) for w in (0.0, 0.25, 0.5, 0.75, 1.0))]
+    assert len({p.label for p in points}) == 6
+
+
 def test_one_command_compares_every_method_and_every_variant_of_dwc() -> None:
     one, both = sweepfile.read("methods"), sweepfile.read("methods", variant="full")
     assert one.seeds == both.seeds == (0, 1, 2, 3, 4)
