@@ -69,7 +69,7 @@ def _matrix(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if len(bad):
         raise CirbenchError(f"{path}: {key} holds NaN or infinite values in {len(bad)} rows, first in row {bad[0]}.")
     # Half precision is widened before any product; double stays double.
-    return values if values.dtype == np.float64 else values.astype(np.float32)
+    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
 def read_embeddings(path: Path) -> Embeddings:
@@ -103,8 +103,8 @@ def read_embeddings(path: Path) -> Embeddings:
         )
     wide = np.result_type(queries, gallery)
     return Embeddings(
-        path, _ids(path, "query_ids", data["query_ids"], len(queries)), queries.astype(wide),
-        _ids(path, "image_ids", data["image_ids"], len(gallery)), gallery.astype(wide),
+        path, _ids(path, "query_ids", data["query_ids"], len(queries)), queries.astype(wide, copy=False),
+        _ids(path, "image_ids", data["image_ids"], len(gallery)), gallery.astype(wide, copy=False),
     )
 
 
@@ -256,7 +256,7 @@ def choose_protocols(dataset: Dataset, names: Sequence[str]) -> list[Protocol]:
 
 
 def to_json(dataset: Dataset, split: Split, protocols: dict[str, Any], omitted: dict[str, str]) -> dict[str, Any]:
-    """The result as issue and documents give it; per-protocol fields `queries`, `gallery`, `ties`, `metrics`."""
+    """The result as docs/protocols.md gives it; per-protocol fields `queries`, `gallery`, `ties`, `metrics`."""
     keys = ("queries", "gallery", "ties", "metrics")
     kept = {name: {key: entry[key] for key in keys} for name, entry in protocols.items()}
     return {"dataset": dataset.name, "split": split.name, "protocols": kept, "omitted": omitted}

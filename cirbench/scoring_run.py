@@ -305,6 +305,10 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
                     + (" of the query's subset" if kind == "Rs" else "")
                 )
                 del found[name]
+        for name in protocol.metrics:
+            lacking = [part for part in metrics.parts(name) if part not in found]
+            if lacking and metrics.parts(name) != [name]:
+                omitted[f"{protocol.name}/{name}"] = f"it is a mean over {', '.join(lacking)} too"
         best = ranks.get(judging.BEST, next(iter(ranks.values())))
         pieces.append({protocol.name: {
             "rows": rows, "best": best.best, "ties": best.ties, "found": found,

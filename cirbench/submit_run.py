@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cirbench import evaluation, judging, submissions
+from cirbench import evaluation, judging, missing, submissions
 from cirbench.feed import Feed
 from cirbench.ranking import dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Split
@@ -40,6 +40,12 @@ def write(
     """
     if dataset.name not in SERVERS:
         raise CirbenchError(f"there is no server for {dataset.name}; submissions exist for {', '.join(SERVERS)}.")
+    absent = missing.find(dataset, [split.name])
+    if absent:
+        raise CirbenchError(
+            f"{len(absent)} pictures of {dataset.name}/{split.name} are missing, e.g. {absent[0]!r}. A server wants "
+            f"every query ranked over every image: `cirbench data get {dataset.name}` says where they come from."
+        )
     protocol = dataset.protocols[0] if dataset.name == "circo" else replace(dataset.protocols[0], hit="targets")
     form = dataset.forms[protocol.form]
     texts: Sequence[str] = evaluation.texts_of(dataset, split, [protocol.form])
@@ -53,6 +59,12 @@ def write(
         paths = submissions.write_cirr(folder, split, ranked, subset)
     else:
         paths = submissions.write_circo(folder, split, ranked)
-    for path in paths:
-        submissions.validate(path, split)
+    try:
+        for path in paths:
+            submissions.validate(path, split)
+    except CirbenchError:
+        # A file that its server would refuse is not left behind as if it were one to send.
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
     return paths

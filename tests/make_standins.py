@@ -29,7 +29,7 @@ def jpeg(name: str, side: int = 32) -> bytes:
 
 def write(path: Path, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(jpeg(name))
+    path.write_bytes(jpeg(name, 16))
 
 
 def shoes(root: Path, annotations: Path) -> int:
@@ -45,9 +45,9 @@ def shoes(root: Path, annotations: Path) -> int:
 
 
 def fashioniq(root: Path, annotations: Path, category: str = "dress") -> int:
-    """Every image of the train and val split files of one category, as images/<asin>.jpg."""
+    """Every image of the three split files of one category, as images/<asin>.jpg."""
     names: dict[str, None] = {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         for file in (f"captions/cap.{category}.{split}.json", f"image_splits/split.{category}.{split}.json"):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(annotations / file, root / file)

@@ -255,3 +255,28 @@ def test_check_is_content_with_whole_data(tmp_path: Path, capsys: pytest.Capture
             (root / f"pictures/{split}{n}.jpg").write_bytes(jpeg(f"{split}{n}", 20))
     main(["data", "check", "custom", "--root", str(root)])
     assert "as published" in capsys.readouterr().out
+
+
+def test_check_counts_what_is_there_and_names_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("cirr", tmp_path / "cirr")
+    (root / "captions/cap.rc2.train.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", "cirr", "--root", str(root)])
+    said = capsys.readouterr().out
+    assert stop.value.code == 1 and "WRONG  val queries: 12, published 4,181" in said
+    assert "WRONG  train queries: cirr: captions/cap.rc2.train.json" in said and "cannot be loaded yet" in said
+    # Nothing of the dataset is there: the wrong folder.
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", "cirr", "--root", str(tmp_path / "empty")])
+    assert stop.value.code == 2 and "which holds nothing" in capsys.readouterr().err
+
+
+def test_check_of_one_category_wants_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("fashioniq", tmp_path / "fiq")
+    for path in [*root.glob("*/*shirt*"), *root.glob("*/*toptee*")]:
+        path.unlink()
+    with pytest.raises(SystemExit):
+        main(["data", "check", "fashioniq", "--root", str(root), "--set", "data.category=dress", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {c["what"].split()[0] for c in found["counts"]} == {"dress"} and found["problems"]["missing"]["count"]

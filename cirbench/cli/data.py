@@ -105,11 +105,12 @@ def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) ->
 def _table(result: dict[str, Any]) -> str:
     lines = [f"{result['dataset']}: {'as published' if result['ok'] else 'NOT as published'}"]
     for entry in result["counts"]:
-        if entry["ok"] and entry["expected"] is not None:
-            lines.append(f"  ok     {entry['what']}: {entry['found']:,}")
+        if entry["found"] is None:
+            lines.append(f"  WRONG  {entry['what']}: {entry['why']}")
         elif entry["expected"] is None:
-            verdict = "note " if entry["ok"] else "WRONG"
-            lines.append(f"  {verdict}  {entry['what']}: {entry.get('why') or entry['found']}")
+            lines.append(f"  note   {entry['what']}: {entry['found']:,}")
+        elif entry["ok"]:
+            lines.append(f"  ok     {entry['what']}: {entry['found']:,}")
         else:
             lines.append(f"  WRONG  {entry['what']}: {entry['found']:,}, published {entry['expected']:,}")
     lines.append(f"  {result['images']:,} images named")
@@ -123,5 +124,6 @@ def _table(result: dict[str, Any]) -> str:
             f"gone from a gallery; at most {bound['highest']:.2f} can be reached"
         )
     lines += [f"  note: {note}" for note in result["notes"]]
-    lines.append(f"  images {result['image_fingerprint'][:16]}, annotations {result['fingerprint'][:16]}")
+    if result["fingerprint"]:
+        lines.append(f"  images {result['image_fingerprint'][:16]}, annotations {result['fingerprint'][:16]}")
     return "\n".join(lines)

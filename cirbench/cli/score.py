@@ -11,7 +11,7 @@ import click
 @click.command(epilog="""\b
 Examples:
   cirbench score --dataset shoes --root data/shoes --split eval --embeddings mine.npz
-  cirbench score --dataset fashioniq --root data/fiq --split val --embeddings dress.npz --embeddings shirt.npz
+  cirbench score --dataset fashioniq --root data/fiq --split val --embeddings dress.npz shirt.npz toptee.npz
   cirbench score --dataset circo --root data/circo --split val --rankings submission_val.json --json
 """)
 @click.option("--dataset", "-d", required=True, help="Name (`cirbench list datasets`).")
@@ -22,22 +22,27 @@ Examples:
 @click.option("--protocol", "protocols", multiple=True, help="Only this one; repeatable (`cirbench protocols`).")
 @click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, unrounded.")
+@click.argument("more", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 def score(
     dataset: str, root: Path | None, split: str, embeddings: tuple[Path, ...], rankings: tuple[Path, ...],
-    protocols: tuple[str, ...], sets: tuple[str, ...], as_json: bool,
+    protocols: tuple[str, ...], sets: tuple[str, ...], as_json: bool, more: tuple[Path, ...],
 ) -> None:
-    """Score results produced elsewhere. No model is needed, and only annotations under --root."""
+    """Score results produced elsewhere. No model is needed, and only annotations under --root.
+
+    Several files (one model per category, CIRR's two server files) follow --embeddings or --rankings.
+    """
     from cirbench.types import CirbenchError
 
     if bool(embeddings) == bool(rankings):
         raise CirbenchError("give either --embeddings FILE.npz or --rankings FILE.json, one kind at a time.")
+    files = (*embeddings, *rankings, *more)
     from cirbench.splits import load_named
 
     data, part = load_named(dataset, root, split, sets)
     from cirbench import scoring, scoring_run
 
     one = scoring_run.score_embeddings if embeddings else scoring_run.score_rankings
-    result = one(data, part, embeddings or rankings, protocols)
+    result = one(data, part, files, protocols)
     click.echo(scoring.dumps(result) if as_json else table(result))
 
 

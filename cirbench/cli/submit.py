@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from cirbench.cli._shared import is_quiet
+
 
 @click.command(epilog="""\b
 Examples:
@@ -19,8 +21,9 @@ Examples:
 @click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), default=Path("submission"),
               show_default=True, help="Where files go.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def submit(
-    paths: tuple[Path, ...], check: bool, root: Path | None, dataset: str | None, out: Path, device: str
+    paths: tuple[Path, ...], check: bool, root: Path | None, dataset: str | None, out: Path, device: str, quiet: bool
 ) -> None:
     """Write CIRR's two files or CIRCO's file from RUN; with --validate, check FILEs.
 
@@ -48,7 +51,7 @@ def submit(
     data, split = load_named(name, root, SERVERS[name])
     where = pick_device(device)
     method = runs.load_method(planned, specs.load(planned), record.folder / "model.safetensors", where)
-    for path in write(method, data, split, where, out, quiet=True):
+    for path in write(method, data, split, where, out, is_quiet(quiet)):
         click.echo(str(path))
 
 

@@ -306,6 +306,14 @@ def images_of(queries: Iterable[Query]) -> tuple[str, ...]:
     return tuple(seen)
 
 
+def counted(names: Sequence[str], count: Callable[[], Sequence[int]]) -> dict[str, int | str]:
+    """Name -> number; or -> what is wrong with the file they are counted in, so that other files are counted still."""
+    try:
+        return dict(zip(names, count(), strict=True))
+    except CirbenchError as error:
+        return dict.fromkeys(names, str(error))
+
+
 def id_list_digest(queries: Iterable[Query]) -> str:
     """sha256 of the sorted query ids, one a line: names a carved split in documents and tests."""
     return hashlib.sha256("\n".join(sorted(q.id for q in queries)).encode()).hexdigest()

@@ -134,11 +134,16 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     return _dataset(knobs, folder, *_split(knobs, folder, name, name, open_gallery=True))
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """What `data check` compares with the facts."""
-    val, test = _read(root, "val")[0], _read(root, "test")[0]
+
+    def val() -> tuple[int, int]:
+        queries = _read(root, "val")[0]
+        return len(queries), sum(len(q.targets) for q in queries)
+
     return {
-        "val queries": len(val), "val targets": sum(len(q.targets) for q in val), "test queries": len(test),
+        **c.counted(("val queries", "val targets"), val),
+        **c.counted(("test queries",), lambda: (len(_read(root, "test")[0]),)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,16 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     )
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """What `data check` compares with the facts."""
-    out = {}
-    for split in SPLITS:
+
+    def one(split: str) -> tuple[int, int]:
         queries, paths, _ = _read(root, split)
-        out[f"{split} queries"], out[f"{split} images"] = len(queries), len(paths)
+        return len(queries), len(paths)
+
+    out: dict[str, int | str] = {}
+    for split in SPLITS:
+        out |= c.counted((f"{split} queries", f"{split} images"), partial(one, split))
     return out
 
 

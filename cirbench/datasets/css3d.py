@@ -153,10 +153,10 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     return _dataset(folder, {name: _split(data, path, name, name)}, path, {})
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """How many there are; upstream publishes no exact numbers to compare with."""
     data, path = read(root)
-    out = {}
+    out: dict[str, int | str] = {}
     for name in ("train", "test"):
         split = _split(data, path, name, name)
         out[f"{name} queries"], out[f"{name} images"] = len(split.queries), len(split.images())

@@ -227,15 +227,22 @@ def _notes(stray: list[str]) -> tuple[str, ...]:
     return (f"labels/: ignored {', '.join(stray)} (not named *_detect_all.txt exactly)",) if stray else ()
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """What `data check` compares with the published counts."""
-    train, _, _ = _labels(root, "train")
-    report, _, _, test = _report(root, "test")
-    children = _children(train)
+
+    def train() -> tuple[int, ...]:
+        labels, _, _ = _labels(root, "train")
+        children = _children(labels)
+        modifiable = sum(any(p in children for p in parents(t)) for t in labels.values())
+        return len(labels), len(set(labels.values())), modifiable
+
+    def test() -> tuple[int, ...]:
+        report, _, _, labels = _report(root, "test")
+        return len(labels), len(report.queries)
+
     return {
-        "train images": len(train), "train captions": len(set(train.values())),
-        "modifiable images": sum(any(p in children for p in parents(t)) for t in train.values()),
-        "test images": len(test), "test queries": len(report.queries),
+        **c.counted(("train images", "train captions", "modifiable images"), train),
+        **c.counted(("test images", "test queries"), test),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -68,8 +69,9 @@ SPEC = DatasetSpec(
     files=FILES,
     layout=(
         "captions/cap.<cat>.<split>.json and image_splits/split.<cat>.<split>.json (also under json/, cap/ and split/, "
-        "fashionIQ_dataset/ or start_kit/data/); pictures as images/, img/, all_imgs/, image_data/<cat>/, "
-        "resized_images/<cat>/ or resized_image/<cat>/<asin>, .jpg, .jpeg or .png"
+        "annotations/, annotation/fashion-iq/, fashionIQ_dataset/, start_kit/data/ or the root itself); pictures as "
+        "images/, img/, all_imgs/, datasets/fashion-iq/images/, image_data/<cat>/, resized_images/<cat>/ or "
+        "resized_image/<cat>/<asin>, .jpg, .jpeg or .png"
     ),
     citation="Wu et al., Fashion IQ, CVPR 2021",
     licence="annotations: CDLA (variant unnamed upstream); the pictures are Amazon's and not redistributable",
@@ -81,7 +83,8 @@ SPEC = DatasetSpec(
     train={"flip": "joint"},
     template=(
         "images/{id}", "img/{id}", "all_imgs/{id}", "resized_images/*/{id}", "resized_image/*/{id}",
-        "image_data/*/{id}", "start_kit/data/resized_images/*/{id}", "fashionIQ_dataset/images/{id}", "{id}",
+        "image_data/*/{id}", "start_kit/data/resized_images/*/{id}", "fashionIQ_dataset/images/{id}",
+        "datasets/fashion-iq/images/{id}", "{id}",
     ),
 )
 SPLITS = ("train", "val", "test")
@@ -143,11 +146,11 @@ FORMS = {
 
 def _paths(root: Path, cat: str, split: str) -> tuple[Path, Path]:
     stem_c, stem_s = f"cap.{cat}.{split}.json", f"split.{cat}.{split}.json"
-    places_c = ("captions", "json", "cap", "start_kit/data/captions", "fashionIQ_dataset/captions", "annotations")
-    places_s = ("image_splits", "json", "split", "start_kit/data/image_splits", "fashionIQ_dataset/image_splits",
-                "annotations")
+    shared = ("json/", "annotations/", "annotation/fashion-iq/", "")
+    places_c = ("captions/", "cap/", "start_kit/data/captions/", "fashionIQ_dataset/captions/", *shared)
+    places_s = ("image_splits/", "split/", "start_kit/data/image_splits/", "fashionIQ_dataset/image_splits/", *shared)
     return (
-        c.find(root, [f"{p}/{stem_c}" for p in places_c], SPEC), c.find(root, [f"{p}/{stem_s}" for p in places_s], SPEC)
+        c.find(root, [f"{p}{stem_c}" for p in places_c], SPEC), c.find(root, [f"{p}{stem_s}" for p in places_s], SPEC)
     )
 
 
@@ -204,15 +207,18 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     return Dataset("fashioniq", {name: split}, _images(folder), SPEC.protocols, fingerprint, forms=FORMS)
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """What `data check` compares with the facts."""
-    out = {}
-    for cat in CATEGORIES:
+
+    def one(cat: str, split: str) -> tuple[int, ...]:
+        queries, gallery, _ = _read(root, cat, split)
+        return (len(queries), len(gallery), *((len(c.images_of(queries)),) if split == "val" else ()))
+
+    out: dict[str, int | str] = {}
+    for cat in _cats(knobs):
         for split in SPLITS:
-            queries, gallery, _ = _read(root, cat, split)
-            out[f"{cat} {split} queries"], out[f"{cat} {split} images"] = len(queries), len(gallery)
-            if split == "val":
-                out[f"{cat} val images named by queries"] = len(c.images_of(queries))
+            names = ["queries", "images", *(["images named by queries"] if split == "val" else [])]
+            out |= c.counted([f"{cat} {split} {name}" for name in names], partial(one, cat, split))
     return out
 
 

@@ -137,7 +137,7 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     )
 
 
-def counts(root: Path) -> dict[str, int]:
+def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
     """What `data check` compares with the facts."""
     queries, train, names, _ = _read(root)
     mine = _inside(queries, names)
