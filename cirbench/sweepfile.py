@@ -36,6 +36,11 @@ def sweep_names() -> list[str]:
     return sorted(p.stem for p in plugins._folder("cirbench.sweeps").glob("*.toml"))
 
 
+def question(name: str) -> str:
+    """What a built-in sweep asks."""
+    return str(tomllib.loads(_find(name).read_text(encoding="utf-8")).get("question", ""))
+
+
 def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
         if not Path(name).is_file():

@@ -100,7 +100,7 @@ def test_subcommands_import_heavy_things_inside(path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["--version"], ["list", "methods"], ["list", "datasets"], ["list", "variants"], ["list", "backbones"],
+    ["--help"], ["--version"], ["list", "methods"], ["list", "datasets"], ["list", "variants"], ["list", "backbones"], ["list", "sweeps"],
     ["run", "--help"], ["runs", "--help"],
 ], ids=" ".join)
 def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:

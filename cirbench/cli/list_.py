@@ -1,4 +1,4 @@
-"""List methods, datasets, variants or backbones."""
+"""List methods, datasets, variants, backbones or sweeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["methods", "datasets", "variants", "backbones"]))
+@click.argument("what", type=click.Choice(["methods", "datasets", "variants", "backbones", "sweeps"]))
 @click.option("--method", "-m", default=None, help="Only this method's variants.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def command(what: str, method: str | None, as_json: bool) -> None:
@@ -30,6 +30,10 @@ def command(what: str, method: str | None, as_json: bool) -> None:
             (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v)}" for k, v in overrides.items()))
             for m in found for name, overrides in m.variants.items()
         ]
+    elif what == "sweeps":
+        from cirbench import sweepfile
+
+        rows = [(name, sweepfile.question(name)) for name in sweepfile.sweep_names()]
     elif what == "datasets":
         rows = [(n, plugins.find_dataset(n).SPEC.title) for n in plugins.dataset_names()]
     else:
