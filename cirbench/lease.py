@@ -83,7 +83,10 @@ class Watch:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies."""
+    """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies.
+
+    Its holder may delete the file: those who waited for that one lock the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
@@ -102,7 +105,19 @@ def lock(path: Path) -> Iterator[None]:
                 msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
             return
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock
+        if _is(path, file.fileno()):
+            yield  # closing the file frees the lock
+            return
+    with lock(path):
+        yield
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -167,5 +182,5 @@ def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterato
             found = _read(path)
             if found is not None and found.get("token") == mine["token"]:
                 path.unlink()
-        # The file of the lock stays while others may wait for it; whoever waits finds a finished run.
-        (folder / "lease.lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / "lease.lock").unlink()

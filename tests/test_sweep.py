@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,23 @@ def test_a_second_process_waits_for_the_first_and_takes_over_from_a_dead_one(tmp
     start = time.monotonic()
     with lease.held(tmp_path) as waited:
         assert time.monotonic() - start < 5
+
+
+def test_a_lock_whose_file_is_deleted_stays_a_lock(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "a.lock", [], []
+
+    def enter(_: int) -> None:
+        for _ in range(20):
+            with lease.lock(path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+                path.unlink()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(4)))
+    assert most == [1] * 80
 
 
 def test_two_processes_with_one_run_do_it_once(tmp_path: Path) -> None:
