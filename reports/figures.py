@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ class Figure:
 def _finish(drawing: Any, name: str, caption: str) -> Figure:
     """Draw as SVG whose ids are its own and whose colours are the page's."""
     out = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), _any_script():
         drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(drawing)
     svg = out.getvalue()
@@ -71,6 +73,14 @@ def _finish(drawing: Any, name: str, caption: str) -> Figure:
     label = caption.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return Figure(name, caption, svg, drawing)
+
+
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """Names in letters that matplotlib's font lacks are no news: the page draws them with the reader's fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _axes(height: float) -> tuple[Any, Any]:
@@ -241,6 +251,7 @@ def save(figures: Sequence[Figure], folder: Path) -> list[Path]:
         for kind in ("pdf", "png"):
             path = folder / f"{figure.name}.{kind}"
             meta = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            figure.drawing.savefig(path, format=kind, dpi=200, facecolor="white", metadata=meta)
+            with _any_script():
+                figure.drawing.savefig(path, format=kind, dpi=200, facecolor="white", metadata=meta)
             out.append(path)
     return out

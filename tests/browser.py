@@ -119,7 +119,7 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         """One key, down and up."""
-        text = "\r" if key == "Enter" else ""
+        text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
                       **({"text": text} if text and kind == "keyDown" else {}))

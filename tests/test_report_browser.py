@@ -12,7 +12,7 @@ from fake_records import HOSTILE, write_run, write_suite
 
 from cirbench.records import find_records
 
-pytestmark = pytest.mark.skipif(driver.find() is None, reason="no Chromium on this machine")
+pytestmark = pytest.mark.skipif(driver.find() is None, reason="needs Chromium (chromium or google-chrome in PATH)")
 
 ROWS = "[...document.querySelectorAll('[data-x=rows] tr.q')]"
 
@@ -101,6 +101,62 @@ def test_sorting_by_mouse_and_by_key(page):
     page.press("Enter", 13)
     assert page.run(shown) == sorted(before)
     assert page.run("document.querySelectorAll('#main-0-0 th')[2].getAttribute('aria-sort')") == "ascending"
+    page.press(" ", 32)
+    assert page.run(shown) == sorted(before, reverse=True)
+    page.run("document.querySelector('#main-0-0 thead button').click()")
+    names = page.run("[...document.querySelectorAll('#main-0-0 tbody th')].map(e => e.textContent)")
+    assert names == sorted(names) and len(page.run("[...document.querySelectorAll('#main-0-0 [aria-sort]')]")) == 1
+
+
+def test_sorting_under_a_common_heading(page):
+    """Two rows of heads: the second column below the second heading is not the second of the table."""
+    page.run("document.querySelectorAll('[data-table=groups]')[0].closest('details').open = true")
+    head = "[...document.querySelectorAll('[data-table=groups] thead tr:nth-child(2) th')]"
+    column = page.run(f"{head}.findIndex(e => e.textContent === 'balanced')")
+    page.run(f"{head}[{column} + 3].querySelector('button').click()")
+    cells = "[...document.querySelectorAll('[data-table=groups] tbody tr')].map(r => ({...r.cells[%d].dataset}))"
+    shown = page.run(cells % (column + 3 + 1))
+    assert {d["metric"] for d in shown} == {"balanced/R@5"}
+    assert [float(d["v"]) for d in shown] == sorted((float(d["v"]) for d in shown), reverse=True)
+
+
+def test_settings_unfold_and_are_found(page):
+    visible = "[...document.querySelectorAll('#main-0-0 tbody tr')].filter(r => r.offsetHeight).length"
+    few, every = page.run(visible), page.run("document.querySelectorAll('#main-0-0 tbody tr').length")
+    assert few < every
+    page.run("document.querySelector('#main-0-0 + .unfold').focus()")
+    page.press("Enter", 13)
+    assert page.run(visible) == every
+    assert page.run("document.querySelector('#main-0-0 + .unfold').getAttribute('aria-expanded')") == "true"
+    page.press(" ", 32)
+    assert page.run(visible) == few
+
+
+def test_the_tab_key_reaches_everything_in_order_and_focus_is_seen(page):
+    page.run("document.body.focus()")
+    place = """(() => {
+      const e = document.activeElement, s = getComputedStyle(e), r = e.getBoundingClientRect();
+      const all = [...document.querySelectorAll('*')];
+      return [all.indexOf(e), e.id || e.className || e.tagName, s.outlineStyle, parseFloat(s.outlineWidth), r.width,
+              e.closest('#queries') !== null];
+    })()"""
+    seen = []
+    for _ in range(400):
+        page.press("Tab", 9)
+        seen.append(page.run(place))
+        if seen[-1][5]:
+            break
+    assert seen[0][1] == "skip" and seen[-1][5], seen[-1]
+    order = [s[0] for s in seen]
+    assert order == sorted(set(order)), "focus goes back or stays"
+    for _, name, style, width, size, _ in seen:
+        assert style != "none" and width >= 2 and size > 0, name
+    wanted = page.run(
+        "[...document.querySelectorAll('a, button, input, summary, [tabindex=\"0\"]')]"
+        ".filter(e => !e.closest('#queries') && e.offsetParent && !e.closest('details:not([open]) > :not(summary)')"
+        " && (e.compareDocumentPosition(document.querySelector('#queries')) & 4)).length"
+    )
+    assert len(seen) - 1 >= wanted > 30
 
 
 def test_filtering_the_table(page):
@@ -124,6 +180,19 @@ def test_explorer_agrees_with_the_records(page, suite):
     choose(page, mode="all", sort="worst")
     ranks = page.run(f"{ROWS}.map(r => +r.cells[3].textContent)")
     assert ranks == sorted(map(int, a), reverse=True)[:25]
+    for mode, test_of in {
+        "ba": lambda x, y: x > 5 >= y, "none": lambda x, y: x > 5 < y, "both": lambda x, y: x <= 5 >= y,
+    }.items():
+        choose(page, mode=mode, k=5, sort="file")
+        wanted = [q["id"] for q, x, y in zip(test.queries, a, b, strict=True) if test_of(x, y)]
+        assert page.run(f"{ROWS}.map(r => r.dataset.query)") == wanted[:25], mode
+    choose(page, mode="all", group=2)
+    wanted = [q["id"] for q in test.queries if q["group"] == "image-dominant"]
+    assert page.run(f"{ROWS}.map(r => r.dataset.query)") == wanted
+    choose(page, group=-1)
+    page.run("document.querySelector('[data-x=next]').click()")
+    page.wait(f"{ROWS}[0]?.dataset.query === {json.dumps(test.queries[25]['id'])}")
+    assert page.run("document.querySelector('[data-x=count]').textContent") == "60 of 60 queries, page 2 of 3"
     choose(page, text="circle", sort="file", edit=1)
     wanted = [q["id"] for q in test.queries if "circle" in q["texts"][0] and q["extra"]["edit"] == "reshape"]
     assert page.run(f"{ROWS}.map(r => r.dataset.query)") == wanted
@@ -160,6 +229,30 @@ def test_nothing_runs_over_the_edge_and_text_has_contrast(page, suite, width, sc
     assert ratio[0] >= 4.5, ratio
 
 
+def test_without_pictures_names_stand_in_their_place(chrome, suite, tmp_path):
+    records = [r for arm in suite[1].arms for r in arm.records]
+    write(tmp_path / "bare.html", build(records, images=False))
+    chrome.open(tmp_path / "bare.html")
+    start(chrome)
+    chrome.run(f"{ROWS}[0].querySelector('button').click()")
+    chrome.wait("document.querySelector('.detail .ranks')")
+    assert chrome.run("document.images.length") == 0
+    query = suite[1].queries[0]
+    names = chrome.run("[...document.querySelectorAll('.detail .ask .none')].map(e => e.textContent)")
+    assert names == [query["reference"], *query["targets"]]
+
+
+def test_it_prints_what_is_folded(page):
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    assert page.run("[...document.querySelectorAll('details:not(.noprint)')].every(d => d.open)")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    hidden = "[...document.querySelectorAll('nav, .tools, .ex, .unfold')].every(e => !e.offsetHeight)"
+    assert page.run(hidden) and page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.call("Emulation.setEmulatedMedia", media="")
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run("[...document.querySelectorAll('details:not(.noprint)')].every(d => !d.open)")
+
+
 def test_theme_button(page):
     paper = "getComputedStyle(document.body).backgroundColor"
     light = page.run(paper)
@@ -169,6 +262,9 @@ def test_theme_button(page):
 
 def test_hostile_text_is_shown_as_text(chrome, tmp_path):
     names = "<img src=x onerror=window.hacked=1>{:04d}\"'"
+    for n, variant in enumerate(("<b>bold & $x^2$ 'quoted'", "\u202eright to left 👩‍🚀")):
+        write_run(tmp_path / "runs", texts=HOSTILE, names=names, notes=HOSTILE, queries=18, gallery=40, steps=20,
+                  variant=variant, overrides={"method.mutual_weight": n + 2})
     write_run(tmp_path / "runs", texts=HOSTILE, names=names, notes=HOSTILE, queries=18, gallery=40)
     write(tmp_path / "h.html", build(find_records([tmp_path / "runs"]), title=HOSTILE[1]))
     chrome.console.clear()
@@ -182,6 +278,9 @@ def test_hostile_text_is_shown_as_text(chrome, tmp_path):
     assert chrome.run("[...document.querySelectorAll('.detail .caption')].map(e => e.textContent)") == list(HOSTILE)
     notes = chrome.run("[...document.querySelectorAll('#provenance li')].map(e => e.textContent)")
     assert notes == list(HOSTILE)
+    labels = chrome.run("[...document.querySelectorAll('#main-0-0 tbody th')].map(e => e.textContent)")
+    assert sorted(labels) == ["dwc", "dwc <b>bold & $x^2$ 'quoted'", "dwc \u202eright to left 👩‍🚀"]
+    assert "dwc <b>bold & $x^2$ 'quoted'" in chrome.run("document.querySelector('.fig svg').textContent")
     assert chrome.run("window.hacked") is None and chrome.console == []
     assert chrome.run("document.documentElement.scrollWidth") <= 1280
     assert [u for u in chrome.requests if not u.startswith("data:")] == [(tmp_path / "h.html").as_uri()]

@@ -12,7 +12,10 @@ const el = (tag, props = {}, ...kids) => {
 // Theme: the system's until the button says otherwise.
 const theme = $("#theme"), dark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
-const label = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
+const label = () => {
+  theme.textContent = isDark() ? "Light" : "Dark";
+  theme.setAttribute("aria-label", `Switch to ${theme.textContent.toLowerCase()} colours`);
+};
 theme.hidden = false; label();
 theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
 dark.addEventListener("change", label);
