@@ -24,8 +24,8 @@ import numpy as np
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "SCHEMA", "Pictures", "Rankings", "Record", "find_records", "is_finished", "write_json", "write_jsonl",
-    "write_npz", "write_pictures",
+    "SCHEMA", "Pictures", "Rankings", "Record", "Study", "find_records", "find_studies", "is_finished", "write_json",
+    "write_jsonl", "write_npz", "write_pictures",
 ]
 
 SCHEMA = 1
@@ -298,8 +298,42 @@ class Record:
         return found["queries"]
 
 
+class Study:
+    """A sweep as it was run: its `sweep.json` (docs/add-a-sweep.md), in the folder `OUT/sweeps/STUDY`.
+
+    Raises:
+        CirbenchError: the file is damaged, or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "sweep.json"
+        data = _read_json(path)
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise CirbenchError(f"{path} is no sweep of schema {SCHEMA}. Repeat `cirbench sweep`; runs are kept.")
+        absent = [key for key in ("study", "name", "dataset", "objective", "points", "runs") if key not in data]
+        if absent:
+            raise CirbenchError(f"{path} lacks {', '.join(absent)}. Repeat `cirbench sweep`; runs are kept.")
+        self.data: dict[str, Any] = data
+
+    def runs(self) -> list[Path]:
+        """Folders of its finished runs that are here; another machine may keep its own."""
+        out = self.folder.absolute().parent.parent
+        return [out / str(name) for name in self.data["runs"] if is_finished(out / str(name))]
+
+
+def find_studies(paths: Sequence[Path]) -> list[Study]:
+    """The sweeps at or below `paths`, each once (by study), folders sorted by name."""
+    out: dict[str, Study] = {}
+    for path in map(Path, paths):
+        for folder in _below(path.parent if path.name == "sweep.json" else path, DEPTH, "sweep.json"):
+            study = Study(folder)
+            out.setdefault(str(study.data["study"]), study)
+    return list(out.values())
+
+
 def find_records(paths: Sequence[Path]) -> list[Record]:
-    """The finished runs at or below `paths`: run folders, or folders that hold them.
+    """The finished runs at or below `paths`: run folders, folders that hold them, or sweeps (their runs).
 
     Each run is returned once (by id), in the order of `paths`, folders sorted by name. Interrupted runs below a
     given folder are passed over; one that is named itself is an error, since its absence would go unnoticed.
@@ -314,11 +348,17 @@ def find_records(paths: Sequence[Path]) -> list[Record]:
             raise CirbenchError(
                 f"no such run folder: {path}.{near} `cirbench runs` lists the runs there are."
             )
-        if path.is_file() and path.name == "record.json":
+        if path.is_file() and path.name in ("record.json", "sweep.json"):
             path = path.parent
         if not path.is_dir():
             raise CirbenchError(f"{path} is a file, not a run folder. Give the folder that holds record.json.")
-        folders = [path] if is_finished(path) else _finished_below(path, DEPTH)
+        folders = _below(path, DEPTH, "record.json")
+        if not folders and (path / "sweep.json").is_file():
+            folders = Study(path).runs()
+            if not folders:
+                raise CirbenchError(
+                    f"{path} is a sweep of which no finished run is in {path.absolute().parent.parent}."
+                )
         if not folders:
             raise CirbenchError(_not_a_run(path))
         for folder in folders:
@@ -327,16 +367,14 @@ def find_records(paths: Sequence[Path]) -> list[Record]:
     return list(out.values())
 
 
-def _finished_below(folder: Path, depth: int) -> list[Path]:
-    found: list[Path] = []
-    for child in sorted(folder.iterdir(), key=lambda path: path.name):
-        if child.name.startswith(".") or not child.is_dir():
-            continue
-        if is_finished(child):
-            found.append(child)
-        elif depth > 1:
-            found += _finished_below(child, depth - 1)
-    return found
+def _below(folder: Path, depth: int, mark: str) -> list[Path]:
+    """`folder` itself, or those of its folders, that hold a file called `mark`."""
+    if (folder / mark).is_file():
+        return [folder]
+    if depth < 1 or not folder.is_dir():
+        return []
+    children = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [found for child in children for found in _below(child, depth - 1, mark)]
 
 
 def _not_a_run(folder: Path) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 __all__ = [
-    "bootstrap_interval", "cluster_codes", "detectable_effect", "holm", "mcnemar", "mean_std", "paired_permutation",
-    "spearman",
+    "average_ranks", "bootstrap_interval", "cluster_codes", "detectable_effect", "holm", "mcnemar", "mean_std",
+    "paired_permutation", "spearman",
 ]
 
 
@@ -217,13 +217,14 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
         >>> spearman(np.array([1, 2, 3]), np.array([10, 30, 20]))
         0.5
     """
-    first, second = _average_ranks(a), _average_ranks(b)
+    first, second = average_ranks(a), average_ranks(b)
     first, second = first - first.mean(), second - second.mean()
     scale = math.sqrt(float(first @ first) * float(second @ second))
     return float(first @ second) / scale if scale else math.nan
 
 
-def _average_ranks(values: np.ndarray) -> np.ndarray:
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """(Q,) -> (Q,) ranks from 1, ties at their average rank."""
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

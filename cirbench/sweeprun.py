@@ -227,6 +227,7 @@ def measure(planned: Any, device: str, steps: int) -> float:
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
     """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
+    from cirbench.records import find_studies
     from cirbench.reports import build
 
     records = records_of(data["runs"], out)
@@ -234,5 +235,5 @@ def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | Non
         return None
     path = out / "sweeps" / data["study"] / "report.html"
     title = f"Sweep {sweep.name} on {sweep.dataset}" + (f": {sweep.note}" if sweep.note else "")
-    path.write_text(build.build(records, title=title), encoding="utf-8")
+    build.write(path, build.build(records, sweeps=find_studies([path.parent]), title=title))
     return path

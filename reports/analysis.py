@@ -12,32 +12,50 @@ from cirbench.reports.collect import Arm, TestSet, arm_values, identity, rows_of
 
 from cirbench import statistics
 
-__all__ = ["Curve", "Delta", "Family", "ablations", "audit", "curves", "false_negatives", "modality", "training"]
+__all__ = [
+    "Curve", "Delta", "Family", "ablations", "audit", "curves", "false_negatives", "modality", "paired", "tested",
+    "training",
+]
 
 LEVEL = 0.05
 MIX = {"text": 0, "text-dominant": 0, "balanced": 1, "image": 2, "image-dominant": 2}
+#: What answers a query: text counts 1, the image 2.
+CELLS = ("neither", "text alone", "image alone", "both")
 NOISE = ("data.noise_rate", "data.noise_kind")
 BACKBONE = ("method.clip", "method.clip_size")
+#: What a method stands on; parts are taken away within a frame.
+FRAME = (*BACKBONE, "method.streams", "method.freeze_clip", "method.cnn", "method.cnn_size", "method.cnn_pretrained")
 
 
 @dataclass
 class Delta:
-    """What changes against the whole method, in points. `p` is corrected over the table."""
+    """A difference of two arms, in points. `p` is corrected over its table; `std` is over seeds (NaN for one)."""
 
     label: str
     changed: dict[str, Any]
     arm: Arm | None
-    value: float
-    low: float
-    high: float
-    p: float
-    seeds: int
     values: np.ndarray
+    by_seed: list[float]
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = 1.0
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds it is over."""
+        return len(self.by_seed)
+
+    @property
+    def std(self) -> float:
+        """Deviation of the difference over seeds."""
+        return statistics.mean_std(self.by_seed)[1]
 
     @property
     def clear(self) -> bool:
-        """Whether the difference holds at the level of the report."""
-        return self.p < LEVEL and (self.low > 0 or self.high < 0)
+        """Whether it holds: over queries (interval and test), and beyond twice its standard error over seeds."""
+        over_seeds = self.seeds < 2 or abs(float(np.mean(self.by_seed))) > 2 * self.std / math.sqrt(self.seeds)
+        return self.p < LEVEL and (self.low > 0 or self.high < 0) and over_seeds
 
 
 @dataclass
@@ -52,42 +70,47 @@ class Family:
 
 @dataclass
 class Curve:
-    """Scores over the values of one knob, everything else equal: (value, [score a seed])."""
+    """Scores over the values of one knob, everything else equal: (value, [score a seed]).
+
+    `near` are the values whose scores are not separable from the highest.
+    """
 
     label: str
     knob: str
     points: list[tuple[Any, list[float], Arm]]
+    near: list[Any] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """Where the mean is highest."""
+        """Where the mean is highest, and what that is worth."""
         means = [float(np.mean(scores)) for _, scores, _ in self.points]
         best = int(np.argmax(means))
-        where = "at an end of the values tried" if best in (0, len(means) - 1) else "inside the values tried"
-        span = max(means) - min(means)
-        return f"highest at {self.points[best][0]} ({means[best]:.2f}), {where}; range {span:.2f} points"
+        where = ", at an end of the values tried" if best in (0, len(means) - 1) else ", inside the values tried"
+        told = f"highest at {self.points[best][0]} ({means[best]:.2f})"
+        told += where if _is_number(self.points[best][0]) else ""
+        if len(self.near) == len(self.points) - 1:
+            return f"{told}, but no other value is separable from it: this evidence does not show that it matters"
+        near = f"not separable from it: {', '.join(map(str, self.near))}" if self.near else "above every other value"
+        return f"{told}; {near}; range {max(means) - min(means):.2f} points"
 
 
-def _changed(arm: Arm, base: Arm) -> dict[str, Any] | None:
-    """Knobs in which `arm` differs from `base`; None where something other than knobs of the method does."""
-    names = dict.fromkeys([*base.knobs, *arm.knobs])
-    out = {n: arm.knobs.get(n) for n in names if arm.knobs.get(n) != base.knobs.get(n)}
-    return out if out and not any(n.startswith("data.") for n in out) else None
-
-
-def _paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, int] | None:
-    """(R,) a - b over the seeds both have (over all where they share none), and how many those are."""
-    common = set(map(str, a.seeds)) & set(map(str, b.seeds))
-    parts = []
+def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list[float]] | None:
+    """a - b over the seeds both have (over all where they share none): (R,) by row, and in points by seed."""
+    common = [s for s in map(str, a.seeds) if s in set(map(str, b.seeds))]
+    parts, scores = [], []
     for arm in (a, b):
         records = [r for r in arm.records if str(r.data["inputs"].get("seed")) in common] or arm.records
-        parts.append(arm_values(Arm(arm.key, records), protocol, metric))
-    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]):
+        same = arm if len(records) == len(arm.records) else Arm(arm.key, records)
+        parts.append(arm_values(same, protocol, metric))
+        scores.append(same.scores(protocol, metric))
+    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]) or not all(scores):
         return None
-    return parts[0] - parts[1], len(common) or min(len(a.records), len(b.records))
+    if len(scores[0]) == len(scores[1]) == len(common):
+        return parts[0] - parts[1], [x - y for x, y in zip(*scores, strict=True)]
+    return parts[0] - parts[1], [float(np.mean(scores[0]) - np.mean(scores[1]))]
 
 
-def _tested(test: TestSet, protocol: str, metric: str, found: list[Delta]) -> list[Delta]:
+def tested(test: TestSet, protocol: str, metric: str, found: list[Delta]) -> list[Delta]:
     """Fill values, intervals and corrected p of deltas that share a table."""
     if not found:
         return found
@@ -103,38 +126,94 @@ def _tested(test: TestSet, protocol: str, metric: str, found: list[Delta]) -> li
     return found
 
 
-def _delta(label: str, changed: dict[str, Any], arm: Arm | None, values: np.ndarray, seeds: int) -> Delta:
-    return Delta(label, changed, arm, math.nan, math.nan, math.nan, 1.0, seeds, values)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _taken(arm: Arm, base: Arm) -> dict[str, Any] | None:
+    """The knobs by which `arm` is an ablation of `base`; None where it is something else.
+
+    An ablation is a named variant, another stream, or a choice made otherwise or a weight set to nothing with
+    everything else equal. Another value of a number is a point of a curve.
+    """
+    if arm.method != base.method:
+        return None
+    names = dict.fromkeys([*base.knobs, *arm.knobs])
+    changed = {n: arm.knobs.get(n) for n in names if arm.knobs.get(n) != base.knobs.get(n)}
+    if not changed or any(n.startswith("data.") for n in changed):
+        return None
+    if arm.variant and arm.variant != base.variant and not base.overrides:
+        return changed
+    if set(changed) == {"method.streams"}:
+        return changed if changed["method.streams"] != "both" else None
+    if any(n in FRAME or not n.startswith("method.") for n in changed):
+        return None
+    off = all(not _is_number(v) or v == 0 for v in changed.values())
+    return changed if off or (arm.variant and arm.variant != base.variant) else None
+
+
+def _bases(arms: Sequence[Arm]) -> list[Arm]:
+    """Methods as they come, whole or in one stream; where a sweep has none, the arm most others differ least from."""
+    frames: dict[str, list[Arm]] = {}
+    for arm in arms:
+        rest = {n: v for n, v in arm.knobs.items() if n in FRAME or not n.startswith("method.")}
+        frames.setdefault(repr((arm.method, sorted(rest.items(), key=repr))), []).append(arm)
+    out = []
+    for members in frames.values():
+        plain = [a for a in members if all(n in FRAME or n.startswith("train.") for n in a.overrides)
+                 and (not a.variant or set(a.overrides) <= {"method.streams"})]
+        if not plain and len(members) > 2:
+            usual = {}
+            for name in members[0].knobs:
+                texts = [repr(a.knobs.get(name)) for a in members]
+                usual[name] = max(dict.fromkeys(texts), key=texts.count)
+                if 2 * texts.count(usual[name]) <= len(texts):
+                    break
+            else:
+                plain = [a for a in members if all(repr(a.knobs.get(n)) == v for n, v in usual.items())]
+        out += plain
+    return out
+
+
+def _named(arm: Arm, base: Arm, changed: dict[str, Any]) -> str:
+    if arm.variant and arm.variant != base.variant:
+        return arm.variant
+    return ", ".join(f"{n.partition('.')[2]}={v}" for n, v in changed.items())
 
 
 def ablations(test: TestSet, protocol: str, metric: str) -> list[Family]:
-    """For every method run both as it comes and as named variants: what each variant changes, and interactions."""
-    out = []
+    """What each part taken away changes, against the method as it comes, and interactions of two parts."""
     scored = [a for a in test.arms if protocol in a.protocols()]
-    for base in scored:
-        if base.variant or base.overrides:
+    bases = _bases(scored)
+    members: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
+    for arm in scored:
+        # Against the whole it differs least from.
+        found = [(len(c), base, c) for base in bases if base is not arm and (c := _taken(arm, base))]
+        if found:
+            _, base, changed = min(found, key=lambda f: f[0])
+            members.setdefault(base.key, []).append((arm, changed))
+    out = []
+    for base in bases:
+        deltas = []
+        for arm, changed in members.get(base.key, []):
+            pair = paired(arm, base, protocol, metric)
+            if pair:
+                deltas.append(Delta(_named(arm, base, changed), changed, arm, *pair))
+        if not deltas:
             continue
-        found = []
-        for arm in scored:
-            if arm.method != base.method or not arm.variant:
-                continue
-            changed, pair = _changed(arm, base), _paired(arm, base, protocol, metric)
-            if changed and pair:
-                found.append(_delta(arm.variant, changed, arm, *pair))
-        if not found:
-            continue
-        family = Family(base, metric, _tested(test, protocol, metric, found))
+        family = Family(base, metric, tested(test, protocol, metric, deltas))
         family.deltas.sort(key=lambda d: (d.value, d.label))
         for both in family.deltas:
             for i, one in enumerate(family.deltas):
                 for other in family.deltas[i + 1 :]:
                     parts = {**one.changed, **other.changed}
                     if both.changed == parts and not (set(one.changed) & set(other.changed)):
-                        family.interactions.append(_delta(
+                        sums = [x - y - z for x, y, z in zip(both.by_seed, one.by_seed, other.by_seed, strict=False)]
+                        family.interactions.append(Delta(
                             f"{one.label} × {other.label}", parts, both.arm,
-                            both.values - one.values - other.values, min(one.seeds, other.seeds, both.seeds),
+                            both.values - one.values - other.values, sums,
                         ))
-        _tested(test, protocol, metric, family.interactions)
+        tested(test, protocol, metric, family.interactions)
         out.append(family)
     return out
 
@@ -148,7 +227,7 @@ def curves(test: TestSet, protocol: str, metric: str, knobs: Sequence[str] = (),
         seen: dict[str, set[float]] = {}
         for arm in arms:
             for name, value in arm.knobs.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and name not in NOISE:
+                if _is_number(value) and name not in NOISE:
                     seen.setdefault(name, set()).add(float(value))
         wanted = [(name,) for name, values in seen.items() if len(values) >= least]
     out = []
@@ -157,20 +236,61 @@ def curves(test: TestSet, protocol: str, metric: str, knobs: Sequence[str] = (),
         for arm in arms:
             if arm.knobs.get(names[0]) is not None:
                 groups.setdefault(identity(arm.inputs, *names), []).append(arm)
-        for members in groups.values():
-            points = [(a.knobs[names[0]], a.scores(protocol, metric), a) for a in members]
-            if len({repr(p[0]) for p in points}) < least:
-                continue
-            points.sort(key=lambda p: (p[0] if isinstance(p[0], int | float) else 0, str(p[0])))
-            plain = min(members, key=lambda a: (bool(a.knobs.get(names[0])) if knobs else 0, len(a.label), a.label))
-            name = plain.method + (f" {plain.variant}" if plain.variant and names == NOISE else "")
-            out.append(Curve(name, names[0], points))
+        for together in groups.values():
+            for members in _kinds(together) if names == NOISE else [together]:
+                points = [(a.knobs[names[0]], a.scores(protocol, metric), a) for a in members]
+                if len({repr(p[0]) for p in points}) < least:
+                    continue
+                points.sort(key=lambda p: (p[0] if _is_number(p[0]) else 0, str(p[0])))
+                plain = min(members, key=lambda a: (bool(a.knobs.get(names[0])) if knobs else 0, len(a.label), a.label))
+                kind = next((str(a.knobs[NOISE[1]]) for a in members if a.knobs.get(NOISE[1], "none") != "none"), "")
+                name = _without(plain.label, names) + (f", {kind} noise" if names == NOISE and kind else "")
+                out.append(Curve(name, names[0], points, _near(test, protocol, metric, points)))
     return out
 
 
-def modality(test: TestSet) -> list[dict[str, Any]]:
-    """Mean learned share of the image by group, per arm and stream, and its rank correlation with the known mix."""
+def _kinds(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Noise of each kind by itself, every kind with the clean arms."""
+    kinds = dict.fromkeys(str(a.knobs.get(NOISE[1], "")) for a in arms if a.knobs.get(NOISE[0]))
+    return [
+        [a for a in arms if not a.knobs.get(NOISE[0]) or str(a.knobs.get(NOISE[1], "")) == kind] for kind in kinds
+    ]
+
+
+def _without(label: str, names: Sequence[str]) -> str:
+    """A label without the values of some knobs."""
+    head, bracket, rest = label.partition(" (")
+    if not bracket or not rest.endswith(")"):
+        return label
+    short = {name.partition(".")[2] for name in names}
+    kept = [part for part in rest[:-1].split(", ") if part.partition("=")[0] not in short]
+    return f"{head} ({', '.join(kept)})" if kept else head
+
+
+def _near(
+    test: TestSet, protocol: str, metric: str, points: Sequence[tuple[Any, list[float], Arm]]
+) -> list[Any]:
+    """Values of a curve that are not separable from its highest."""
+    best = max(points, key=lambda p: float(np.mean(p[1])))
+    found = []
+    for value, _, arm in points:
+        pair = paired(best[2], arm, protocol, metric) if arm is not best[2] else None
+        if pair:
+            found.append(Delta(str(value), {"value": value}, arm, *pair))
+    return [d.changed["value"] for d in tested(test, protocol, metric, found) if not d.clear]
+
+
+def modality(test: TestSet, audit: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Mean learned share of the image by group, per arm and stream, and how it goes with importance.
+
+    Importance is the known mix of each query, where the dataset tells it (`rho`, its `ceiling` given the ties, `std`
+    over seeds), and what the single modalities answer (`auc`: how likely a query that only the image answers has the
+    larger share of two, the other one being answered by the text only). Constant weights are left out.
+    """
     known = np.array([MIX.get(str((q.get("extra") or {}).get("mix", "")), -1) for q in test.queries])
+    told = bool(np.all(known >= 0)) and len(set(known.tolist())) > 1
+    # Three known levels cannot order all queries: the most any untied weight can reach.
+    ceiling = statistics.spearman(np.argsort(np.argsort(known, kind="stable")), known) if told else math.nan
     out = []
     for arm in test.arms:
         streams: dict[str, list[np.ndarray]] = {}
@@ -179,19 +299,43 @@ def modality(test: TestSet) -> list[dict[str, Any]]:
                 streams.setdefault(stream, []).append(record.rankings[name])
         for stream, parts in streams.items():
             share = np.mean(parts, axis=0)
+            if np.ptp(share) < 1e-6:
+                continue
             by = {g: float(share[test.groups == g].mean()) for g in dict.fromkeys(test.groups.tolist())}
-            row: dict[str, Any] = {"arm": arm, "stream": stream, "mean": float(share.mean()), "by": by, "values": share,
-                                   "rho": math.nan, "ceiling": math.nan}
-            if np.all(known >= 0) and len(set(known.tolist())) > 1:
-                row["rho"] = statistics.spearman(share, known)
-                # Three known levels cannot order all queries: the most any untied weight can reach.
-                row["ceiling"] = statistics.spearman(np.argsort(np.argsort(known, kind="stable")), known)
-            out.append(row)
+            rhos = [statistics.spearman(p, known) for p in parts] if told else []
+            out.append({
+                "arm": arm, "stream": stream, "holds_text": stream == "cnn" and _edited(arm),
+                "mean": float(share.mean()), "by": by, "values": share, "known": known,
+                "rho": statistics.spearman(share, known) if told else math.nan, "ceiling": ceiling,
+                "std": statistics.mean_std(rhos)[1] if rhos else math.nan, **_against_audit(share, audit),
+            })
     return out
 
 
+def _edited(arm: Arm) -> bool:
+    """Whether the image branch of its CNN stream is edited by the text."""
+    return arm.knobs.get("method.editors", "none") != "none"
+
+
+def _against_audit(share: np.ndarray, audit: dict[str, Any] | None) -> dict[str, Any]:
+    """Mean share where one modality alone answers, and the chance that the two kinds are told apart by it."""
+    if audit is None or len(audit["cell_of"]) != len(share):
+        return {"cells": {}, "auc": math.nan}
+    cells = {name: share[audit["cell_of"] == n] for n, name in enumerate(CELLS)}
+    text, image = cells["text alone"], cells["image alone"]
+    auc = math.nan
+    if len(text) and len(image):
+        ranks = statistics.average_ranks(np.concatenate([image, text]))[: len(image)]
+        auc = float((ranks.sum() - len(image) * (len(image) + 1) / 2) / (len(image) * len(text)))
+    return {"cells": {n: float(v.mean()) if len(v) else math.nan for n, v in cells.items()}, "auc": auc}
+
+
 def audit(test: TestSet, protocol: str, metric: str) -> dict[str, Any] | None:
-    """Whether one modality alone already answers the queries; needs runs of `text-only` and `image-only`."""
+    """Whether one modality alone already answers the queries; needs runs of `text-only` and `image-only`.
+
+    Of each kind the arm with the highest mean stands; a query is answered where its value, averaged over seeds, is
+    one half or more.
+    """
     best: dict[str, tuple[Arm, np.ndarray]] = {}
     for arm in test.arms:
         values = arm_values(arm, protocol, metric)
@@ -201,14 +345,24 @@ def audit(test: TestSet, protocol: str, metric: str) -> dict[str, Any] | None:
     if len(best) < 3:
         return None
     text, image, composed = (best[n][1] for n in ("text-only", "image-only", "composed"))
-    single = np.maximum(text, image)
-    needs = single == 0  # in no seed of either
+    weights = test.weights(protocol, metric)
+    mean = lambda v: 100 * float(np.average(v, weights=weights))  # noqa: E731  used five times, here alone
+    cell_of = (text >= 0.5) + 2 * (image >= 0.5)
+    better, single = max((("text-only", text), ("image-only", image)), key=lambda pair: mean(pair[1]))
+    clusters = test.clusters[rows_of(test.first, protocol)]
+    low, high = 100 * statistics.bootstrap_interval(composed - single, clusters, weights=weights)
     return {
-        "arm": best["composed"][0], "metric": metric,
-        "text": 100 * float(text.mean()), "image": 100 * float(image.mean()),
-        "either": 100 * float(single.mean()), "composed": 100 * float(composed.mean()), "needs": int(needs.sum()),
-        "queries": len(needs), "on_needs": 100 * float(composed[needs].mean()) if needs.any() else math.nan,
-        "gap": 100 * float(composed.mean() - max(text.mean(), image.mean())),
+        "arm": best["composed"][0], "arms": {n: a for n, (a, _) in best.items()}, "metric": metric,
+        "text": mean(text), "image": mean(image), "composed": mean(composed), "queries": len(cell_of),
+        "better": better, "gap": mean(composed) - mean(single), "gap_low": float(low), "gap_high": float(high),
+        "cell_of": cell_of,
+        "cells": [
+            {
+                "name": name, "count": int((cell_of == n).sum()), "share": 100 * float((cell_of == n).mean()),
+                "composed": 100 * float(composed[cell_of == n].mean()) if (cell_of == n).any() else math.nan,
+            }
+            for n, name in enumerate(CELLS)
+        ],
     }
 
 
@@ -248,19 +402,29 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[s
 
 
 def training(test: TestSet) -> list[dict[str, Any]]:
-    """Losses by epoch and evaluations on `select`, means over seeds, of arms that were trained (at most eight)."""
+    """Losses, evaluations and bounds on information by epoch, means over seeds, of at most eight trained arms.
+
+    Arms with a label of their own go before settings of a sweep.
+    """
     out = []
-    for arm in test.arms:
-        losses: dict[str, dict[int, list[float]]] = {}
-        select: dict[str, dict[int, list[float]]] = {}
+    for arm in sorted(test.arms, key=lambda a: a.point):
+        parts: dict[str, dict[str, dict[int, list[float]]]] = {"losses": {}, "select": {}, "bound": {}}
+        pairs = 0
         for record in arm.records:
+            chosen = record.data.get("selection") or {}
+            # The value that chose the checkpoint; with test-oracle it was measured on the reported split.
+            name = str(chosen.get("metric") or "value")
+            name += ", reported split" if chosen.get("rule") == "test-oracle" else ", split select"
             for entry in record.training:
-                for target, part in ((losses, entry.get("losses")), (select, entry.get("select"))):
-                    for name, value in (part if isinstance(part, dict) else {}).items():
+                pairs = max(pairs, int(entry.get("pairs") or 0))
+                for kind, target in parts.items():
+                    found = entry.get(kind)
+                    for quantity, value in (found if isinstance(found, dict) else {name: found}).items():
                         if isinstance(value, int | float):
-                            target.setdefault(name, {}).setdefault(int(entry["epoch"]), []).append(float(value))
-        if losses or select:
-            out.append({"arm": arm, "losses": _by_epoch(losses), "select": _by_epoch(select)})
+                            target.setdefault(quantity, {}).setdefault(int(entry["epoch"]), []).append(float(value))
+        if any(parts.values()):
+            curves_ = {kind: _by_epoch(found) for kind, found in parts.items()}
+            out.append({"arm": arm, **curves_, "pairs": pairs, "cap": math.log(pairs) if pairs else math.nan})
         if len(out) == 8:
             break
     return out

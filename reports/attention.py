@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from cirbench.reports.collect import Arm, TestSet
 from cirbench.reports.explorer import data_uri
 
+from cirbench import statistics
+
 __all__ = ["attention", "pointing"]
 
 SHOWN = 8
+LEVEL = 0.05
+#: Maps of an explanation that no text enters: what they reach needs no attention to words.
+TEXT_FREE = ("energy",)
 
 
 def pointing(
@@ -28,7 +32,7 @@ def pointing(
 
     Returns:
         `named`, `any`: share of the (equally high) peak cells whose centre lies in such a box; `chance`: share of
-        all cells whose centre lies in the named box.
+        all cells whose centre lies in the named box; `object_chance`: the same share of the cells on any object.
     """
     grid = np.asarray(region, dtype=np.float64)
     height, width = grid.shape
@@ -41,59 +45,101 @@ def pointing(
     peak = grid == grid.max()
     mine = inside(boxes[named])
     anything = np.any([inside(b) for b in boxes], axis=0)
-    return {"named": float(mine[peak].mean()), "any": float(anything[peak].mean()), "chance": float(mine.mean())}
+    return {
+        "named": float(mine[peak].mean()), "any": float(anything[peak].mean()), "chance": float(mine.mean()),
+        "object_chance": float(mine.sum() / max(anything.sum(), 1)),
+    }
 
 
 def attention(test: TestSet, images: bool) -> list[dict[str, Any]]:
-    """One entry a run that was explained: examples, and pointing scores where boxes are known."""
+    """One entry an arm that was explained: examples of its first such run, and pointing scores where boxes are known.
+
+    Scores are means over the seeds that were explained, on the queries that all of them explain.
+    """
     out = []
     for arm in test.arms:
-        for record in arm.records:
-            if record.explain:
-                out.append(_of_run(test, arm, record, images))
-                break
+        records = [r for r in arm.records if r.explain]
+        if records:
+            entry = _examples(test, records[0], images)
+            out.append(entry | {
+                "arm": arm, "seeds": [r.data["inputs"].get("seed") for r in records],
+                "scores": _scores(test, arm, records),
+            })
     return out
 
 
-def _of_run(test: TestSet, arm: Arm, record: Any, images: bool) -> dict[str, Any]:
-    side = float((arm.inputs.get("data") or {}).get("side") or 0)
+def _examples(test: TestSet, record: Any, images: bool) -> dict[str, Any]:
     by_id = {str(q["id"]): q for q in test.queries}
-    scores: dict[str, list[dict[str, float]]] = {}
-    examples: list[tuple[dict[str, Any], Any, Any]] = []
-    for query_id, found in record.explain.items():
-        query = by_id.get(query_id)
-        if query is None:
-            continue
-        extra = query.get("extra") or {}
-        named, boxes = extra.get("named"), extra.get("boxes") or []
-        regions = found.get("regions") or {}
-        if side and isinstance(named, int) and 0 <= named < len(boxes):
-            for name, region in regions.items():
-                scores.setdefault(name, []).append(pointing(region, boxes, named, side))
-        if len(examples) < SHOWN and (not scores or (isinstance(named, int) and named >= 0) or not boxes):
-            examples.append((query, found.get("words") or [], regions))
-    pictures = record.pictures.many(q["reference"] for q, _, _ in examples) if images else {}
+    known = [(by_id[i], found) for i, found in record.explain.items() if i in by_id]
+    # Where some edits name an object of the reference, those show what words could point at.
+    named = [(q, found) for q, found in known if _named_in(q) >= 0]
+    pool = named or known
+    chosen = [pool[k * len(pool) // min(SHOWN, len(pool))] for k in range(min(SHOWN, len(pool)))]
+    pictures = record.pictures.many(q["reference"] for q, _ in pool) if images else {}
+    pictured = [(q, found) for q, found in pool if q["reference"] in pictures]
+    if len(pictured) >= SHOWN:
+        chosen = [pictured[k * len(pictured) // SHOWN] for k in range(SHOWN)]
     return {
-        "arm": arm, "seed": record.data["inputs"].get("seed"), "count": len(record.explain),
-        "scores": [_score(name, part) for name, part in scores.items()],
+        "seed": record.data["inputs"].get("seed"), "count": len(record.explain),
         "examples": [
             {
                 "query": q, "picture": data_uri(pictures[q["reference"]]) if q["reference"] in pictures else "",
-                "words": _scaled(words), "maps": [(name, cells(region)) for name, region in regions.items()],
+                "words": _scaled(found.get("words") or []),
+                "maps": [(name, cells(region)) for name, region in (found.get("regions") or {}).items()],
             }
-            for q, words, regions in examples
+            for q, found in chosen
         ],
     }
 
 
-def _score(name: str, part: list[dict[str, float]]) -> dict[str, Any]:
-    means = {key: _mean(part, key) for key in ("named", "any", "chance")}
-    share = means["named"] / 100
-    return {"map": name, "n": len(part), "error": 100 * math.sqrt(share * (1 - share) / len(part)), **means}
+def _scores(test: TestSet, arm: Arm, records: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row a map: rates in percent, and whether it is above chance, any object and the maps without text."""
+    side = float((arm.inputs.get("data") or {}).get("side") or 0)
+    place = {str(q["id"]): n for n, q in enumerate(test.queries)}
+    asked = [
+        i for i in records[0].explain if i in place and all(i in r.explain for r in records[1:])
+        and side and 0 <= _named_in(test.queries[place[i]]) < len(test.queries[place[i]]["extra"].get("boxes") or [])
+    ]
+    if not asked:
+        return []
+    clusters = test.clusters[[place[i] for i in asked]]
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in records[0].explain[asked[0]].get("regions") or {}:
+        by_seed = []
+        for record in records:
+            part = []
+            for i in asked:
+                extra = test.queries[place[i]]["extra"]
+                part.append(pointing(record.explain[i]["regions"][name], extra["boxes"], _named_in(extra), side))
+            by_seed.append(part)
+        found[name] = {key: np.array([[p[key] for p in part] for part in by_seed]) for key in by_seed[0][0]}
+    free = {name: rates["named"].mean(0) for name, rates in found.items() if name in TEXT_FREE}
+    out, differences = [], []
+    for name, rates in found.items():
+        named = rates["named"].mean(0)
+        low, high = 100 * statistics.bootstrap_interval(named, clusters)
+        against = [] if name in TEXT_FREE else [rates["chance"][0], rates["object_chance"][0], *free.values()]
+        differences += [named - other for other in against]
+        out.append({
+            "map": name, "n": len(asked), "low": float(low), "high": float(high), "against": len(against),
+            "std": statistics.mean_std((100 * rates["named"].mean(1)).tolist())[1], "grounded": False,
+            "free": {n: 100 * float(v.mean()) for n, v in free.items()},
+            **{key: 100 * float(value.mean()) for key, value in rates.items()},
+        })
+    if differences:
+        matrix = np.stack(differences, axis=1)
+        p = iter(statistics.holm(statistics.paired_permutation(matrix, clusters).tolist()))
+        above = iter(matrix.mean(0) > 0)
+        for row in out:
+            tests = [(next(p), next(above)) for _ in range(row["against"])]
+            row["grounded"] = bool(tests) and all(value < LEVEL and more for value, more in tests)
+    return out
 
 
-def _mean(part: list[dict[str, float]], key: str) -> float:
-    return 100 * float(np.mean([p[key] for p in part]))
+def _named_in(query: Mapping[str, Any]) -> int:
+    """Position of the object that the text names among the reference's, or -1."""
+    named = (query.get("extra") or query).get("named")
+    return named if isinstance(named, int) and not isinstance(named, bool) else -1
 
 
 def _scaled(words: Sequence[Sequence[Any]]) -> list[tuple[str, float, float]]:

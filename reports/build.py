@@ -14,11 +14,12 @@ from typing import Any
 
 import jinja2
 import markupsafe
-from cirbench.reports import analysis, attention, tables
+from cirbench.reports import analysis, attention, claims, studies, tables
 from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
 
-from cirbench.records import Record
+from cirbench import statistics
+from cirbench.records import Record, Study
 from cirbench.types import CirbenchError
 
 __all__ = ["build", "write"]
@@ -28,12 +29,14 @@ EXAMPLES = 6
 
 
 def build(
-    records: Sequence[Record], *, title: str = "", max_mb: float = 5.0, images: bool = True, figures: Path | None = None
+    records: Sequence[Record], *, sweeps: Sequence[Study] = (), title: str = "", max_mb: float = 5.0,
+    images: bool = True, figures: Path | None = None,
 ) -> str:
     """The page.
 
     Args:
         records: finished runs.
+        sweeps: those that some of them belong to.
         title: heading; by default the datasets reported on.
         max_mb: pictures are left out beyond this size.
         images: False leaves every picture of the dataset out.
@@ -43,7 +46,7 @@ def build(
         CirbenchError: no records, or damaged ones.
     """
     tests = collect(records)
-    parts = [_test_part(test, number, images) for number, test in enumerate(tests)]
+    parts = [_test_part(test, number, images, sweeps) for number, test in enumerate(tests)]
     context: dict[str, Any] = {
         "title": title or "Composed image retrieval: " + ", ".join(dict.fromkeys(t.dataset for t in tests)),
         "records": [r for t in tests for a in t.arms for r in a.records],
@@ -71,7 +74,7 @@ def build(
     return page.render(context)
 
 
-def _test_part(test: TestSet, number: int, images: bool) -> dict[str, Any]:
+def _test_part(test: TestSet, number: int, images: bool, found: Sequence[Study]) -> dict[str, Any]:
     """Everything the templates show of one test set."""
     protocols = test.protocols()
     default = protocols[0]
@@ -89,10 +92,12 @@ def _test_part(test: TestSet, number: int, images: bool) -> dict[str, Any]:
             {"curve": c, "costs": {r["arm"].key: r for r in tables.cost_rows([p[2] for p in c.points])}}
             for c in analysis.curves(test, default, metric, analysis.BACKBONE, least=2)
         ],
-        "modality": analysis.modality(test), "audit": analysis.audit(test, default, metric),
+        "audit": analysis.audit(test, default, metric), "studies": studies.studies(test, found, metric),
         "attention": attention.attention(test, images), "doubtful": _pictured(test, default, images),
         "training": analysis.training(test),
     }
+    part["modality"] = analysis.modality(test, part["audit"])
+    part["answers"] = claims.answers(test, default, metric, part["modality"], part["audit"], part["attention"])
     part["figures"] = _figures(part)
     return part
 
@@ -137,12 +142,14 @@ def _figures(part: dict[str, Any]) -> dict[str, list[Any]]:
         "training": [
             *draw.training_figures(f"losses-{n}", part["training"], "losses", ""),
             *draw.training_figures(f"select-{n}", part["training"], "select", "%"),
+            *draw.training_figures(f"bound-{n}", part["training"], "bound", "nats"),
         ],
     }
 
 
 SECTIONS = (
-    ("ablation", "Ablation", ("families",)), ("sensitivity", "Sensitivity", ("curves",)),
+    ("questions", "Questions", ("answers",)), ("ablation", "Ablation", ("families",)),
+    ("sensitivity", "Sensitivity", ("curves", "studies")),
     ("backbones", "Backbones", ("backbones",)), ("modality", "Modality importance", ("modality", "audit")),
     ("queries", "Queries", ("examples",)), ("attention", "Attention", ("attention",)),
     ("noise", "Label noise", ("noise", "doubtful")), ("training", "Training", ("training",)),
@@ -186,7 +193,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         num=_number, signed=_signed, big=_big, isnan=math.isnan, said=_said, exact=_exact, slug=_slug,
-        breakable=_breakable, command=_command,
+        breakable=_breakable, command=_command, deviation=lambda scores: statistics.mean_std(scores)[1],
     )
     return environment
 

@@ -38,7 +38,8 @@ def identity(inputs: Mapping[str, Any], *without: str) -> str:
     rest = {k: v for k, v in inputs.items() if k not in ("seed", *GROUPS)}
     knobs = {k: v for k, v in flat(inputs).items() if k not in without}
     if any(name.startswith("data.") for name in without):
-        rest.pop("fingerprint", None)  # it hashes the data knobs
+        for name in ("fingerprint", "images"):  # they follow from the data knobs
+            rest.pop(name, None)
     if without:
         rest.pop("weights", None)  # follows from the knob that names the encoder
     return json.dumps([rest, knobs], sort_keys=True, ensure_ascii=False, default=str)
@@ -59,6 +60,8 @@ class Arm:
     records: list[Record]
     label: str = ""
     point: bool = False
+    # Read once: sections ask for the same values again and again.
+    _values: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -192,6 +195,12 @@ def values_of(record: Record, protocol: str, metric: str) -> np.ndarray | None:
 
 def arm_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     """(R,) value of each row, averaged over the arm's seeds; NaN (no answer) counts as 0."""
+    if (protocol, metric) not in arm._values:
+        arm._values[protocol, metric] = _mean_values(arm, protocol, metric)
+    return arm._values[protocol, metric]
+
+
+def _mean_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     parts: list[np.ndarray] = []
     for record in arm.records:
         if protocol not in record.data["protocols"]:

@@ -226,7 +226,8 @@ def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figur
 def training_figures(name: str, rows: Sequence[dict[str, Any]], part: str, unit: str, most: int = 4) -> list[Figure]:
     """Losses or evaluations over epochs: one figure a quantity, its own legend below it."""
     out = []
-    what = "Training loss" if part == "losses" else "On select"
+    what = {"losses": "Training loss", "select": "Value that chooses the checkpoint,"}.get(
+        part, "Lower bound on the mutual information of query and target, stream")
     for place, quantity in enumerate(list(dict.fromkeys(n for r in rows for n in r[part]))[:most]):
         with matplotlib.rc_context(STYLE):
             drawing, ax = _axes(2.8)
@@ -235,6 +236,9 @@ def training_figures(name: str, rows: Sequence[dict[str, Any]], part: str, unit:
                 if points:
                     ax.plot(*zip(*points, strict=True), color=PALETTE[n % 8], linewidth=1.4, marker=MARKERS[n % 8],
                             markersize=3.5, linestyle=DASHES[n % 4], label=_plain(row["arm"].label, 40))
+            if part == "bound":
+                for cap in sorted({row["cap"] for row in rows if row[part].get(quantity)}):
+                    ax.axhline(cap, color=SOFT, linewidth=1, linestyle=":", label=f"log N = {cap:.2f}")
             ax.set(xlabel="epoch", ylabel=f"{_plain(quantity)} ({unit})" if unit else _plain(quantity))
             ax.xaxis.get_major_locator().set_params(integer=True)
             _legend(drawing, ax)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, metric_names, rows_of
+from cirbench.reports.collect import Arm, TestSet, arm_values, identity, metric_names, rows_of
 
 from cirbench import statistics
 
@@ -87,7 +87,7 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
     clusters = test.clusters[rows_of(arms[0].records[0], protocol)]
     for name in names:
         _judge(table, name, clusters)
-    table.notes = [line for arm in arms if (line := _lacking(arm, protocol))]
+    table.notes = [*(line for arm in arms if (line := _lacking(arm, protocol))), *_other_code(arms)]
     return table
 
 
@@ -112,6 +112,20 @@ def _cell(arm: Arm, protocol: str, name: str) -> Cell | None:
         return None
     mean, std = statistics.mean_std(scores)
     return Cell(mean, std, math.nan, math.nan, scores)
+
+
+def _other_code(arms: Sequence[Arm]) -> list[str]:
+    """Rows that differ in nothing but the version of the code they were run with."""
+    same: dict[str, list[Arm]] = {}
+    for arm in arms:
+        same.setdefault(identity({k: v for k, v in arm.inputs.items() if k != "source"}), []).append(arm)
+    out = []
+    for first, *others in same.values():
+        for arm in others:
+            one, two = (a.inputs.get("source") or {} for a in (first, arm))
+            files = ", ".join(sorted(n for n in {*one, *two} if one.get(n) != two.get(n)))
+            out.append(f"{first.label} and {arm.label} are the same thing run by two versions of the code ({files}).")
+    return out
 
 
 def _judge(table: MainTable, name: str, clusters: np.ndarray) -> None:

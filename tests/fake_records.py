@@ -12,7 +12,10 @@ from PIL import Image
 
 from cirbench.records import write_json, write_jsonl, write_npz, write_pictures
 
-CONFIG = {"clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both", "mutual_weight": 1.0, "clip_lr": 1e-3}
+CONFIG = {
+    "streams": "both", "clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both", "mutual_weight": 1.0,
+    "clip_lr": 1e-3,
+}
 GROUPS = ("text-dominant", "balanced", "image-dominant")
 EDITS = ("recolour", "reshape", "resize", "remove", "add", "move")
 METRICS = ("R@1", "R@5", "R@10")
@@ -119,7 +122,7 @@ def write_run(
     write_json(folder / "record.json", {
         "schema": 1, "id": run_id, "name": folder.name,
         "inputs": {
-            "dataset": dataset, "data": data, "fingerprint": f"f{data['noise_rate']}", "images": "i0", "method": method,
+            "dataset": dataset, "data": data, "fingerprint": f"f{data['noise_rate']}", "images": f"i{data['noise_rate']}", "method": method,
             "config": config, "train": {"epochs": 5, "batch_size": 64}, "seed": seed, "weights": {}, "source": {},
             **inputs,
         },

@@ -113,8 +113,8 @@ def test_no_request_and_valid_structure(page):
 
 def test_every_section_is_shown_where_its_data_is_there_and_only_then(page, tmp_path):
     names = [
-        "summary", "ablation", "sensitivity", "backbones", "modality", "queries", "attention", "noise", "training",
-        "provenance",
+        "summary", "questions", "ablation", "sensitivity", "backbones", "modality", "queries", "attention", "noise",
+        "training", "provenance",
     ]
     assert [a["id"] for t, a in Page(page).tags if t == "section"] == names
     write_run(tmp_path, pictures=0)
@@ -185,7 +185,9 @@ def test_pointing_by_hand():
     boxes = [[0, 0, 16, 16], [32, 32, 48, 48]]
     region = np.zeros((3, 3))
     region[2, 2] = 1
-    assert attention.pointing(region, boxes, 1, 48) == {"named": 1.0, "any": 1.0, "chance": pytest.approx(1 / 9)}
+    assert attention.pointing(region, boxes, 1, 48) == {
+        "named": 1.0, "any": 1.0, "chance": pytest.approx(1 / 9), "object_chance": 0.5,
+    }
     assert attention.pointing(region, boxes, 0, 48)["named"] == 0.0
     flat = attention.pointing(np.ones((3, 3)), boxes, 0, 48)
     assert flat["named"] == pytest.approx(1 / 9) and flat["any"] == pytest.approx(2 / 9)
@@ -219,7 +221,7 @@ def test_table_in_three_formats(suite):
     first = rows[0]
     markdown, latex = _call(table, suite).output, _call(table, suite, "--format", "latex").output
     shown = f"{float(first['R@1']):.2f} ± {float(first['R@1 std']):.2f}"
-    assert f"| {first['method']} | 3 | " in markdown and shown in markdown and "protocol scenes" in markdown
+    assert f"| {first['method']} | both | 3 | " in markdown and shown in markdown and "protocol scenes" in markdown
     assert shown.replace("±", r"$\pm$") in latex and latex.count(r"\\") == len(rows) + 1
     with pytest.raises(CirbenchError, match="scored under: scenes"):
         _call(table, suite, "--protocol", "nope")

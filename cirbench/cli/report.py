@@ -8,7 +8,7 @@ import click
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="[RUNS_OR_SWEEPS]...", type=click.Path(path_type=Path))
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"),
               show_default=True, help="The page to write.")
 @click.option("--title", default="", help="Heading; by default the datasets.")
@@ -20,11 +20,12 @@ import click
 def report(
     runs: tuple[Path, ...], output: Path, title: str, max_mb: float, no_images: bool, figures: Path | None
 ) -> None:
-    """Write a report of RUNS: run folders, or folders that hold them (default: runs/)."""
-    from cirbench.records import find_records
+    """Write a report of RUNS: run folders, folders that hold them, or sweeps (default: runs/)."""
+    from cirbench.records import find_records, find_studies
     from cirbench.reports.build import build, write
 
-    records = find_records(list(runs) or [Path("runs")])
-    page = build(records, title=title, max_mb=max_mb, images=not no_images, figures=figures)
+    paths = list(runs) or [Path("runs")]
+    records = find_records(paths)
+    page = build(records, sweeps=find_studies(paths), title=title, max_mb=max_mb, images=not no_images, figures=figures)
     write(output, page)
     click.echo(f"{output}: {len(records)} runs, {len(page.encode()) / 1e6:.1f} MB")

@@ -1,0 +1,189 @@
+"""What papers claim, as questions answered from the runs at hand (claims.toml): yes, no, or not separable."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cirbench.reports.analysis import FRAME, Delta, paired, tested
+from cirbench.reports.collect import Arm, TestSet
+
+from cirbench import statistics
+
+__all__ = ["Answer", "answers"]
+
+YES, NO, OPEN = "yes", "no", "not separable"
+#: A question with more arms to ask than this shows those of the shortest labels.
+MOST = 6
+
+
+@dataclass
+class Answer:
+    """A question about one arm, `verdict`, and the sentence of numbers that it rests on."""
+
+    question: str
+    verdict: str
+    where: str
+    evidence: str
+    arm: Arm
+    delta: Delta | None = None
+
+
+def answers(
+    test: TestSet, protocol: str, metric: str, modality: Sequence[dict[str, Any]], audit: dict[str, Any] | None,
+    attention: Sequence[dict[str, Any]],
+) -> list[Answer]:
+    """All questions that these runs can answer.
+
+    Args:
+        test: the runs.
+        protocol: whose ranks are compared.
+        metric: in points.
+        modality: of `analysis.modality`.
+        audit: of `analysis.audit`.
+        attention: of `attention.attention`.
+    """
+    asked = [(c["question"], arm, delta) for c in _claims() for arm, delta in _pairs(test, protocol, metric, c)]
+    tested(test, protocol, metric, [delta for _, _, delta in asked])
+    out = [
+        Answer(
+            question, YES if d.clear and d.value > 0 else NO if d.clear else OPEN, arm.label, _gain(d, metric), arm,
+            d,
+        )
+        for question, arm, d in asked
+    ]
+    return [*out, *_composition(audit), *_weights(test, modality), *_grounding(attention)]
+
+
+def _claims() -> list[dict[str, Any]]:
+    text = (Path(__file__).parent / "claims.toml").read_text(encoding="utf-8")
+    found: list[dict[str, Any]] = tomllib.loads(text)["claim"]
+    return found
+
+
+def _has(knobs: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an arm has these values; a knob that it lacks is not one of them."""
+    for name, value in wanted.items():
+        have = knobs.get(name)
+        if value == ">0":
+            if not isinstance(have, int | float) or isinstance(have, bool) or not have > 0:
+                return False
+        elif have is None or have != value:
+            return False
+    return True
+
+
+def _pairs(test: TestSet, protocol: str, metric: str, claim: Mapping[str, Any]) -> Iterator[tuple[Arm, Delta]]:
+    """(arm with the part, what the part gains) for every pair of arms that differ in the part alone."""
+    arms = [a for a in test.arms if protocol in a.protocols()]
+    mine = [a for a in arms if a.method == claim["method"]]
+    found: list[tuple[Arm, Arm]] = []
+    if "against" in claim:
+        rivals = [a for a in arms if a.method == claim["against"] and a.variant == claim["variant"]]
+        found = [(a, b) for a in mine if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
+    else:
+        keys = set(claim["with"]) | set(claim["without"])
+        without = {
+            _rest(b, keys): b for b in mine
+            if _has(b.knobs, claim["without"]) and _has(b.knobs, claim.get("where", {}))
+        }
+        for a in mine:
+            wrong = bool(a.knobs.get("data.noise_rate"))
+            if not _has(a.knobs, {**claim["with"], **claim.get("where", {})}) or claim.get("noise", wrong) != wrong:
+                continue
+            if (b := without.get(_rest(a, keys))) is not None and b is not a:
+                found.append((a, b))
+    for a, b in sorted(found, key=lambda pair: len(pair[0].label))[:MOST]:
+        pair = paired(a, b, protocol, metric)
+        if pair:
+            yield a, Delta(a.label, {}, b, *pair)
+
+
+def _rest(arm: Arm, without: set[str]) -> str:
+    return repr(sorted((n, repr(v)) for n, v in arm.knobs.items() if n not in without and n != "data.noise_kind"))
+
+
+def _like(a: Arm, b: Arm) -> bool:
+    """Same encoders, sizes, streams and training: every knob that both methods have."""
+    return all(b.knobs[n] == v for n, v in a.knobs.items() if n in b.knobs)
+
+
+def _gain(d: Delta, metric: str) -> str:
+    spread = f", ± {d.std:.2f} over {d.seeds} seeds" if d.seeds > 1 else ", one seed"
+    return f"{_s(d.value)} points of {metric} [{_s(d.low)}, {_s(d.high)}]{spread}; p = {d.p:.4f}"
+
+
+def _n(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _s(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _composition(audit: dict[str, Any] | None) -> Iterator[Answer]:
+    if audit is None:
+        return
+    verdict = YES if audit["gap_low"] > 0 else NO if audit["gap_high"] < 0 else OPEN
+    yield Answer(
+        "Does composing beat the better single modality?", verdict, audit["arm"].label,
+        f"{_s(audit['gap'])} points of {audit['metric']} [{_s(audit['gap_low'])}, {_s(audit['gap_high'])}] over "
+        f"{audit['better']}", audit["arm"],
+    )
+
+
+def _weights(test: TestSet, modality: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+    """The learned weight of each method's CLIP stream; that of a CNN stream has no such meaning where it is edited."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in modality:
+        if row["stream"] == "clip" and np.isfinite(row["rho"]) and not row["arm"].point:
+            first.setdefault(row["arm"].method, row)
+    for row in first.values():
+        low, high = spearman_interval(row["values"], row["known"], test.clusters)
+        verdict = YES if low > 0 else NO if high < 0.1 else OPEN
+        weak = ", less than half of what is possible" if verdict == YES and row["rho"] < row["ceiling"] / 2 else ""
+        yield Answer(
+            "Does lambda follow the importance of the modalities (CLIP stream)?", verdict, row["arm"].label,
+            f"rank correlation {_n(row['rho'], 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row['ceiling'], 3)} with "
+            f"these ties{weak}", row["arm"],
+        )
+
+
+def spearman_interval(
+    values: np.ndarray, known: np.ndarray, clusters: np.ndarray, resamples: int = 200
+) -> tuple[float, float]:
+    """95 % percentile bootstrap of a rank correlation, whole reference images drawn with replacement."""
+    generator = np.random.default_rng(0)
+    order = np.argsort(clusters, kind="stable")
+    members = np.split(order, np.unique(clusters[order], return_index=True)[1][1:])
+    found = []
+    for _ in range(resamples):
+        rows = np.concatenate([members[n] for n in generator.integers(0, len(members), len(members))])
+        found.append(statistics.spearman(values[rows], known[rows]))
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _grounding(attention: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+    for entry in attention:
+        maps = [s for s in entry["scores"] if s["against"]]
+        if not maps:
+            continue
+        best = max(maps, key=lambda s: s["named"])
+        good = [s for s in maps if s["grounded"]]
+        beaten = [
+            f"{name} {value:.1f} %" for name, value in (
+                ("cell chance", best["chance"]), ("landing on any object", best["object_chance"]),
+                *((f"the text-free {n}", v) for n, v in best["free"].items()),
+            )
+        ]
+        told = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
+        yield Answer(
+            "Is the attention grounded in the words?", YES if good else NO, entry["arm"].label,
+            f"{told} above {', '.join(beaten)}; the best, {best['map']}, peaks on the named object in "
+            f"{best['named']:.1f} % of {best['n']} queries", entry["arm"],
+        )
