@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,19 @@ def crash(file: str, out: Path, rng: random.Random, took: float, *more: str) -> 
     first.wait(timeout=500)
     assert again.returncode == 0
     return hit
+
+
+def crashes(folder: Path, rounds: int, more: Callable[[int], list[str]] = lambda number: []) -> list[str]:
+    """An uninterrupted study, then rounds of `crash`, each equal to it; `more` is said to both commands of a round."""
+    file, hits, rng = write(folder), [], random.Random(5)
+    start = time.perf_counter()
+    subprocess.run(command(file, folder / "whole", "--workers", "2"), check=True, timeout=600)
+    took = time.perf_counter() - start
+    for number in range(rounds):
+        hits.append(crash(file, folder / f"broken{number}", rng, took, *more(number)))
+        assert_equal_studies(folder / "whole", folder / f"broken{number}")
+    assert set(hits) != {"nothing"}, "no kill hit a running worker"
+    return hits
 
 
 def assert_equal_studies(whole: Path, broken: Path) -> None:

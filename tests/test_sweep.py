@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shlex
 import subprocess
 import sys
@@ -316,26 +315,14 @@ def test_two_processes_with_one_run_do_it_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
-    crashes(tmp_path, 1)
+    sweeping.crashes(tmp_path, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_twenty_killed_workers_lose_nothing(tmp_path: Path) -> None:
-    hits = crashes(tmp_path, 20)
+    hits = sweeping.crashes(tmp_path, 20)
     assert sum(h != "nothing" for h in hits) >= 15, hits
-
-
-def crashes(folder: Path, rounds: int) -> list[str]:
-    file, hits, rng = sweeping.write(folder), [], random.Random(5)
-    start = time.perf_counter()
-    subprocess.run(sweeping.command(file, folder / "whole", "--workers", "2"), check=True, timeout=600)
-    took = time.perf_counter() - start
-    for number in range(rounds):
-        hits.append(sweeping.crash(file, folder / f"broken{number}", rng, took))
-        sweeping.assert_equal_studies(folder / "whole", folder / f"broken{number}")
-    assert set(hits) != {"nothing"}, "no kill hit a running worker"
-    return hits
 
 
 # --------------------------------------------------------------------------------- other machines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import random
 import shutil
 import signal
 import socket
@@ -91,17 +90,33 @@ def database() -> Iterator[str]:
 
 
 def test_workers_over_a_database_lose_nothing(database: str, tmp_path: Path) -> None:
-    file = sweeping.write(tmp_path)
-    start = time.perf_counter()
-    subprocess.run(sweeping.command(file, tmp_path / "whole", "--workers", "2"), check=True, timeout=500)
-    took = time.perf_counter() - start
-    hit = sweeping.crash(file, tmp_path / "broken", random.Random(1), took, "--storage", database)
-    assert hit != "nothing", "no kill hit a running worker"
-    sweeping.assert_equal_studies(tmp_path / "whole", tmp_path / "broken")
-    assert not list((tmp_path / "broken").glob("sweeps/*/journal.log")), "the study is in the database"
-    (study,) = optuna.get_all_study_summaries(with_driver(database))
-    trials = optuna.load_study(study_name=study.study_name, storage=with_driver(database)).trials
-    assert [t.state.name for t in trials if "void" not in t.user_attrs] == ["COMPLETE"] * 6
+    over_a_database(database, tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_twenty_killed_workers_over_a_database_lose_nothing(database: str, tmp_path: Path) -> None:
+    hits = over_a_database(database, tmp_path, 20)
+    assert sum(h != "nothing" for h in hits) >= 15, hits
+
+
+def over_a_database(database: str, folder: Path, rounds: int) -> list[str]:
+    """Each round has a database of its own: the studies have one name."""
+    import psycopg2
+
+    urls = [f"{database.rpartition('/')[0]}/round{number}" for number in range(rounds)]
+    server = psycopg2.connect(database)
+    server.autocommit = True
+    for number in range(rounds):
+        server.cursor().execute(f"CREATE DATABASE round{number}")
+    server.close()
+    hits = sweeping.crashes(folder, rounds, lambda number: ["--storage", urls[number]])
+    for number, url in enumerate(urls):
+        assert not list((folder / f"broken{number}").glob("sweeps/*/journal.log")), "the study is in the database"
+        (study,) = optuna.get_all_study_summaries(with_driver(url))
+        trials = optuna.load_study(study_name=study.study_name, storage=with_driver(url)).trials
+        assert [t.state.name for t in trials if "void" not in t.user_attrs] == ["COMPLETE"] * 6
+    return hits
 
 
 def test_a_machine_with_folders_of_its_own_joins_the_study(database: str, tmp_path: Path) -> None:
