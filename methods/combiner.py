@@ -53,12 +53,15 @@ TRAIN = {"epochs": 300, "batch_size": 4096}
 #: Widths are four and eight times D, as in the paper.
 _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 
+#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+_LIKE_DWC = {**_SCENES, "clip_lr": 0.004, "cnn_lr": 0.002, "dropout": 0.2}
+
 DATASETS = {
     "fashioniq": {"train.form": "four-ways"},
     "scenes": _SCENES,
-    "scenes/like-dwc": _SCENES,
-    "scenes/like-dwc-clip": _SCENES,
-    "scenes/like-dwc-cnn": _SCENES,
+    "scenes/like-dwc": _LIKE_DWC,
+    "scenes/like-dwc-clip": _LIKE_DWC,
+    "scenes/like-dwc-cnn": _LIKE_DWC,
 }
 
 from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch

@@ -58,13 +58,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 30, "batch_size": 32, "schedule": "step"}
 
+#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}
+
 DATASETS = {
     "css3d": {"loss": "soft-triplet"},
     "scenes": {**SCENES_STREAMS, "clip_lr": 1e-2, "cnn_lr": 1e-2},
     "scenes/last-conv": {"cnn_lr": 3e-3},  # at 1e-2 the first steps overshoot
-    "scenes/like-dwc": SCENES_STREAMS,
-    "scenes/like-dwc-clip": SCENES_STREAMS,
-    "scenes/like-dwc-cnn": SCENES_STREAMS,
+    "scenes/like-dwc": _LIKE_DWC,
+    "scenes/like-dwc-clip": _LIKE_DWC,
+    "scenes/like-dwc-cnn": _LIKE_DWC,
 }
 
 from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
