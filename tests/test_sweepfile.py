@@ -211,7 +211,8 @@ def test_built_in_sweeps_and_their_variants_are_sound(name: str) -> None:
     text = (plugins._folder("cirbench.sweeps") / f"{name}.toml").read_text()
     for variant in ["", *tomllib.loads(text).get("variants", {})]:
         sweep = sweepfile.read(name, variant=variant)
-        assert sweep.question and sweep.total >= 4 and len(sweep.seeds) >= 3
+        # `rates` is a first look, told as tuning: what it chose is compared by `methods` with five seeds.
+        assert sweep.question and sweep.total >= 4 and len(sweep.seeds) >= (1 if name == "rates" else 3)
         assert sweep.objective.metric == "R@1"
     assert sweepfile.read(name, seeds=[7, 8]).seeds == (7, 8)
 
