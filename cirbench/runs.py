@@ -253,7 +253,7 @@ def report(
         arrays.update(_weights(method, feed, dataset, split, forms[0]))
     write_npz(folder / "rankings.npz", arrays)
     if options.export:
-        export(folder, split, result.gallery, images, rows)
+        export(folder, split, result.gallery, images, rows, planned.facts.protocols[0].form)
     write_pictures(folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
     first = split.queries[0]
     text = dataset.forms[forms[0]](first)[0][0]
@@ -315,17 +315,21 @@ def _pictures(dataset: Dataset, split: Split, result: evaluation.Evaluation, for
 
 
 def export(
-    folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows]
+    folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows],
+    unnamed: str,
 ) -> None:
-    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second."""
-    first = next(iter(rows))
+    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second.
+
+    `unnamed` is the form whose rows are the query ids themselves: the dataset's own default, whatever was trained with.
+    """
     ids, parts = [], []
     for form, part in rows.items():
         seen: dict[int, int] = {}
         several = len(set(part.query.tolist())) < len(part.query)
         for q in part.query.tolist():
             seen[q] = seen.get(q, -1) + 1
-            ids.append(split.queries[q].id + ("" if form == first else f"#{form}") + (f".{seen[q]}" if several else ""))
+            name = "" if form == unnamed else f"#{form}"
+            ids.append(split.queries[q].id + name + (f".{seen[q]}" if several else ""))
         parts.append(part.embeddings.cpu().numpy())
     write_npz(folder / "embeddings.npz", {
         "query_ids": np.array(ids), "queries": np.concatenate(parts), "image_ids": np.array(list(gallery)),

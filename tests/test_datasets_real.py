@@ -74,6 +74,95 @@ PINNED: list[tuple[str, str, str, int, dict[int, Any]]] = [
         1499: ('test-1499', '12041', ('make it casual instead of formal',), ('12385', '13320')),
     }),
 ]
+#: dataset, folder, split, group, queries, (reference, target, last caption) of the first, tenth and last; images, three of them.
+#: Written from the raw files, not by the loaders.
+EVERY: list[tuple[str, str, str, str, int, list[Any], int, list[str]]] = [
+    ("fashioniq", "fashion_iq", "train", "dress", 5985,
+     [('B003FGW7MK', 'B008BHCT58', 'is black with straps'),
+      ('B0045KDJYU', 'B002GT074M', 'is striped with sleeves'),
+      ('B008OTJTH4', 'B00B53H8R4', 'is grey with longer sleeves')],
+     11452, ['B008BHCT58', 'B00EV1B9C2', 'B00824GAGY']),
+    ("fashioniq", "fashion_iq", "val", "dress", 2017,
+     [('B005X4PL1G', 'B0084Y8XIU', 'fit and flare'),
+      ('B000WIRE54', 'B007UYY43I', 'has longer sleeves and is more casual'),
+      ('B00BY3GO0C', 'B0030EHJ66', 'is red with a floral print')],
+     3817, ['B009PMCJLW', 'B007L3WP5W', 'B00A9VAS2K']),
+    ("fashioniq", "fashion_iq", "test", "dress", 2024,
+     [('B007E66YTO', '', 'short and black'),
+      ('B008PC5CN0', '', 'has a leopard art pattern'),
+      ('B00CCW4UVO', '', 'is more vibrant white')],
+     3818, ['B00BZSUNYE', 'B008R8BF60', 'B00AXVFNO4']),
+    ("fashioniq", "fashion_iq", "train", "shirt", 5988,
+     [('B008E5CF6U', 'B00CBNH8JK', 'is grey with shorter sleeves'),
+      ('B001UL1VWO', 'B00B7386O6', 'is yellow with black words'),
+      ('B007K3IXZ4', 'B005X5ZX8Q', 'is darker')],
+     19036, ['B00CBNH8JK', 'B000E7OQ68', 'B004B8OF3K']),
+    ("fashioniq", "fashion_iq", "val", "shirt", 2038,
+     [('B00CZ7QJUG', 'B005AD7WZI', 'is a lighter color'),
+      ('B00EW84RMS', 'B00BGVUTBC', ' has more buttons'),
+      ('B0042P6BVG', 'B00D78EKUS', 'is more formal')],
+     6346, ['B000KENMD8', 'B0051UW60Q', 'B00D78EKUS']),
+    ("fashioniq", "fashion_iq", "test", "shirt", 2038,
+     [('B00E9AWYWO', '', 'is white with a different graphic'),
+      ('B00BL6QKU6', '', 'is more funny'),
+      ('B00BGVOZD0', '', 'is green with longer sleeves')],
+     6346, ['B00A9Y82Q6', 'B004DLLPF6', 'B00C0GEWEM']),
+    ("fashioniq", "fashion_iq", "train", "toptee", 6027,
+     [('B000FLD4AC', 'B005LUQ0FI', ' pink'),
+      ('B00BRCLPJ0', 'B00AGC2MP8', 'Has longer sleeves'),
+      ('B008WZCD1E', 'B007WADBUC', 'has cheetah print with black trim')],
+     16121, ['B0052WOJKI', 'B00355BRZE', 'B007WADBUC']),
+    ("fashioniq", "fashion_iq", "val", "toptee", 1961,
+     [('B008CFZW76', 'B008CG1JJ0', 'appears to be exactly the same'),
+      ('B00EE0DYZ0', 'B001UEUTF6', 'is of orange camo pattern'),
+      ('B0059LBD1A', 'B004070YLE', 'Is striped and lighter in color')],
+     5373, ['B008CG1JJ0', 'B0015O8JLC', 'B003BHB50I']),
+    ("fashioniq", "fashion_iq", "test", "toptee", 2056,
+     [('B001PJEB82', '', 'has no sleeves'),
+      ('B00B2JHU88', '', "has sleeves that don't reach the wrist"),
+      ('B00A6V2ZDS', '', 'is black colored with a different graphic')],
+     5374, ['B004BP94D4', 'B0077DR53S', 'B00858FLWQ']),
+    ("shoes", "shoes", "train", "", 8990,
+     [('img_womens_clogs_512.jpg', 'img_womens_clogs_851.jpg', 'is more of a textured material'),
+      ('img_womens_sneakers_1115.jpg', 'img_womens_sneakers_464.jpg', 'is a red and black color and has a pattern'),
+      ('img_womens_stiletto_1217.jpg', 'img_womens_stiletto_1038.jpg', 'brown high heeled strappy shoes')],
+     10000, ['img_womens_pumps_813.jpg', 'img_womens_athletic_shoes_443.jpg', 'img_womens_stiletto_609.jpg']),
+    ("shoes", "shoes", "eval", "", 1761,
+     [('img_womens_boots_1508.jpg', 'img_womens_boots_480.jpg', 'has a strap on the side'),
+      ('img_womens_high_heels_1414.jpg', 'img_womens_high_heels_1332.jpg', 'has no buckle strap'),
+      ('img_womens_flats_246.jpg', 'img_womens_flats_253.jpg', 'purple ballet flats with a buckle')],
+     4658, ['img_womens_athletic_shoes_987.jpg', 'img_womens_stiletto_967.jpg', 'img_womens_wedding_shoes_257.jpg']),
+    ("cirr", "cirr", "val", "", 4181,
+     [('dev-244-0-img0', 'dev-1028-1-img1', 'show three bottles of soft drink'),
+      ('dev-104-3-img1', 'dev-104-1-img0', 'put the fries in a white plate with white background, clean'),
+      ('dev-271-1-img0', 'dev-841-0-img1', 'Shows a similar dog standing in a grassy area with a stone fence in the background.')],
+     2297, ['dev-244-0-img0', 'dev-940-3-img0', 'dev-1012-3-img0']),
+    ("cirr", "cirr", "test1", "", 4148,
+     [('test1-147-1-img1', '', 'remove all but one dog and add a woman hugging it'),
+      ('test1-105-1-img0', '', 'Change to black vending machine, Fill machine with colorful drink and snack packages'),
+      ('test1-38-0-img1', '', 'One wolf changed into two wolves in a blue background.')],
+     2315, ['test1-147-1-img1', 'test1-206-1-img0', 'test1-255-0-img1']),
+    ("circo", "circo", "val", "", 220,
+     ['312ae2019fc0',
+      'fd7131cdc5c2',
+      '1fd1056fc9d7'],
+     0, []),
+    ("circo", "circo", "test", "", 800,
+     ['4fba023a5828',
+      '32e330f2e738',
+      '34c5766c5b55'],
+     0, []),
+    ("genecis", "genecis", "test", "change_object", 1960,
+     ['153e1aa85c2e',
+      '46c98fea4292',
+      '770324bdad3a'],
+     0, []),
+    ("genecis", "genecis", "test", "focus_object", 1960,
+     ['33ef6bd0b100',
+      '4451a7a9fd93',
+      '62553addd6da'],
+     0, []),
+]
 CARVED = [
     ("fashioniq", "annotations/fashion_iq", 17100, 900,
      "c0c31f613312e744cbc5b7898724af8e8df7d1e0e93e8a52faf8d7ce5255b743"),
@@ -98,6 +187,30 @@ def test_first_tenth_and_last_record(
         else:
             assert found_record == record
     assert len({q.id for q in found.queries}) == count
+
+
+@pytest.mark.parametrize("pinned", EVERY, ids=lambda p: "-".join(filter(None, (p[0], p[2], p[3]))))
+def test_every_annotation_file_first_tenth_and_last(pinned: tuple[Any, ...], shared: Path) -> None:
+    name, folder, split, group, count, records, images, names = pinned
+    sets = [f"data.category={group}"] if name == "fashioniq" else []
+    _, found = load_named(name, shared / "data/annotations" / folder, split, sets)
+    queries = [q for q in found.queries if q.group == group]
+    assert len(queries) == count
+    for query, record in zip((queries[0], queries[9], queries[-1]), records, strict=True):
+        # Test labels are hidden; CIRR and CIRCO have one target that counts, CIRCO names it first.
+        read = (query.reference, query.targets[0] if query.targets else "", query.texts[-1])
+        assert (hashlib.sha256(repr(read).encode()).hexdigest()[:12] if isinstance(record, str) else read) == record
+    if names:
+        galleries = next(iter(found.galleries.values()))
+        gallery = galleries[group] if group in galleries else galleries[""]
+        assert len(gallery) == images and [gallery[0], gallery[9], gallery[-1]] == names
+
+
+def test_cirr_training_images(shared: Path) -> None:
+    names = common.read_json(shared / "data/annotations/cirr/image_splits/split.rc2.train.json")
+    assert len(names) == find_dataset("cirr").SPEC.counts["train images"] == 16939
+    listed = list(names)
+    assert [listed[0], listed[9], listed[-1]] == ["train-11041-2-img0", "train-7069-3-img1", "train-9689-3-img0"]
 
 
 @pytest.mark.parametrize(("name", "folder"), [

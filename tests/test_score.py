@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from small_data import SCORED, build
+from tiny import DATA
 
 from cirbench import scoring_run
 from cirbench.cli import main
+from cirbench.plugins import dataset_names
 from cirbench.splits import load_named
 from cirbench.types import Dataset, Protocol, Query, Split
 
@@ -134,11 +136,21 @@ def write_npz(path: Path, dataset: Dataset, split: Split, text: dict, image: dic
     return path
 
 
+def loaded(name: str, folder: Path) -> tuple[Dataset, Split]:
+    """The scored split of a small version of a dataset."""
+    if name == "scenes":
+        return load_named(name, None, "report", [f"{k}={v}" for k, v in DATA.items()])
+    return load_named(name, build(name, folder), SCORED[name])
+
+
+def test_every_dataset_is_compared() -> None:
+    assert {*SCORED, "scenes"} == set(dataset_names())
+
+
 @pytest.mark.parametrize("kind", ["random", "tied"])
-@pytest.mark.parametrize("name", sorted(SCORED))
+@pytest.mark.parametrize("name", [*sorted(SCORED), "scenes"])
 def test_score_equals_the_slow_loop_for_every_protocol(name: str, kind: str, tmp_path: Path) -> None:
-    root = build(name, tmp_path / name)
-    dataset, split = load_named(name, root, SCORED[name])
+    dataset, split = loaded(name, tmp_path / name)
     text, image = embeddings(dataset, split, kind, 11)
     file = write_npz(tmp_path / "e.npz", dataset, split, text, image)
     result = scoring_run.score_embeddings(dataset, split, [file])
@@ -198,6 +210,39 @@ def test_models_per_category_are_aggregated_under_one_name(tmp_path: Path) -> No
     single = alone["protocols"]["fiq-original-keep-ab"]["metrics"]["dress/R@10"]
     assert single == pytest.approx(expected["dress"]["R@10"])
     assert "shirt, toptee" in alone["omitted"]["fiq-original-keep-ab/average"]
+
+
+@pytest.mark.parametrize(("queries", "gallery"), [("f2", "f2"), ("f4", "f8"), ("f8", "f2"), ("f8", "f8"), (">f4", "f4")])
+def test_any_float_type_and_any_row_order(queries: str, gallery: str, tmp_path: Path) -> None:
+    """The grid of `embeddings` is exact in half precision, so that every type must give the same numbers."""
+    dataset, split = loaded("cirr", tmp_path / "cirr")
+    text, image = embeddings(dataset, split, "tied", 4)
+    results = []
+    for seed, types in ((0, ("f4", "f4")), (7, (queries, gallery))):
+        with np.load(write_npz(tmp_path / "e.npz", dataset, split, text, image, seed)) as file:
+            data = dict(file)
+        data["queries"], data["gallery"] = (data[k].astype(t) for k, t in zip(("queries", "gallery"), types, strict=True))
+        np.savez(tmp_path / "e.npz", **data)
+        results.append(scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"]))
+    assert results[0] == results[1]
+
+
+def test_several_files_after_one_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("cirr", tmp_path / "cirr")
+    _, split = load_named("cirr", root, "val")
+    ids = list(split.galleries["all"][""])
+    full = {q.id: [i for i in ids if i != q.reference][:50] for q in split.queries}
+    subset = {q.id: [m for m in q.extra["members"] if m != q.reference][:3] for q in split.queries}
+    for name, lists in (("recall", full), ("recall_subset", subset)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"version": "rc2", "metric": name, **lists}))
+    given = ["-d", "cirr", "--root", root, "--split", "val", "--rankings", tmp_path / "recall.json"]
+    both = run_json(capsys, *given, tmp_path / "recall_subset.json")
+    repeated = run_json(capsys, *given, "--rankings", tmp_path / "recall_subset.json")
+    assert both == repeated and both["omitted"] == {}
+    # Without the second file the mean lacks a part, and its being left out is said.
+    alone = run_json(capsys, "-d", "cirr", "--root", root, "--split", "val", "--rankings", tmp_path / "recall_subset.json")
+    assert set(alone["protocols"]["cirr-hard"]["metrics"]) == {"Rs@1", "Rs@2", "Rs@3"}
+    assert "R@5" in alone["omitted"]["cirr-hard/mean(R@5,Rs@1)"]
 
 
 def test_absent_forms_are_omitted_and_both_orders_are_put_together(tmp_path: Path) -> None:

@@ -54,6 +54,27 @@ def test_run_and_score_agree_to_the_last_bit(
     assert arrays.data["default_protocol"] == next(iter(scored["protocols"]))
 
 
+@pytest.mark.parametrize("method", ["dwc", "sum", "image-only", "text-only"])
+def test_trained_methods_agree_to_the_last_bit_too(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """test_standins_real.py does the same with every real name."""
+    root = standins("fashioniq", tmp_path / "fiq")
+    one = ["--set", "data.category=dress"]
+    main(["run", "-m", method, "-d", "fashioniq", "--root", str(root), "--forms", "ab", "--recipe", "scenes", "--backbone",
+          "scenes-small", *(a for s in ("train.epochs=1", "train.batch_size=8", "train.protocol=fiq-val-drop-tokens")
+                            for a in ("--set", s)), *one, "--out", str(tmp_path), "--export-embeddings", "--json"])
+    ran = json.loads(capsys.readouterr().out)
+    # The run trains with `tokens`; rows without a form in their name are those of `ab` all the same.
+    main(["score", "-d", "fashioniq", "--root", str(root), "--split", "val", *one, "--json", "--embeddings",
+          str(Path(ran["folder"]) / "embeddings.npz")])
+    scored = json.loads(capsys.readouterr().out)
+    assert ran["default_protocol"] == "fiq-val-drop-tokens" and len(scored["omitted"]) == 16
+    assert scored["protocols"].keys() == ran["protocols"].keys()
+    for protocol, entry in ran["protocols"].items():
+        assert scored["protocols"][protocol]["metrics"] == entry["metrics"], protocol
+
+
 def test_circo_and_genecis_are_evaluated_with_a_run_of_another_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_standins import jpeg
 from small_data import build
 
 from cirbench import submissions
@@ -96,3 +97,49 @@ def test_circo_wants_whole_numbers(tmp_path: Path) -> None:
     path.write_text(json.dumps({str(n): list(range(50)) for n in range(799)}))
     with pytest.raises(CirbenchError, match="1 queries are missing: 799"):
         submissions.validate(path)
+
+
+def test_a_run_becomes_files_for_both_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, runs = build("cirr", tmp_path / "cirr"), tmp_path / "runs"
+    listed = root / "image_splits/split.rc2.test1.json"
+    names = json.loads(listed.read_text()) | {f"test1-9{n}-0-img0": f"./test1/test1-9{n}-0-img0.png" for n in range(60)}
+    listed.write_text(json.dumps(names))
+    pictures = [p for f in root.glob("image_splits/*.json") for p in json.loads(f.read_text()).values()]
+    for path in pictures:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(jpeg(path, 8))
+    main(["run", "-m", "random", "-d", "cirr", "--root", str(root), "--out", str(runs), "--json"])
+    folder = json.loads(capsys.readouterr().out)["folder"]
+    out = tmp_path / "out"
+    main(["submit", folder, "--root", str(root), "-o", str(out), "-q"])
+    recall, subset = (json.loads((out / f"cirr_test1_{m}.json").read_text()) for m in ("recall", "recall_subset"))
+    _, split = load_named("cirr", root, "test1")
+    assert set(recall) == set(subset) == {"version", "metric", *(q.id for q in split.queries)}
+    for query in split.queries:
+        assert len(recall[query.id]) == 50 and query.reference not in recall[query.id]
+        assert len(subset[query.id]) == 3 and set(subset[query.id]) < set(query.extra["members"]) - {query.reference}
+        both = [i for i in recall[query.id] if i in subset[query.id]]
+        assert both == [i for i in subset[query.id] if i in both]
+
+    circo = build("circo", tmp_path / "circo")
+    for n in range(100, 180):
+        path = circo / f"COCO2017_unlabeled/unlabeled2017/{n:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(str(n), 8))
+    main(["submit", folder, "-d", "circo", "--root", str(circo), "-o", str(out)])
+    body = json.loads((out / "circo_test.json").read_text())
+    assert list(body) == [str(n) for n in range(6)] and all(len(v) == 50 and type(v[0]) is int for v in body.values())
+
+    # What a server would refuse is not written: a missing picture, a gallery too small for its lists.
+    (root / pictures[-1]).unlink()
+    for change, message in ((None, "1 pictures of cirr/test1 are missing"), ({}, "images, expected 50")):
+        if change is not None:
+            (root / pictures[-1]).write_bytes(jpeg("x", 8))
+            listed.write_text(json.dumps({k: v for k, v in names.items() if not k.startswith("test1-9")}))
+        with pytest.raises(SystemExit) as stop:
+            main(["submit", folder, "--root", str(root), "-o", str(tmp_path / "none")])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+        assert not list((tmp_path / "none").glob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(["submit", folder, folder, "-o", str(out)])
+    assert stop.value.code == 2 and "--validate" in capsys.readouterr().err
