@@ -15,12 +15,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
-# DWC and the floors on the built-in dataset, then the report.
+# DWC and the floors on the built-in dataset, small sweeps of its CLIP stream, then the report of all of it.
 demo: install
-	$(BIN)/cirbench run --method dwc --dataset scenes --out runs
-	for method in sum image-only text-only random; do \
-	  $(BIN)/cirbench run --method $$method --dataset scenes --out runs || exit $$?; \
+	$(BIN)/cirbench run --method dwc --dataset scenes --explain 400 --out runs
+	$(BIN)/cirbench run --method sum --dataset scenes --out runs
+	for method in image-only text-only; do \
+	  $(BIN)/cirbench run --method $$method --variant clip-only --dataset scenes --out runs || exit $$?; \
 	done
+	$(BIN)/cirbench run --method random --dataset scenes --out runs
+	$(BIN)/cirbench sweep ablation --variant clip --seeds 0,1 --workers $(JOBS) --out runs
+	$(BIN)/cirbench sweep lambda --seeds 0,1 --workers $(JOBS) --out runs
+	$(BIN)/cirbench sweep noise --seeds 0 --workers $(JOBS) --out runs
 	$(BIN)/cirbench report runs -o report.html
 	@echo "open report.html"
 
