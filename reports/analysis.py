@@ -175,6 +175,11 @@ def _bases(arms: Sequence[Arm]) -> list[Arm]:
     return out
 
 
+def likeness(a: Arm, b: Arm) -> tuple[bool, int]:
+    """How well two arms are compared: run by one version of the code, and over how many common seeds."""
+    return a.inputs.get("source") == b.inputs.get("source"), len(set(map(str, a.seeds)) & set(map(str, b.seeds)))
+
+
 def _named(arm: Arm, base: Arm, changed: dict[str, Any]) -> str:
     if arm.variant and arm.variant != base.variant:
         return arm.variant
@@ -188,9 +193,9 @@ def ablations(test: TestSet, protocol: str, metric: str) -> list[Family]:
     members: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in scored:
         # Against the whole it differs least from.
-        found = [(len(c), base, c) for base in bases if base is not arm and (c := _taken(arm, base))]
+        found = [(base, c) for base in bases if base is not arm and (c := _taken(arm, base))]
         if found:
-            _, base, changed = min(found, key=lambda f: f[0])
+            base, changed = max(found, key=lambda f: (-len(f[1]), *likeness(arm, f[0])))
             members.setdefault(base.key, []).append((arm, changed))
     out = []
     for base in bases:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cirbench.reports.analysis import FRAME, Delta, paired, tested
+from cirbench.reports.analysis import FRAME, Delta, likeness, paired, tested
 from cirbench.reports.collect import Arm, TestSet
 
 from cirbench import statistics
@@ -87,16 +87,18 @@ def _pairs(test: TestSet, protocol: str, metric: str, claim: Mapping[str, Any]) 
         found = [(a, b) for a in mine if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
     else:
         keys = set(claim["with"]) | set(claim["without"])
-        without = {
-            _rest(b, keys): b for b in mine
-            if _has(b.knobs, claim["without"]) and _has(b.knobs, claim.get("where", {}))
-        }
+        places: dict[str, list[tuple[Arm, Arm]]] = {}
+        without: dict[str, list[Arm]] = {}
+        for b in mine:
+            if _has(b.knobs, {**claim.get("where", {}), **claim["without"]}):
+                without.setdefault(_rest(b, keys), []).append(b)
         for a in mine:
             wrong = bool(a.knobs.get("data.noise_rate"))
-            if not _has(a.knobs, {**claim["with"], **claim.get("where", {})}) or claim.get("noise", wrong) != wrong:
-                continue
-            if (b := without.get(_rest(a, keys))) is not None and b is not a:
-                found.append((a, b))
+            if _has(a.knobs, {**claim.get("where", {}), **claim["with"]}) and claim.get("noise", wrong) == wrong:
+                rest = _rest(a, keys)
+                places.setdefault(rest, []).extend((a, b) for b in without.get(rest, []))
+        # Of what is the same but for the version of the code, one pair: of one version, with the most seeds.
+        found = [max(pairs, key=lambda p: likeness(*p)) for pairs in places.values() if pairs]
     for a, b in sorted(found, key=lambda pair: len(pair[0].label))[:MOST]:
         pair = paired(a, b, protocol, metric)
         if pair:
@@ -104,7 +106,9 @@ def _pairs(test: TestSet, protocol: str, metric: str, claim: Mapping[str, Any]) 
 
 
 def _rest(arm: Arm, without: set[str]) -> str:
-    return repr(sorted((n, repr(v)) for n, v in arm.knobs.items() if n not in without and n != "data.noise_kind"))
+    """The other knobs, as text; the kind of noise is no knob where the rate is zero."""
+    clean = {} if arm.knobs.get("data.noise_rate") else {"data.noise_kind": None}
+    return repr(sorted((n, repr(v)) for n, v in {**arm.knobs, **clean}.items() if n not in without))
 
 
 def _like(a: Arm, b: Arm) -> bool:
