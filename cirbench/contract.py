@@ -109,17 +109,44 @@ class Subject:
 # -------------------------------------------------------------------------------------- checks
 
 
+def _read_of_config(tree: ast.Module) -> set[str]:
+    """Names read of a config in code: of `config`, `self.config`, a parameter annotated `...Config`, or what these
+    are assigned to. `clip.dim` reads no field, nor does a comment or a docstring."""
+    names = {"config"}
+
+    def is_config(node: ast.expr) -> bool:
+        return (isinstance(node, ast.Name) and node.id in names) or (
+            isinstance(node, ast.Attribute) and node.attr in names
+        )
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            kind = ast.unparse(node.annotation).strip("'\"")
+            if kind.endswith(("Config", "Settings")):
+                names.add(node.arg)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                pairs = zip(target.elts, node.value.elts, strict=False) if several else [(target, node.value)]  # type: ignore[attr-defined]
+                for to, value in pairs:
+                    if is_config(value):
+                        names.add(ast.unparse(to).rpartition(".")[2])
+    read = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and is_config(node.value):
+            read.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and is_config(node.args[0]):
+            read |= {str(a.value) for a in node.args[1:2] if isinstance(a, ast.Constant)}
+    return read
+
+
 def fields_are_used(subject: Subject) -> None:
     """Every field of Config is read somewhere in the method's code, or in the streams it is built on."""
     texts = [subject.found.source]
     if "cirbench.streams" in subject.found.source:
         texts.append((specs.PACKAGE / "streams.py").read_text(encoding="utf-8"))
-    read: set[str] = set()
-    for text in texts:
-        # Attributes in code: a field that only a comment or a docstring names is not used.
-        read |= {
-            n.attr for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
-        }
+    read = set().union(*(_read_of_config(ast.parse(text)) for text in texts))
     idle = [name for name in subject.found.config.model_fields if name not in read]
     require(not idle, f"fields of Config that no code reads: {', '.join(idle)}. Read them (config.NAME) or drop them.")
     plain = ", ".join(n for n, f in subject.found.config.model_fields.items() if not f.description)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -255,7 +256,8 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
                 f"{len(state['vocabulary'])}. They are not the texts it was trained on, or not all of them."
             )
     config = _config(parts, backbone)
-    _check(tensors, _expected(config, parts, state))
+    width = parts["clip"]["clip.img_fc.0.weight"].shape[1] if "clip" in parts else None
+    _check(tensors, _build(config, width, state).state_dict())
     out.mkdir(parents=True, exist_ok=True)
     ready = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     save_file(ready, out / "model.safetensors", {"extra_state": json.dumps(state)})
@@ -270,15 +272,35 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     return Converted(out, len(tensors), left, config)
 
 
-def _expected(config: dict[str, Any], parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> Any:
-    """The state_dict of a DWC of these settings, made without weights of CLIP."""
+def _build(config: Mapping[str, Any], width: int | None, state: Mapping[str, Any]) -> Any:
+    """A DWC of these settings without CLIP itself, of which only `width` is needed; None without its stream."""
     from cirbench.encoders import Encoders
 
     found = plugins.find_method("dwc")
-    module, encoders, fields = found.load(), Encoders(), found.config(**config)
+    module, encoders = found.load(), Encoders()
+    fields: Any = found.config(**config)
     cnn = words = None
-    if "cnn" in parts:
-        cnn = encoders.cnn(config["cnn"], config["cnn_size"], False, config["cnn_statistics"])
-        words = encoders.lstm(state["vocabulary"], config["word_dim"], config["cnn_dim"])
-    width = _Width(parts["clip"]["clip.img_fc.0.weight"].shape[1]) if "clip" in parts else None
-    return module.Dwc(fields, width, cnn, words).state_dict()
+    if fields.streams != "clip":
+        cnn = encoders.cnn(fields.cnn, fields.cnn_size, False, fields.cnn_statistics)
+        words = encoders.lstm(state["vocabulary"], fields.word_dim, fields.cnn_dim)
+    return module.Dwc(fields, None if width is None else _Width(width), cnn, words)
+
+
+def load(folder: Path | str) -> Any:
+    """The `Dwc` of a converted folder, in evaluation mode, without CLIP: its stream reads features that are given.
+
+    Raises:
+        CirbenchError: not such a folder.
+    """
+    mark, weights = Path(folder) / MARK, Path(folder) / "model.safetensors"
+    try:
+        config = json.loads(mark.read_text(encoding="utf-8"))["inputs"]["config"]
+        with safe_open(weights, "pt") as file:
+            state = json.loads(file.metadata()["extra_state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # not a mapping
+    except Exception as error:
+        raise CirbenchError(f"{folder} is no folder that `cirbench convert-dwc` wrote whole: {error}.") from None
+    first = tensors.get("clip.img_fc.0.weight")
+    method = _build(config, None if first is None else first.shape[1], state)
+    method.load_state_dict(tensors)
+    return method.eval()

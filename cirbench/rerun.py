@@ -66,8 +66,10 @@ def plan_eval(
             f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force."
         )
     over = {f"method.{k}": v for k, v in inputs["config"].items()}
-    over |= {f"train.{k}": v for k, v in inputs["train"].items()}
     name = dataset or inputs["dataset"]
+    # Names of a dataset's own protocols and text forms say nothing on another.
+    bound = () if name == inputs["dataset"] else ("protocol", "form")
+    over |= {f"train.{k}": v for k, v in inputs["train"].items() if k not in bound}
     if not name:
         raise CirbenchError(f"{folder} holds converted weights of no dataset here: name one with --dataset.")
     if name == inputs["dataset"]:

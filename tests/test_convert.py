@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 import released_dwc as released
 import torch
-from safetensors import safe_open
 
-from cirbench import plugins
+from cirbench import convert
 from cirbench.cli import main
 from cirbench.encoders import build_vocabulary
-from cirbench.types import TrainView
+from cirbench.records import Record
+from cirbench.types import CirbenchError
 
+PAGE = Path(__file__).parents[1] / "docs" / "dwc.md"
 TEXTS = ["same shoe but red", "a much higher heel and no strap at all", "red"]
 QUERIES = ["red heel", "a much higher strap, unknownword", "same"]
 
@@ -42,27 +44,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         path.unlink()
 
 
-class Width:
-    """A CLIP of which only the width matters."""
-
-    dim = 1024
-
-
-class Here:
-    """Encoders without CLIP's weights."""
-
-    def __init__(self) -> None:
-        from cirbench.encoders import Encoders
-
-        self.real = Encoders()
-
-    def clip(self, *_: Any) -> Width:
-        return Width()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-
 def test_converted_weights_compute_what_the_release_computes(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,19 +56,13 @@ def test_converted_weights_compute_what_the_release_computes(
         "loss_weight", "combine", "fc_ret", "fc_rei", "txt_model"
     }
     assert told["config"]["clip"] == "RN50-quickgelu:openai" and not told["config"]["padding_mask"]
-    with safe_open(out / "model.safetensors", "pt") as file:
-        state = json.loads(file.metadata()["extra_state"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}
-    assert sum(t.numel() for t in tensors.values()) > 70e6 and len(tensors) == told["used"]
-    found = plugins.find_method("dwc")
-    method = found.load().build(found.config(**told["config"]), Here(), TrainView([], 0), state)
-    method.load_state_dict(tensors)
-    method.eval()
+    method = convert.load(out)
+    assert sum(p.numel() for p in method.parameters()) > 70e6 and len(method.state_dict()) == told["used"]
     g = torch.Generator().manual_seed(5)
     clip_in = [torch.randn(3, 1024, generator=g) for _ in range(3)]
     pictures = [torch.randn(3, 3, 96, 96, generator=g) for _ in range(2)]
     vocabulary = build_vocabulary(TEXTS)
-    assert state["vocabulary"] == vocabulary
+    assert method.extra_state() == {"vocabulary": vocabulary}
     ids = [[vocabulary.index(w) if w in vocabulary else 0 for w in text.replace(",", "").split()] for text in QUERIES]
     with torch.inference_mode():
         double = {k: v.double() for k, v in torch.load(files["clip"], weights_only=True)["model_state_dict"].items()}
@@ -105,6 +80,31 @@ def test_converted_weights_compute_what_the_release_computes(
         # The comparison sees what it should see: other texts and pictures are far away.
         assert _far(method.cnn.query(maps[1], QUERIES)[0], q) > 1e-3
         assert _far(method.cnn.query(maps[0], QUERIES[::-1])[0], q) > 1e-3
+
+
+def test_the_printed_lines_call_both_streams(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/dwc.md, as printed there, on a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert call("convert-dwc", *[f"--{name}={path}" for name, path in files.items()], "-o", "DIR", "--json") == 0
+    match = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    assert match is not None
+    lines = [line for line in match[1].splitlines() if line]
+    assert len(lines) <= 10
+    found: dict[str, Any] = {}
+    with torch.inference_mode():
+        exec(compile(match[1], str(PAGE), "exec"), found)
+    for name in ("q", "q_cnn", "t", "t_cnn"):
+        assert found[name].shape == (2, 1024) and torch.allclose(found[name].norm(dim=1), torch.ones(2), atol=1e-5)
+    for name in ("weight", "weight_cnn"):
+        assert found[name].shape == (2, 1) and ((found[name] > 0) & (found[name] < 1)).all()
+    assert torch.allclose(found["scores"], (found["q"] @ found["t"].T + found["q_cnn"] @ found["t_cnn"].T) / 2)
+
+
+def test_a_folder_that_was_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(CirbenchError, match="convert-dwc"):
+        convert.load(tmp_path)
 
 
 def _far(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -130,11 +130,46 @@ def test_converted_folder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--dataset" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_both_streams_of_real_shapes_are_evaluated(files: dict[str, Path], tmp_path: Path) -> None:
+    """From the two files to a record with both streams' weights; CLIP is a random RN50, its weights being elsewhere."""
+    out = tmp_path / "dwc"
+    arguments = [f"--{name}={path}" for name, path in files.items()]
+    assert call("convert-dwc", *arguments, "--backbone", "RN50-quickgelu:random", "-o", str(out)) == 0
+    small = [f"--set=data.{k}={n}" for k, n in (("train_scenes", 48), ("select_scenes", 4), ("report_scenes", 4),
+                                                ("distractors", 4))]
+    assert call("eval", str(out), "--dataset", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
+                "--device", "cpu", *small) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = Record(folder)
+    assert record.data["variant"] == "as-released" and record.data["selection"]["rule"] == "released"
+    for stream in ("clip", "cnn"):
+        assert len(record.rankings[f"weight/{stream}"]) == len(record.queries) == 16
+    assert sum(record.data["cost"]["parameters"].values()) > 70e6
+
+
 def test_width_that_does_not_tell_the_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "g.pth"
     torch.save(released.clip_checkpoint(512), path)
     assert call("convert-dwc", "--clip", str(path), "-o", str(tmp_path / "o")) == 2
     assert "ViT-B-32" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda s: s.update({"imgatt.0.branch9.conv.weight": torch.zeros(1)}), "imgatt.0.branch9.conv.weight"),
+    (lambda s: s.pop("txt2img.0.branch2.4.bn.running_var"), "txt2img.0.branch2.4.bn.running_var"),
+    (lambda s: s.pop("img_model.layer4.2.bn3.weight"), "layer4.2.bn3.weight"),
+    (lambda s: s.update({"fc_txt.bias": torch.zeros(3)}), "(3,)"),
+], ids=["unexpected", "missing in a block", "missing in the CNN", "shape"])
+def test_a_cnn_stream_that_is_not_the_release_is_refused(
+    change: Any, said: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = convert.read_checkpoint(files["cnn"])
+    change(checkpoint)
+    monkeypatch.setattr(convert, "read_checkpoint", lambda _: checkpoint)
+    with pytest.raises(CirbenchError) as told:
+        convert.convert(None, files["cnn"], files["texts"], tmp_path / "o")
+    assert said in str(told.value) and not (tmp_path / "o").exists()
 
 
 class Code:

@@ -76,6 +76,44 @@ def test_loose_file_runs_and_is_found_again(
     assert "my_idea.py" in capsys.readouterr().err
 
 
+def test_sweep_list_and_report_take_a_loose_file_and_a_package(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "width.toml").write_text("""
+question = "Mine or theirs?"
+dataset = "scenes"
+seeds = [0]
+[objective]
+protocol = "scenes"
+metric = "R@1"
+[fixed]
+"data.train_scenes" = 48
+"data.select_scenes" = 8
+"data.report_scenes" = 12
+"data.distractors" = 12
+"method.clip" = "scenes-small"
+"method.dim" = 16
+"train.epochs" = 1
+"train.batch_size" = 32
+[[arms]]
+label = "a loose file"
+method = "./my_idea.py"
+points = [{ "method.hidden" = 16 }]
+[[arms]]
+label = "a package"
+method = "their-idea"
+points = [{ "method.hidden" = 16 }]
+""")
+    assert call("sweep", "./width.toml", "--quiet", "--device", "cpu") == 0
+    names = {json.loads(p.read_text())["inputs"]["method"] for p in (tmp_path / "runs").glob("*/record.json")}
+    assert names == {"my-idea", "their-idea"}
+    assert call("list", "variants", "-m", "./my_idea.py") == 0
+    assert "narrow" in capsys.readouterr().out
+    assert call("report", "runs", "-o", "report.html") == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "my-idea" in page and "their-idea" in page
+
+
 @pytest.fixture
 def package(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed package `their_package` with an entry point of the group `cirbench.methods`."""
@@ -118,6 +156,16 @@ def _break(before: str, after: str) -> Callable[[str], str]:
 
 
 BROKEN = [
+    ("an idle field named like an attribute", _break("    lr: float =", "    weight: float = Field(1.0, description=\"of "
+     "nothing\")\n    lr: float ="), "every field", "weight"),
+    ("batch size", _break("return l2norm(image +", "return len(batch.words) * l2norm(image +"), "embeddings",
+     "a query's embedding depends on the queries it is encoded with"),
+    ("place in the gallery", _break("        image = self.encode_images(batch.reference)\n",
+     "        image = l2norm(self.image_fc(l2norm(batch.reference[\"clip\"])))\n"), "embeddings",
+     "an image's embedding depends on the images it is encoded with"),
+    ("a secret network", _break("    return MyIdea(", "    try:\n        import socket\n"
+     "        socket.create_connection((\"192.0.2.1\", 80), 1)\n    except OSError:\n        pass\n    return MyIdea("),
+     "losses fall", "192.0.2.1"),
     ("an idle field", _break("nn.Dropout(config.dropout)", "nn.Dropout(0.1)"), "every field", "dropout"),
     ("an impossible variant", _break('{"hidden": 64}', '{"hiden": 64}'), "variants", "hiden"),
     ("two widths", _break("return l2norm(image + self.edit", "return torch.cat([image, image], 1)\n        (image + "
@@ -146,6 +194,9 @@ def test_the_contract_finds(what: str, change: Callable[[str], str], check: str,
     if what == "what is not saved":
         text = text.replace("self.image_fc(l2norm(images[\"clip\"])))", "self.image_fc(l2norm(images[\"clip\"])) + "
                             "self.secret[0])")
+    if what == "place in the gallery":
+        text = text.replace("return l2norm(self.image_fc(l2norm(images[\"clip\"])))", "return l2norm(self.image_fc("
+                            "l2norm(images[\"clip\"])) + torch.arange(len(images[\"clip\"]))[:, None])")
     mine.write_text(text)
     (name,) = [n for n in contract.CHECKS if n.startswith(check)]
     problem = contract._problem(contract.CHECKS[name], contract.Subject(str(mine)))

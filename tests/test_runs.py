@@ -119,6 +119,16 @@ def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:
     assert np.array_equal(again.rankings["top_score/text"], record.rankings["top_score/text"])
 
 
+def test_a_protocol_and_a_text_form_are_left_behind_on_another_dataset(tmp_path: Path) -> None:
+    from cirbench import rerun
+
+    record = tiny.run("sum", tmp_path, "zero-shot", train__protocol="scenes", train__form="text")
+    same, _ = rerun.plan_eval(record.folder)
+    assert (same.train.protocol, same.train.form) == ("scenes", "text")
+    other, _ = rerun.plan_eval(record.folder, "circo", root=tmp_path)
+    assert (other.train.protocol, other.train.form) == ("", "")
+
+
 def command(out: Path, epochs: int) -> list[str]:
     sets = [*EQUAL_SETS, f"train.epochs={epochs}", "train.seconds_between_checkpoints=0", "train.selection=select"]
     return [

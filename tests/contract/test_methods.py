@@ -6,11 +6,7 @@ import pytest
 
 from cirbench import contract, plugins
 
-#: Variants of the floors whose streams are tested elsewhere.
-PAIRS = [
-    (m.name, v) for m in plugins.methods() for v in ["", *m.variants]
-    if not (v and m.name in ("sum", "image-only", "text-only") and v == "cnn-only")
-]
+PAIRS = [(m.name, v) for m in plugins.methods() for v in ["", *m.variants]]
 IDS = [f"{m}-{v}" if v else m for m, v in PAIRS]
 
 
