@@ -166,19 +166,25 @@ def _random_weights(planned: Plan) -> Any:
     return planned.config.model_copy(update=fields)
 
 
+#: Seconds of one measurement after which it is repeated no more.
+PATIENCE = 20.0
+
+
 def _median(times: list[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def estimate(planned: Plan, device: str = "auto", repeats: int = 3) -> Estimate:
+def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool = True) -> Estimate:
     """Measure a few steps; the dataset's annotations are read, its pictures are not.
 
     Args:
         planned: the run.
         device: where.
-        repeats: steps that are timed, after one that warms up.
+        repeats: steps that are timed, after one that warms up; fewer where they take long.
+        quiet: no progress.
     """
     import torch
+    from tqdm import tqdm
 
     from cirbench import cost, evaluation, runs
     from cirbench.encoders import Encoders
@@ -205,13 +211,17 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3) -> Estimate:
         names = method.inputs.texts.items()
         return {name: torch.randn(count, wanted.encoder.dim, device=where) for name, wanted in names}, words
 
+    bar = tqdm(desc="measuring", unit="step", disable=quiet, leave=False)
+
     def timed(action: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(repeats + 1):
+        times: list[float] = []
+        # Once to warm up; where a step takes long, one more tells enough.
+        while len(times) < 2 or (len(times) <= repeats and sum(times) < PATIENCE):
             tick = time.perf_counter()
             action()
             torch.cuda.synchronize(where) if where.type == "cuda" else None
             times.append(time.perf_counter() - tick)
+            bar.update()
         return _median(times[1:])
 
     steps, step_seconds = 0, 0.0
@@ -251,6 +261,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3) -> Estimate:
             encoder = wanted.encoder.to(where)
             strings = len(set(view.texts)) + len(evaluation.texts_of(dataset, report, [form]))
             feature_seconds += timed(lambda e=encoder: e.encode_texts(words)) / few * strings  # type: ignore[misc]
+    bar.close()
     evaluate = per_image * len(evaluation.gallery_of(report)) + per_query * len(report.queries)
     selecting = 0 if settings.selection == "last" else -(-settings.epochs // settings.eval_every)
     return Estimate(

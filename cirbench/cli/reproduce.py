@@ -42,7 +42,7 @@ def reproduce(
         if not as_json:
             _head(row, planned)
         if dry_run:
-            found = recipes.estimate(planned, device)
+            found = recipes.estimate(planned, device, quiet=is_quiet(quiet) or as_json)
             told.append({"recipe": dict(planned.overrides), **vars(found), "seconds": found.seconds})
             if not as_json:
                 _cost(found)
