@@ -122,6 +122,7 @@ def test_bad_files_are_refused_naming_file_and_key(
     (["lambda", "--set", "method.soft_label_weight=1"], ["soft_label_weight", "fixed"]),
     (["lambda", "--dataset", "shoes"], ["--root", "shoes"]),
     (["lambda", "ablation"], ["one name"]),
+    (["statu", "lambda"], ["`sweep status lambda`"]),
     (["lambda", "--method", "tirg"], ["arms", "--method"]),
     (["tune", "--method", "trig"], ["'trig'", "'tirg'"]),
     (["tune", "--method", "tirg", "--method-variant", "like-dcw"], ["'like-dcw'", "'like-dwc'"]),

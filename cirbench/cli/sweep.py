@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cirbench.cli._shared import command_line, parse_seeds
+from cirbench.settings import nearest
 from cirbench.types import CirbenchError
 
 
@@ -60,7 +61,8 @@ def sweep(
         status(words[1] if len(words) > 1 else "", out, as_json)
         return
     if len(words) > 1:
-        raise CirbenchError(f"sweep takes one name, not {' '.join(words)!r}. Did you mean `sweep status {words[0]}`?")
+        meant = words[1] if nearest(words[0], ["status"]) else words[0]
+        raise CirbenchError(f"sweep takes one name, not {' '.join(words)!r}. Did you mean `sweep status {meant}`?")
     from cirbench import sweepfile
 
     arguments: dict[str, Any] = {
