@@ -53,7 +53,7 @@ def _request(url: str, part: Path) -> tuple[urllib.request.Request, int]:
     state = _state(part)
     start = part.stat().st_size if part.is_file() else 0
     if not start or state.get("url") != url or not state.get("tag"):
-        _forget(part)
+        # What is there belongs to another mirror, and is written over only once this one answers.
         return urllib.request.Request(url, headers={"User-Agent": "cirbench"}), 0
     # If the file has changed since, the server sends all of it instead of the rest.
     headers = {"User-Agent": "cirbench", "Range": f"bytes={start}-", "If-Range": state["tag"]}
@@ -69,7 +69,6 @@ def _stream(url: str, part: Path, progress: Progress) -> None:
     request, start = _request(url, part)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         if start and answer.status != 206:
-            _forget(part)
             start = 0
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         part.with_name(part.name + ".json").write_text(json.dumps({"url": url, "tag": tag}), encoding="utf-8")
@@ -142,7 +141,8 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CirbenchError(f"{target.parent} cannot be made: {error.strerror}.") from None
-    for url in download.urls:
+    begun = _state(part).get("url")
+    for url in sorted(download.urls, key=lambda u: u != begun):
         try:
             _stream(url, part, progress)
         except (OSError, ValueError) as error:

@@ -215,6 +215,44 @@ def test_get_command_says_what_a_person_must_do(
     assert (tmp_path / "test_queries.txt").read_bytes() == b"a b\n"
 
 
+PLUGIN = """
+from cirbench.types import DatasetSpec, Download, Protocol
+from cirbench.settings import Settings
+SPEC = DatasetSpec("p", "p", (Protocol("p", ("R@1",), note="n"),), layout="a.bin, out/", licence="none", downloads=(
+    Download("a.bin", ("{0}/gone.bin", "{0}/a.bin"), "{1}"), Download("x.zip", ("{0}/x.zip",), unpack="out"),
+    Download("b.bin", ("{0}/b.bin",), "{2}"),
+))
+class Knobs(Settings): ...
+def load(knobs, root=None): ...
+"""
+
+
+@pytest.mark.network
+def test_get_command_resumes_and_keeps_nothing_that_is_wrong(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files |= {"/a.bin": BODY, "/b.bin": b"tampered", "/x.zip": zipped({"../out.txt": b"x"})}
+    server.cut["/a.bin"] = 500_000
+    plugin, root = tmp_path / "p.py", tmp_path / "data"
+    plugin.write_text(PLUGIN.replace("{0}", server.url("")).replace("{1}", sha(BODY)).replace("{2}", sha(b"right")))
+    get = ["data", "get", str(plugin), "--root", str(root)]
+    with pytest.raises(SystemExit) as stop:
+        main(get)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "3 of 3 files are not there" in said and "Traceback" not in said
+    for told in ("HTTP 404", "ended after 500000 of 1280000", "wrong checksum", "leads out of the folder"):
+        assert told in said
+    assert sorted(p.name for p in root.iterdir()) == ["a.bin.part", "a.bin.part.json", "x.zip"]
+    assert not (tmp_path / "out.txt").exists()
+    server.files["/b.bin"] = b"right"
+    with pytest.raises(SystemExit):
+        main(get)
+    assert ("/a.bin", "bytes=500000-") in server.log
+    assert "a.bin: fetched\nb.bin: fetched" in capsys.readouterr().out
+    assert (root / "a.bin").read_bytes() == BODY and (root / "b.bin").read_bytes() == b"right"
+    assert sorted(p.name for p in root.iterdir()) == ["a.bin", "b.bin", "x.zip"]
+
+
 def test_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     main(["data", "list", "--json"])
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -254,7 +292,7 @@ def test_check_is_content_with_whole_data(tmp_path: Path, capsys: pytest.Capture
         for n in range(count):
             (root / f"pictures/{split}{n}.jpg").write_bytes(jpeg(f"{split}{n}", 20))
     main(["data", "check", "custom", "--root", str(root)])
-    assert "as published" in capsys.readouterr().out
+    assert "custom: all there" in capsys.readouterr().out
 
 
 def test_check_counts_what_is_there_and_names_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

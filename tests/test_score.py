@@ -302,7 +302,7 @@ def test_circo_example_file_gives_the_official_values(capsys: pytest.CaptureFixt
 def circo_edge(kind: str, query: Query, fillers: list[str]) -> list[str]:
     others = [f for f in fillers if f not in query.targets and f != query.reference]
     return {
-        "oracle": [*query.targets, *others], "reference-first": [query.reference, *query.targets, *others],
+        "oracle": [*query.targets, *others], "strings": [*query.targets, *others], "reference-first": [query.reference, *query.targets, *others],
         "reversed": [*query.targets[::-1], *others], "three": list(query.targets[:3]),
         "fillers-first": [*others[:4], *query.targets, *others[4:]],
     }[kind][:50]
@@ -310,18 +310,23 @@ def circo_edge(kind: str, query: Query, fillers: list[str]) -> list[str]:
 
 @needs_shared
 @pytest.mark.parametrize(("kind", "values"), [
-    ("oracle", (100, 100, 100, 100)), ("reference-first", (58.3071, 64.7493, 65.3596, 65.3596)),
+    ("oracle", (100, 100, 100, 100)), ("strings", (100, 100, 100, 100)),
+    ("reference-first", (58.3071, 64.7493, 65.3596, 65.3596)),
     ("reversed", (100, 100, 100, 100)), ("fillers-first", (8.0212, 30.9514, 34.9485, 34.9485)),
 ])
 def test_circo_edge_set(kind: str, values: tuple[float, ...], tmp_path: Path) -> None:
     dataset, split = load_named("circo", SHARED / "circo", "val")
     fillers = [str(n) for n in range(1, 80)]
-    lists = {q.id: [int(i) for i in circo_edge(kind, q, fillers)] for q in split.queries}
+    # The official evaluator takes texts as well as numbers.
+    form: type = str if kind == "strings" else int
+    lists = {q.id: [form(i) for i in circo_edge(kind, q, fillers)] for q in split.queries}
     (tmp_path / "l.json").write_text(json.dumps(lists))
     found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["circo-keep"]["metrics"]
     assert [found[f"mAP@{k}"] for k in (5, 10, 25, 50)] == pytest.approx(values, abs=5e-5)
     if kind == "reversed":
         assert [found["R@5"], found["R@10"]] == pytest.approx([74.0909, 95.9091], abs=5e-5)
+    if kind in ("oracle", "strings", "reference-first"):
+        assert [found[f"R@{k}"] for k in (5, 10, 25, 50)] == [100] * 4
     if kind == "reference-first":
         dropped = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-drop"])
         assert dropped["protocols"]["circo-drop"]["metrics"]["mAP@25"] == pytest.approx(100)
