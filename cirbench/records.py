@@ -240,7 +240,7 @@ class Record:
         absent = [key for key in REQUIRED if key not in data]
         if absent:
             raise _broken(path, ValueError(f"it lacks {', '.join(absent)}"))
-        if data["default_protocol"] not in data["protocols"]:
+        if not isinstance(data["protocols"], dict) or data["default_protocol"] not in data["protocols"]:
             raise _broken(path, ValueError(f"default protocol {data['default_protocol']!r} is not in protocols"))
         self.data: dict[str, Any] = data
 
@@ -295,6 +295,10 @@ class Record:
         found = _read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("queries"), dict):
             raise _broken(path, ValueError("it has no object `queries`"))
+        for name, query in found["queries"].items():
+            if not (isinstance(query, dict) and isinstance(query.get("words") or [], list)
+                    and isinstance(query.get("regions") or {}, dict)):
+                raise _broken(path, ValueError(f"query {name!r} has no words and regions"))
         return found["queries"]
 
 
@@ -425,7 +429,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise _broken(path, ValueError(f"line {number}: {error}")) from None
+        if not isinstance(row, dict):
+            raise _broken(path, ValueError(f"line {number} is not a JSON object"))
+        rows.append(row)
     return rows

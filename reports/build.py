@@ -240,7 +240,7 @@ def _command(text: Any) -> str:
         words = shlex.split(_said(text))
     except ValueError:
         return _said(text)
-    before = ["", *words[:-1]]
+    before = ["", *words][: len(words)]
     gone = ("--out", "-q", "--quiet")
     return shlex.join(
         w for w, last in zip(words, before, strict=True)

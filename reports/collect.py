@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from cirbench.reports.categories import Joined, joined
+from cirbench.reports.checks import check_arrays, check_queries, check_record
 
 from cirbench import metrics, statistics
 from cirbench.records import Record
@@ -247,17 +248,31 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
 
 
 def collect(records: Sequence[Record]) -> list[TestSet]:
-    """Test sets in the order met, their arms labelled and in a fixed order; three FashionIQ runs also count as one.
+    """Test sets and their arms, labelled, in an order that does not depend on the records'; FashionIQ's runs of one
+    category each also count as one.
 
     Raises:
-        CirbenchError: no record, or one without its queries.
+        CirbenchError: no record, or a damaged one.
     """
     if not records:
         raise CirbenchError("no runs to report on. Make one with `cirbench run`, then name its folder.")
+    for record in records:
+        check_record(record)
+    records = sorted(records, key=lambda r: (r.name, r.id))
     found: dict[tuple[str, str], list[Record]] = {}
-    for record in [*records, *joined(records, identity)]:
+
+    def add(record: Record) -> None:
         dataset = str(record.data["inputs"].get("dataset", "?"))
         found.setdefault((dataset, _test_key(record)), []).append(record)
+
+    for record in records:
+        add(record)
+    for members in found.values():
+        check_queries(members[0])
+        for record in members:
+            check_arrays(record, len(members[0].queries), len(members[0].gallery))
+    for record in joined(records, identity):
+        add(record)
     out = []
     for (dataset, key), members in found.items():
         arms = arms_of(members)

