@@ -301,7 +301,7 @@ def modality(test: TestSet, audit: dict[str, Any] | None = None) -> list[dict[st
         streams: dict[str, list[np.ndarray]] = {}
         for record in arm.records:
             for stream, name in record.rankings.under("weight").items():
-                streams.setdefault(stream, []).append(record.rankings[name])
+                streams.setdefault(stream, []).append(record.rankings[name].astype(np.float64))
         for stream, parts in streams.items():
             share = np.mean(parts, axis=0)
             if np.ptp(share) < 1e-6:

@@ -106,6 +106,8 @@ def write_run(
         *({"step": s, "epoch": s // 10, "losses": {"clip": 2 / (1 + s / 20), "cnn": 3 / (1 + s / 20)}, "seconds": 0.1}
           for s in range(steps)),
         *({"epoch": e, "select": {"R@1": 20.0 + 5 * e}} for e in range(steps // 10)),
+        *({"epoch": e, "pairs": 64, "bound": {"clip": 1.1 + e / 2 + seed, "cnn": 2.5}}
+          for e in range(steps // 10) if weights),
     ])
     if pictures:
         wanted: dict[str, None] = {}

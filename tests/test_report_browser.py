@@ -86,7 +86,7 @@ def choose(page, **values):
 
 def test_every_section_renders_and_the_page_is_silent(page):
     found = page.run("[...document.querySelectorAll('main section')].map(s => [s.id, s.offsetHeight])")
-    assert len(found) == 10 and all(height > 60 for _, height in found)
+    assert len(found) == 11 and all(height > 60 for _, height in found)
     start(page)
     assert page.run("[...document.images].every(i => !i.complete || i.naturalWidth > 0)")
 

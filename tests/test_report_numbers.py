@@ -20,9 +20,13 @@ from cirbench.records import Record, find_records
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
+SUITE: dict[str, Record] = {}
+
+
 @pytest.fixture(scope="module")
 def suite(made_up) -> dict[str, Record]:
-    return {r.id: r for r in find_records([made_up])}
+    SUITE.update({r.id: r for r in find_records([made_up])})
+    return SUITE
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +106,51 @@ def mean_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> floa
     return float(np.mean([at(r, *path) for r in runs] if path else scores(runs, column)))
 
 
+def alone(suite: dict[str, Record]) -> dict[str, np.ndarray]:
+    """Which modality alone answers each query: those that half of the seeds or more answer."""
+    text, image = (hits([r for r in suite.values() if r.data["inputs"]["method"] == f"{name}-only"], "R@1") >= 0.5
+                   for name in ("text", "image"))
+    return {"text alone": text & ~image, "image alone": image & ~text, "both": text & image, "neither": ~text & ~image}
+
+
+def mean_or_nan(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
 def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
-    stream = cell.attrs["stream"]
-    share = np.mean([r.rankings[f"weight/{stream}"] for r in runs], axis=0)
+    share = np.array([r.rankings[f"weight/{cell.attrs['stream']}"] for r in runs], dtype=np.float64).mean(0)
     groups = np.array([q["group"] for q in runs[0].queries])
     known = np.array([["text-dominant", "balanced", "image-dominant"].index(g) for g in groups])
+    kinds = alone(SUITE)
     if column == "Mean":
         return float(share.mean())
     if column in groups:
         return float(share[groups == column].mean())
+    if column in kinds:
+        return mean_or_nan(share[kinds[column]])
+    if column == "Told apart":
+        pairs = [(a > b) + (a == b) / 2 for a in share[kinds["image alone"]] for b in share[kinds["text alone"]]]
+        return mean_or_nan(np.array(pairs, dtype=float))
     if column == "Ceiling":
         # The best order there is: by the known mix, ties broken in any way.
         return statistics.spearman(np.argsort(np.lexsort((np.arange(len(known)), known))), known)
     return statistics.spearman(share, known)
+
+
+def audit_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    kind = alone(SUITE)[cell.attrs["row"]]
+    return 100 * float(kind.mean()) if column == "Share, %" else 100 * mean_or_nan(hits(runs, "R@1")[kind])
+
+
+def question_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    return 100 * float((hits(runs, "R@1") - hits([SUITE[i] for i in cell.attrs["against"].split()], "R@1")).mean())
+
+
+def information_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    last = [[e for e in r.training if "bound" in e][-1] for r in runs]
+    if column == "At most seen: log N":
+        return math.log(last[0]["pairs"])
+    return float(np.mean([e["bound"][cell.attrs["stream"]] for e in last]))
 
 
 def run_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
@@ -123,7 +159,7 @@ def run_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float
 
 CHECKS: dict[str, Callable[[Table, list[Record], str, Cell], float]] = {
     "main": main_cell, "groups": group_cell, "backbones": mean_cell, "noise": mean_cell, "modality": modality_cell,
-    "runs": run_cell, "cost": lambda t, runs, column, c: float(np.mean([at(r, *COST[column]) for r in runs])),
+    "runs": run_cell, "audit": audit_cell, "questions": question_cell, "information": information_cell, "cost": lambda t, runs, column, c: float(np.mean([at(r, *COST[column]) for r in runs])),
 }
 
 
@@ -136,12 +172,13 @@ def test_every_number_of_every_table(suite, page):
             continue  # below; the last are the explorer's, filled by the browser
         columns = table.columns()
         for attrs, cells in table.rows:
-            ids = attrs.get("data-runs", attrs.get("data-id", "")).split()
+            ids = (attrs.get("data-runs") or attrs.get("data-id") or table.attrs.get("data-runs", "")).split()
             assert ids and len(cells) == len(columns)
             for column, cell in zip(columns, cells, strict=True):
                 if "data-v" not in cell.attrs:
                     continue
-                cell.attrs["stream"] = attrs.get("data-stream", "")
+                cell.attrs |= {"stream": attrs.get("data-stream", ""), "against": attrs.get("data-against", ""),
+                               "row": cells[0].text}
                 wanted = CHECKS[kind](table, [suite[i] for i in ids], column, cell)
                 assert close(number(cell), wanted), (kind, column, ids, cell.attrs, wanted)
                 if not math.isnan(wanted):
@@ -191,16 +228,20 @@ def test_pointing(suite, page):
     """By hand: 3 x 3 cells, boxes that are the cells, the peak either the named one or not."""
     table = next(t for t in page.tables if t.attrs.get("data-table") == "pointing")
     record = next(suite[i] for i in table.attrs["data-runs"].split() if suite[i].explain)
+    asked = [(n, q) for n, q in enumerate(record.queries) if q["id"] in record.explain and q["extra"]["named"] is not None]
+    codes = statistics.cluster_codes([q["reference"] for _, q in asked])
     for _, cells in table.rows:
         found = dict(zip(table.columns(), cells, strict=True))
-        peaks = []
-        for query in record.queries:
-            if query["id"] in record.explain and query["extra"]["named"] is not None:
-                region = np.array(record.explain[query["id"]]["regions"][cells[0].text])
-                peaks.append(int(region.argmax()) == query["extra"]["named"])
-        assert close(number(found["On the named object, %"]), 100 * float(np.mean(peaks)))
-        assert close(number(found["By cell chance, %"]), 100 / 9) and number(found["On any object, %"]) == 100
-        assert int(found["Queries"].text) == len(peaks)
+        name = cells[0].text.removesuffix(" no text")
+        peaks = np.array([
+            int(np.array(record.explain[q["id"]]["regions"][name]).argmax()) == q["extra"]["named"] for _, q in asked
+        ], dtype=float)
+        low, high = 100 * statistics.bootstrap_interval(peaks, codes)
+        assert close(number(found["On the named object, %"]), 100 * peaks.mean())
+        assert close(number(found["95 % interval"]), low) and found["95 % interval"].text == f"[{low:.1f}, {high:.1f}]"
+        # The nine boxes cover the picture: a cell of an object is any cell.
+        assert close(number(found["Cell chance, %"]), 100 / 9) and close(number(found["Any object, %"]), 100 / 9)
+        assert number(found["Peak on some object, %"]) == 100 and int(found["Queries"].text) == len(asked)
 
 
 def test_the_explorer_holds_every_rank_text_and_first_ten(suite, page):
