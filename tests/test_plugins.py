@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,37 @@ def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[s
     assert "14 of 14 checks hold" in out and "broken" not in out
     text = mine.read_text()
     assert "class MyIdea(nn.Module)" in text and "NAME" not in text and "Template" not in text
+
+
+def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/add-a-method.md: the composition as printed; and the printed parts of a CNN with words, put together."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    parts, whole = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "product.py").write_text(whole)
+    assert call("check", str(tmp_path / "product.py")) == 0, capsys.readouterr().out
+    build, _, module = parts.partition("class Mine")
+    (tmp_path / "words.py").write_text(
+        "from cirbench.settings import Field, Settings\n\n"
+        "class Config(Settings):\n"
+        "    cnn: str = Field('scenes-cnn', description='CNN')\n"
+        "    cnn_size: int = Field(48, description='side')\n"
+        "    word_dim: int = Field(8, description='of a word')\n"
+        "    dim: int = Field(16, description='D')\n\n"
+        "VARIANTS, TRAIN, DATASETS = {}, {'epochs': 1}, {}\n\n"
+        "import torch\nfrom torch import nn\nfrom cirbench.encoders import build_vocabulary\n"
+        "from cirbench.layers import adam, contrastive, hard_labels, l2norm\nfrom cirbench.types import Inputs\n\n"
+        + build + "class Mine" + module.replace("        self.inputs", "        self.fc = nn.Linear(cnn.info.channels, 16)\n"
+                                               "        self.inputs") +
+        "\n    def encode_images(self, images):\n        return l2norm(self.fc(self.cnn(images['cnn']).mean((2, 3))))\n"
+        "\n    def encode_queries(self, batch):\n        states, mask = self.words(batch.words)\n"
+        "        text = (states * mask[:, :, None]).sum(1)\n"
+        "        return l2norm(self.encode_images(batch.reference) + text)\n"
+        "\n    def losses(self, batch):\n        labels = hard_labels(batch.positives)\n"
+        "        loss = contrastive(self.encode_queries(batch), self.encode_images(batch.target), labels, 0.1)\n"
+        "        yield 'all', loss, {}\n"
+        "\n    def optimizers(self):\n        return {'all': adam(self.parameters(), 1e-3, 0.0)}\n"
+    )
+    assert call("check", str(tmp_path / "words.py")) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "said"), [
