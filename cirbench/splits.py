@@ -12,11 +12,14 @@ from cirbench.types import CirbenchError, Dataset, Split
 ROLES = ("train", "select", "report")
 
 
-def load_named(name: str, root: Path | None, split: str, sets: Sequence[str] = ()) -> tuple[Dataset, Split]:
+def load_named(
+    name: str, root: Path | None, split: str, sets: Sequence[str] = (), whole: bool = True
+) -> tuple[Dataset, Split]:
     """A dataset and one of its splits.
 
     Roles (`report`, `select`) come from `load`; official names (`val`, `eval`, `test1`) from the dataset file's
-    `load_split`, which reads that split's annotations alone. `train` is the official one where there is one.
+    `load_split`, which reads that split's annotations alone. `train` is the official one where there is one, or
+    what a run trains on if not `whole`.
 
     Raises:
         CirbenchError: no such dataset, split or knob, or data that cannot be read.
@@ -24,7 +27,7 @@ def load_named(name: str, root: Path | None, split: str, sets: Sequence[str] = (
     module = find_dataset(name)
     knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
     official = getattr(module, "load_split", None)
-    if official is None or split in ("select", "report"):
+    if official is None or split in (ROLES if not whole else ROLES[1:]):
         data: Dataset = module.load(knobs, root)
         if split not in data.splits:
             raise CirbenchError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}.")

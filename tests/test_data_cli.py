@@ -318,3 +318,13 @@ def test_check_of_one_category_wants_no_other(tmp_path: Path, capsys: pytest.Cap
         main(["data", "check", "fashioniq", "--root", str(root), "--set", "data.category=dress", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert {c["what"].split()[0] for c in found["counts"]} == {"dress"} and found["problems"]["missing"]["count"]
+
+
+def test_ids_of_a_carved_split_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build("fashioniq", tmp_path / "fiq")
+    lists = {}
+    for split in ("select", "train", "report"):
+        main(["data", "ids", "fashioniq", "--root", str(root), "--split", split, "--set", "data.select_share=0.2"])
+        lists[split] = capsys.readouterr().out.split()
+    assert len(lists["train"]) + len(lists["select"]) == 90 and not set(lists["train"]) & set(lists["select"])
+    assert lists["select"] == sorted(lists["select"]) and len(lists["report"]) == 27

@@ -145,6 +145,32 @@ def test_bad_annotations(
     assert message in said
 
 
+def old(value: Any) -> bytes:
+    """A value as Python 2 pickles it: texts are byte strings."""
+    if isinstance(value, dict):
+        return b"}(" + b"".join(old(k) + old(v) for k, v in value.items()) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(old, value)) + b"e"
+    if isinstance(value, str):
+        return b"U" + bytes([len(value)]) + value.encode("latin-1")
+    return b"J" + int(value).to_bytes(4, "little", signed=True)
+
+
+def test_the_pickle_of_python_2_is_read(tmp_path: Path) -> None:
+    data = css3d_data()
+    data["test"]["mods"][0]["to_str"] = "make it caf\xe9"
+    array = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\0\0\0\0tU\x01btR(J\x01\0\0\0)"
+        b"cnumpy\ndtype\n(U\x02O8J\0\0\0\0J\x01\0\0\0tR(J\x03\0\0\0U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffJ?\0\0\0tb"
+        b"I00\n](" + old(data) + b"etb."
+    )
+    head = b"{'descr': '|O8', 'fortran_order': False, 'shape': (), }"
+    head += b" " * (-(len(head) + 11) % 16) + b"\n"
+    (tmp_path / NPY).write_bytes(b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head + array)
+    _, split = load_named("css3d", tmp_path, "test")
+    assert len(split.queries) == 15 and split.queries[0].texts == ("make it café",)
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (["--dataset", "fashionqi"], "Did you mean 'fashioniq'"),
     (["--dataset", "shoes", "--split", "vall"], "Did you mean 'val'"),

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from cirbench.reports.collect import collect
+from cirbench.reports.tables import main_table, text_table
 from safetensors.numpy import load_file
 
 from cirbench import runs, specs
+from cirbench.cli._shared import summary_line
 from cirbench.records import is_finished
 from cirbench.types import CirbenchError
 
@@ -104,6 +107,10 @@ def test_selection_keeps_the_best_epoch(tmp_path: Path, rule: str, split: str) -
     assert len(values) == 4 and chosen["rule"] == rule
     assert chosen["value"] == max(values.values()) == values[chosen["epoch"]]
     assert any("test-oracle" in note for note in record.data["notes"]) == (rule == "test-oracle")
+    # Every place that shows a number says it.
+    shown = text_table(main_table(collect([record])[0], "scenes"), "csv")
+    for said in (summary_line(record.data), shown):
+        assert ("test-oracle" in said) == (rule == "test-oracle")
     if rule == "test-oracle":
         assert record.data["protocols"]["scenes"]["metrics"]["R@1"] == chosen["value"]
 

@@ -84,6 +84,23 @@ def _progress(name: str) -> Any:
     return show
 
 
+@data.command("ids", epilog="\b\nExample:\n  cirbench data ids fashioniq --root data/fiq --split select > select.txt")
+@click.argument("name")
+@click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder of the annotations.")
+@click.option("--split", default="select", show_default=True, help="Role (train, select, report) or official name.")
+@click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
+def ids(name: str, root: Path | None, split: str, sets: tuple[str, ...]) -> None:
+    """Print the sorted query ids of a split of NAME, one a line: which queries were carved out of train.
+
+    docs/protocols.md has the sha256 of these lists.
+    """
+    from cirbench.splits import load_named
+
+    # `train` is what remains; the official one is what `select` is carved out of.
+    _, part = load_named(name, root, split, sets, whole=False)
+    click.echo("\n".join(sorted(q.id for q in part.queries)))
+
+
 @data.command("check", epilog="\b\nExample:\n  cirbench data check shoes --root data/shoes")
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder that holds the data.")
