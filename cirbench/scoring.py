@@ -271,9 +271,11 @@ def reject_hidden(dataset: Dataset, split: Split) -> None:
     """Refuse a split whose labels are not public."""
     hidden = sum(not q.targets for q in split.queries)
     if hidden:
+        served = dataset.name in ("cirr", "circo")
+        server = " `cirbench submit --validate FILE` checks a file for its server." if served else ""
         raise CirbenchError(
             f"the labels of {dataset.name}/{split.name} are not public ({hidden} of {len(split.queries)} queries have "
-            "no target), so it cannot be scored here. `cirbench submit --validate FILE` checks a file for the server."
+            f"no target), so it cannot be scored here.{server}"
         )
 
 

@@ -135,7 +135,6 @@ def score_embeddings(
     owner: dict[str, Path] = {}
     pieces: list[dict[str, Any]] = []
     forms_of: dict[str, set[str]] = {}
-    everything: list[str] = []
     for file in files:
         s.check_query_ids(file.path, dataset, split, file.rows)
         for row in file.rows:
@@ -149,7 +148,6 @@ def score_embeddings(
                 rows[form] = chosen
                 forms_of.setdefault(form, set()).update(split.queries[q].group for q, _ in chosen)
         groups = list(dict.fromkeys(split.queries[q].group for chosen in rows.values() for q, _ in chosen))
-        everything += groups
         wanted = {g: _gallery_of_group(split, protocols, g) for g in groups}
         _check_images(file, dataset, split, groups, wanted)
         if any("/" in i and i.partition("/")[0] in groups for i in file.places):
@@ -160,8 +158,6 @@ def score_embeddings(
             galleries = {i for g in groups for i in wanted[g]}
             # The same images in the same order as a run, so that equal inputs give equal last bits.
             pieces.append(_rank(file, split, protocols, rows, groups, [i for i in have if i in galleries]))
-    if not everything:
-        raise CirbenchError(f"{paths[0]}: none of its query ids gives a whole row of any protocol asked for.")
     return _finish(dataset, split, protocols, forms_of, pieces)
 
 
@@ -308,17 +304,12 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         for name in protocol.metrics:
             lacking = [part for part in metrics.parts(name) if part not in found]
             if lacking and metrics.parts(name) != [name]:
-                omitted[f"{protocol.name}/{name}"] = f"it is a mean over {', '.join(lacking)} too"
+                omitted[f"{protocol.name}/{name}"] = f"{', '.join(lacking)} cannot be had from the file"
         best = ranks.get(judging.BEST, next(iter(ranks.values())))
         pieces.append({protocol.name: {
             "rows": rows, "best": best.best, "ties": best.ties, "found": found,
             "gallery": -1 if size is None else size,
         }})
-    if not pieces:
-        raise CirbenchError(
-            f"{paths[0]}: no protocol can be scored from it: "
-            + ("; ".join(f"{k}: {v}" for k, v in omitted.items()) or "no query has a whole row") + "."
-        )
     result = _finish(dataset, split, protocols, forms_of, pieces, omitted)
     for entry in result["protocols"].values():
         entry["gallery"] = None if entry["gallery"] < 0 else entry["gallery"]

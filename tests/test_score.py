@@ -255,6 +255,9 @@ def test_absent_forms_are_omitted_and_both_orders_are_put_together(tmp_path: Pat
     result = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"])
     assert {n.rpartition("-")[2] for n in result["protocols"]} == {"ab", "ba", "both", "avg"}
     assert {n.rpartition("-")[2] for n in result["omitted"]} == {"each", "tokens"}
+    # Asked for by name it is no error either: the answer says why it is not there.
+    none = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-val-keep-each"])
+    assert none["protocols"] == {} and none["omitted"] == {"fiq-val-keep-each": "no row of the text form 'each' is in the file"}
     for name in ("fiq-original-drop-both", "fiq-val-keep-avg"):
         protocol = next(p for p in dataset.protocols if p.name == name)
         expected = slow(dataset, split, protocol, text, image)
