@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def on_scenes(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_a_recipe_is_run_and_judged(on_scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_run_and_judged(
+    on_scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 1
     out = capsys.readouterr().out
     assert "FAIL" in out and "200.00" in out and "impossible" in out and "source: nowhere" in out
@@ -93,6 +96,17 @@ def test_a_recipe_is_run_and_judged(on_scenes: str, tmp_path: Path, capsys: pyte
     assert record["default_protocol"] == on_scenes, "the protocol compared with is the one trained for"
     ours = record["protocols"][on_scenes]["metrics"]["R@1"]
     assert f"{ours:.2f}" in out and f"{ours - 200:+.2f}" in out
+    # The same run against figures that it comes near: nothing is trained again.
+    (row,) = reproduce.read()
+    for published, verdict in ((ours, "OK"), (ours - 1.0, "OK"), (ours + 1.5, "OKish")):
+        near = dataclasses.replace(row, metrics={"R@1": published})
+        monkeypatch.setattr(reproduce, "read", lambda near=near: [near])
+        assert call("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 0
+        out = capsys.readouterr().out
+        (line,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["R@1"]]
+        assert line[1:] == [f"{published:.2f}", f"{ours:.2f}", f"{ours - published:+.2f}", verdict]
+        assert ("impossible" in out) == (verdict != "OK")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [folder.name]
 
 
 def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +119,11 @@ def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.C
     assert found["seconds"] > 0 and found["memory_mb"] > 50 and found["evaluations"] == 1
     # image and text projections to 16, and the perceptron with two normalisations
     width = 128
+    assert call("reproduce", "concat", "-d", "scenes", "--dry-run", "--out", str(out), *SMALL) == 0
+    told = capsys.readouterr().out
+    for part in ("source: nowhere", "1 epochs of batches of 32", "recipe:", "3 steps of", "about ", "memory "):
+        assert part in told
+    assert not out.exists()
     assert found["parameters"] == 2 * (width * 16 + 16) + (32 * 32 + 32) + (32 * 16 + 16) + 4 * 32
 
 
