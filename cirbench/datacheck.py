@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirbench import missing
+from tqdm import tqdm
+
 from cirbench.datasets._folder import FolderImages, quick_problem
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
@@ -53,10 +54,10 @@ def _duplicates(files: dict[str, Path]) -> list[list[str]]:
     return [ids for ids in groups.values() if len(ids) > 1 and len({files[i] for i in ids}) > 1]
 
 
-def broken(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
+def broken(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> dict[str, list[str]]:
     """Problem -> ids of the pictures that cannot be used."""
     out: dict[str, list[str]] = {k: [] for k in ("missing", "zero-byte", "html", "truncated", "unreadable")}
-    for image_id in ids:
+    for image_id in tqdm(ids, desc="pictures", disable=quiet, leave=False):
         path = images.path(image_id)
         if path is None:
             out["missing"].append(image_id)
@@ -74,16 +75,16 @@ def broken(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
     return out
 
 
-def pictures(images: FolderImages, ids: Sequence[str]) -> dict[str, list[str]]:
+def pictures(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> dict[str, list[str]]:
     """`broken`, and `duplicate`, each as `a = b = c`."""
-    out = broken(images, ids)
+    out = broken(images, ids, quiet)
     bad = {i for found in out.values() for i in found}
     files = {i: path for i in ids if i not in bad and (path := images.path(i)) is not None}
     out["duplicate"] = [" = ".join(group) for group in _duplicates(files)]
     return out
 
 
-def check(name: str, root: Path | None, sets: Sequence[str] = ()) -> dict[str, Any]:
+def check(name: str, root: Path | None, sets: Sequence[str] = (), quiet: bool = True) -> dict[str, Any]:
     """Everything about one dataset on disk, as JSON values; `ok` sums it up.
 
     Raises:
@@ -105,7 +106,7 @@ def check(name: str, root: Path | None, sets: Sequence[str] = ()) -> dict[str, A
     ids = list(dict.fromkeys(i for split in dataset.splits.values() for i in split.images()))
     problems: dict[str, list[str]] = {}
     if isinstance(dataset.images, FolderImages):
-        problems = pictures(dataset.images, ids)
+        problems = pictures(dataset.images, ids, quiet)
     bad = {i for kind, found in problems.items() if kind != "duplicate" for i in found}
     result: dict[str, Any] = {
         "dataset": module.SPEC.name,
@@ -117,6 +118,8 @@ def check(name: str, root: Path | None, sets: Sequence[str] = ()) -> dict[str, A
         "ok": all(c["ok"] for c in counts) and not bad,
     }
     if bad and "report" in dataset.splits:
+        from cirbench import missing  # with torch, which a check of whole data does not need
+
         result["bounds"] = {
             p.name: missing.beforehand(dataset, dataset.splits["report"], p, bad) for p in dataset.protocols
             if p.gallery in ("own", *dataset.splits["report"].galleries)

@@ -136,7 +136,40 @@ def test_averages_over_groups_are_unweighted() -> None:
     assert evaluate(split, Protocol("p", ("R@1",)), q, g, ["a", "b"])["metrics"]["R@1"] == 75.0
 
 
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(1, 4))
+def test_averages_over_groups_are_taken_before_any_rounding(problem: tuple, groups: int) -> None:
+    split, q, g, ids = problem
+    named = tuple(Query(x.id, x.reference, x.texts, x.targets, group=f"g{n % groups}") for n, x in enumerate(split.queries))
+    split = Split("s", named, split.galleries)
+    found = evaluate(split, Protocol("p", METRICS, average="groups"), q, g, ids)["metrics"]
+    alone = {}
+    for group in dict.fromkeys(x.group for x in named):
+        rows = [n for n, x in enumerate(named) if x.group == group]
+        part = Split("s", tuple(named[n] for n in rows), split.galleries)
+        alone[group] = evaluate(part, Protocol("p", METRICS), q[rows], g, ids)["metrics"]
+    for metric in METRICS:
+        assert found[metric] == np.mean([values[metric] for values in alone.values()])
+        assert all(found[f"{group}/{metric}"] == values[metric] for group, values in alone.items())
+
+
 # ------------------------------------------------------------------------------------- the list
+
+
+NAMES = {
+    "fashioniq": ["fiq-original-keep-ab", *(
+        f"fiq-{gallery}-{reference}-{form}" for gallery in ("original", "val") for reference in ("keep", "drop")
+        for form in ("ab", "ba", "both", "avg", "each", "tokens") if (gallery, reference, form) != ("original", "keep", "ab")
+    )],
+    "shoes": ["shoes-4658", "shoes-4621", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
+    "css3d": ["css3d-label"], "cirr": ["cirr-hard", "cirr-graded"], "circo": ["circo-keep", "circo-drop"],
+    "genecis": ["genecis"], "custom": ["custom-drop", "custom-keep"], "scenes": ["scenes"],
+}
+
+
+def test_names_are_fixed_and_the_default_comes_first() -> None:
+    """Tables, records and other people's scripts hold these names: they never change."""
+    assert {name: [p.name for p in find_dataset(name).SPEC.protocols] for name in dataset_names()} == NAMES
 
 
 def test_every_protocol_can_be_computed_by_its_dataset(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from cirbench.cli._shared import is_quiet
+
 
 @click.group()
 def data() -> None:
@@ -76,10 +78,19 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
 
 
 def _progress(name: str) -> Any:
+    """A bar with the time left, where somebody is looking; it begins when the first bytes are there."""
+    if not sys.stderr.isatty():
+        return lambda done, total: None
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            share = f" of {total / 1e6:.1f} ({100 * done / total:.0f} %)" if total else ""
-            click.echo(f"\r{name}: {done / 1e6:.1f}{share} MB", nl=bool(total) and done >= total, err=True)
+        if not bars or bars[0].n > done:
+            bars[:] = [tqdm(total=total or None, initial=0, desc=name, unit="B", unit_scale=True, leave=False)]
+        bars[0].update(done - bars[0].n)
+        if total and done >= total:
+            bars[0].close()
 
     return show
 
@@ -113,7 +124,7 @@ def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) ->
     """
     from cirbench.datacheck import check as look
 
-    result = look(name, root, sets)
+    result = look(name, root, sets, is_quiet(as_json))
     click.echo(json.dumps(result, indent=1) if as_json else _table(result))
     if not result["ok"]:
         sys.exit(1)
