@@ -121,8 +121,8 @@ def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> 
     share = np.array([r.rankings[f"weight/{cell.attrs['stream']}"] for r in runs], dtype=np.float64).mean(0)
     groups = np.array([q["group"] for q in runs[0].queries])
     known = np.array([["text-dominant", "balanced", "image-dominant"].index(g) for g in groups])
-    kinds = alone(SUITE)
-    if column == "Mean":
+    kinds, column = alone(SUITE), column.rpartition("/")[2]
+    if column == "all":
         return float(share.mean())
     if column in groups:
         return float(share[groups == column].mean())
@@ -131,7 +131,7 @@ def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> 
     if column == "Told apart":
         pairs = [(a > b) + (a == b) / 2 for a in share[kinds["image alone"]] for b in share[kinds["text alone"]]]
         return mean_or_nan(np.array(pairs, dtype=float))
-    if column == "Ceiling":
+    if column == "ceiling":
         # The best order there is: by the known mix, ties broken in any way.
         return statistics.spearman(np.argsort(np.lexsort((np.arange(len(known)), known))), known)
     return statistics.spearman(share, known)
