@@ -26,7 +26,7 @@ from cirbench import evaluation, plugins, runs, specs
 from cirbench.encoders import Encoders
 from cirbench.feed import Feed, Triplets
 from cirbench.seeds import derive
-from cirbench.types import CirbenchError, Dataset, Frozen, Pixels
+from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
 
 #: A `scenes` that is generated in a moment.
 DATA: Mapping[str, Any] = {
@@ -186,6 +186,31 @@ def embeddings(subject: Subject) -> None:
         _same(together, one_by_one, "a query's embedding depends on the queries it is encoded with")
     _same(images, single, "an image's embedding depends on the images it is encoded with")
     _same(images, backwards, "an image's embedding depends on its place in the gallery")
+    with torch.inference_mode():
+        _evidence(made, feed, references, words)
+
+
+def _evidence(made: Any, feed: Feed, references: Sequence[str], words: Sequence[str]) -> None:
+    """What a method tells of itself besides embeddings has the shapes that runs and reports expect."""
+    batch = feed.queries(references, words)
+    if hasattr(made, "modality_weights"):
+        for name, share in made.modality_weights(batch).items():
+            good = isinstance(share, Tensor) and share.shape == (QUERIES,) and bool(((share >= 0) & (share <= 1)).all())
+            require(good, f"modality_weights gives no ({QUERIES},) tensor of shares 0..1 for {name!r}.")
+    if hasattr(made, "contrasts"):
+        own = torch.eye(QUERIES, dtype=torch.bool)
+        train = TrainBatch(batch.reference, batch.text, batch.words, feed.images(references), own)
+        for name, (queries, targets, temperature) in made.contrasts(train).items():
+            good = queries.shape == targets.shape and queries.ndim == 2 and len(queries) == QUERIES
+            shapes = f"{tuple(queries.shape)}, {tuple(targets.shape)}"
+            require(good, f"contrasts gives {shapes} for {name!r}; both are (B, D).")
+            require(float(temperature) > 0, f"contrasts gives the temperature {temperature} for {name!r}.")
+    if hasattr(made, "explain"):
+        found = made.explain(batch)
+        require(len(found.words) in (0, QUERIES), f"explain gives words of {len(found.words)} queries for {QUERIES}.")
+        for name, region in found.regions.items():
+            good = region.ndim == 3 and len(region) == QUERIES and bool(torch.isfinite(region).all())
+            require(good, f"explain gives {tuple(region.shape)} for the map {name!r}; it is (B, h, w) and finite.")
 
 
 def _same(a: Tensor, b: Tensor, message: str) -> None:

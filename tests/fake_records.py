@@ -14,8 +14,8 @@ from PIL import Image
 from cirbench.records import write_json, write_jsonl, write_npz, write_pictures
 
 CONFIG = {
-    "streams": "both", "clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both", "mutual_weight": 1.0,
-    "clip_lr": 1e-3,
+    "streams": "both", "weighting": "learned", "clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both",
+    "mutual_weight": 1.0, "clip_lr": 1e-3,
 }
 GROUPS = ("text-dominant", "balanced", "image-dominant")
 EDITS = ("recolour", "reshape", "resize", "remove", "add", "move")

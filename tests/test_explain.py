@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cirbench import rerun
 from cirbench.cli.explain import explain
 from cirbench.cli.run import run
+from cirbench.cli.show import show
 from cirbench.records import Record
 from cirbench.types import CirbenchError
 
@@ -42,6 +43,8 @@ def test_words_and_regions_are_stored_and_repeat(tmp_path: Path) -> None:
         assert " ".join(w for w, _ in found["words"]) == texts[query_id].replace(",", "")
         assert all(0 <= x <= 1 for _, x in found["words"])
         assert {len(row) for m in found["regions"].values() for row in m} == {6}
+    shown = CliRunner().invoke(show, [str(record.folder), query_id], catch_exceptions=False).output
+    assert f"weighs     {found['words'][0][0]} ({found['words'][0][1]:.2f})" in shown
 
 
 def test_run_explains_and_tells_where_there_is_nothing(tmp_path: Path) -> None:

@@ -214,6 +214,9 @@ BROKEN = [
     ("no optimizer", _break("yield \"all\", loss, ", "yield \"al\", loss, "), "losses fall", "'al'"),
     ("a network", _break("    return MyIdea(", "    __import__('urllib.request').request.urlopen('http://192.0.2.1/')\n"
                          "    return MyIdea("), "embeddings", "network"),
+    ("half a contrast", _break("    def optimizers(self)", "    def contrasts(self, batch):\n        q = self.encode_queries("
+     "batch)[:2]\n        return {'all': (q, self.encode_images(batch.target), 0.07)}\n\n    def optimizers(self)"),
+     "embeddings", "contrasts gives (2, 256)"),
     ("what is not saved", _break("        self.edit = nn.Sequential(",
                                  "        self.secret = [torch.randn(config.dim) * __import__('time').time_ns() % 7]\n"
                                  "        self.edit = nn.Sequential("), "weights survive", "other"),

@@ -39,6 +39,8 @@ def show(run: Path, query_id: str, top: int) -> None:
             rank, ties = record.rankings[f"rank/{name}"][row], record.rankings[f"ties/{name}"][row]
             told = f"rank {rank}" if rank else "no target in the gallery"
             click.echo(f"{name}: {told} of {scored['gallery']}" + (f", {ties} ties" if ties else ""))
+    if record.explain.get(query_id, {}).get("words"):
+        click.echo("weighs     " + " ".join(f"{word} ({x:.2f})" for word, x in record.explain[query_id]["words"]))
     form = record.data["protocols"][record.data["default_protocol"]].get("form", "text")
     if f"top/{form}" not in record.rankings:
         return
