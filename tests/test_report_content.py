@@ -239,3 +239,14 @@ def test_the_bound_is_told_with_its_cap(tmp_path: Path) -> None:
     assert told["bound"] == {"clip": [(0, 1.5), (1, 2.5)]} and told["cap"] == pytest.approx(math.log(256))
     page = build(find_records([tmp_path]))
     assert 'data-v="2.5"' in page and "log N" in page
+
+
+def test_a_rival_is_compared_like_for_like_but_for_the_learning_rate(tmp_path: Path) -> None:
+    rival = {"method": "tirg", "variant": "like-dwc", "skill": 0.7}
+    test = made(
+        tmp_path, {"skill": 0.3}, {**rival, "overrides": {"method.clip_lr": 0.5}},
+        {**rival, "overrides": {"method.clip": "scenes-small"}, "skill": 0.1}, {"method": "tirg", "skill": 0.1},
+    )
+    (found,) = (a for q, a in ask(test).items() if "beat TIRG with" in q)
+    assert [a.verdict for a in found] == ["no"] and found[0].delta is not None
+    assert found[0].delta.arm is not None and found[0].delta.arm.knobs["method.clip_lr"] == 0.5
