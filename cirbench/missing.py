@@ -40,8 +40,9 @@ def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[
 
 
 def _named(split: Split) -> list[str]:
-    """Every picture a split may open; subset members stand in its gallery anyway, or are ranked alone."""
-    return list(dict.fromkeys([*split.images(), *(m for q in split.queries for m in judging.subset_of(q))]))
+    """Every picture a split opens; subsets are ranked, so a split without galleries (`train`) needs none of theirs."""
+    members = (m for q in split.queries for m in judging.subset_of(q)) if split.galleries else ()
+    return list(dict.fromkeys([*split.images(), *members]))
 
 
 @dataclass(frozen=True)
