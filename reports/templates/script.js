@@ -70,7 +70,11 @@ for (const input of $$("input[data-filter]")) input.addEventListener("input", ()
 });
 
 // What scrolls sideways is a stop of the Tab key; what fits is not.
-const fits = new ResizeObserver(found => found.forEach(({target: e}) => { e.tabIndex = e.scrollWidth > e.clientWidth ? 0 : -1; }));
+const fits = new ResizeObserver(found => found.forEach(({target: e}) => {
+  const over = e.scrollWidth > e.clientWidth;
+  e.tabIndex = over ? 0 : -1;
+  e.classList.toggle("over", over);
+}));
 const fit = e => { fits.observe(e); return e; };
 $$(".scroll, .strip").forEach(fit);
 
