@@ -133,3 +133,32 @@ class Browser:
         self.process.wait(10)
         os.close(self.write_to)
         os.close(self.read_from)
+
+
+def picture(page: Path, out: Path, width: int = 1280, height: int = 1120) -> None:
+    """The top of a page as a PNG of 256 colours, as the README shows it."""
+    import base64
+    import io
+    import tempfile
+
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(Path(profile))
+        try:
+            browser.open(page.absolute(), width, height)
+            browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1.5,
+                         mobile=False)
+            browser.run("new Promise(done => setTimeout(done, 500))")
+            shot = base64.b64decode(browser.call("Page.captureScreenshot", format="png")["data"])
+        finally:
+            browser.close()
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(256).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 3:
+        sys.exit("python tests/browser.py REPORT.html PICTURE.png")
+    picture(Path(sys.argv[1]), Path(sys.argv[2]))
