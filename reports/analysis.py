@@ -142,10 +142,10 @@ def _taken(arm: Arm, base: Arm) -> dict[str, Any] | None:
     changed = {n: arm.knobs.get(n) for n in names if arm.knobs.get(n) != base.knobs.get(n)}
     if not changed or any(n.startswith("data.") for n in changed):
         return None
+    if set(changed) == {"method.streams"}:
+        return changed if base.knobs.get("method.streams") == "both" else None
     if arm.variant and arm.variant != base.variant and not base.overrides:
         return changed
-    if set(changed) == {"method.streams"}:
-        return changed if changed["method.streams"] != "both" else None
     if any(n in FRAME or not n.startswith("method.") for n in changed):
         return None
     off = all(not _is_number(v) or v == 0 for v in changed.values())

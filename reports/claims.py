@@ -146,8 +146,8 @@ def _composition(audit: dict[str, Any] | None) -> Iterator[Answer]:
 def _weights(test: TestSet, modality: Sequence[dict[str, Any]]) -> Iterator[Answer]:
     """The learned weight of each method's CLIP stream; that of a CNN stream has no such meaning where it is edited."""
     first: dict[str, dict[str, Any]] = {}
-    for row in modality:
-        if row["stream"] == "clip" and np.isfinite(row["rho"]) and not row["arm"].point:
+    for row in sorted(modality, key=lambda m: len(m["arm"].overrides)):  # the method as it comes before its variants
+        if row["stream"] == "clip" and np.isfinite(row["rho"]):
             first.setdefault(row["arm"].method, row)
     for row in first.values():
         low, high = spearman_interval(row["values"], row["known"], test.clusters)

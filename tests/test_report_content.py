@@ -45,10 +45,11 @@ def test_parts_are_taken_from_the_whole_they_differ_least_from(tmp_path: Path) -
         tmp_path, {"skill": 0.6}, {"overrides": CLIP, "variant": "clip-only", "skill": 0.4},
         {"overrides": {**CLIP, **OFF}, "skill": 0.4}, {"overrides": OFF, "variant": "no-ssg", "skill": 0.6},
         {"overrides": {"method.soft_label_weight": 0.7}, "skill": 0.6}, {"method": "sum", "skill": 0.2},
+        {"overrides": {"method.streams": "cnn"}, "variant": "cnn-only", "skill": 0.5},
     )
     families = {f.base.label: {d.label: d for d in f.deltas} for f in analysis.ablations(test, "scenes", "R@1")}
     assert {base: set(found) for base, found in families.items()} == {
-        "dwc": {"clip-only", "no-ssg"}, "dwc clip-only": {"soft_label_weight=0.0"},
+        "dwc": {"clip-only", "cnn-only", "no-ssg"}, "dwc clip-only": {"soft_label_weight=0.0"},
     }, "another value of a number is a point of a curve, another method no part"
     stream = families["dwc"]["clip-only"]
     rank = {(a.label, s): r.rankings["rank/scenes"] for a in test.arms for s, r in zip(a.seeds, a.records, strict=True)}
