@@ -46,8 +46,8 @@ def write(folder: Path, text: str = TEXT, name: str = "small") -> str:
 
 def command(file: str, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", "from cirbench.cli import main; main()", "sweep", file, "--quiet", "--device", "cpu",
-        "--out", str(out), *more,
+        sys.executable, "-c", "from cirbench.cli import main; main()", "sweep", file, "--quiet", "--no-report",
+        "--device", "cpu", "--out", str(out), *more,
     ]
 
 
@@ -63,11 +63,18 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
-def crash(file: str, out: Path, rng: random.Random, took: float, *more: str) -> str:
-    """One round: start with two workers, kill -9 one of them, or the command itself, and start again; what was hit."""
+def crash(file: str, out: Path, rng: random.Random, total: int, took: float, *more: str) -> str:
+    """One round: start with two workers, kill -9 one of them, or the command itself, and start again; what was hit.
+
+    The moment is a random number of finished runs and up to a run more: by the clock alone a kill may come too late.
+    """
     first = subprocess.Popen(command(file, out, "--workers", "2", *more))
-    deadline, moment = time.monotonic() + 300, rng.uniform(0.1, 0.8) * took
-    while len(workers(first)) < 2 and first.poll() is None and time.monotonic() < deadline:
+    wanted, moment = rng.randrange(total - 1), rng.uniform(0, took / total)
+
+    def begun() -> bool:
+        return len(workers(first)) == 2 and len(list(out.glob("*/record.json"))) >= wanted
+
+    while not begun() and first.poll() is None:
         time.sleep(0.05)
     time.sleep(moment)
     hit = "nothing"
@@ -79,8 +86,8 @@ def crash(file: str, out: Path, rng: random.Random, took: float, *more: str) -> 
         if rng.random() < 0.3:
             first.send_signal(signal.SIGKILL)
             hit = "worker and command"
-    again = subprocess.run(command(file, out, "--workers", "2", *more), timeout=500)
-    first.wait(timeout=500)
+    again = subprocess.run(command(file, out, "--workers", "2", *more), timeout=1800)
+    first.wait(timeout=1800)
     assert again.returncode == 0
     return hit
 
@@ -89,10 +96,10 @@ def crashes(folder: Path, rounds: int, more: Callable[[int], list[str]] = lambda
     """An uninterrupted study, then rounds of `crash`, each equal to it; `more` is said to both commands of a round."""
     file, hits, rng = write(folder), [], random.Random(5)
     start = time.perf_counter()
-    subprocess.run(command(file, folder / "whole", "--workers", "2"), check=True, timeout=600)
-    took = time.perf_counter() - start
+    subprocess.run(command(file, folder / "whole", "--workers", "2"), check=True, timeout=1800)
+    took, total = time.perf_counter() - start, len(read(folder / "whole")["runs"])
     for number in range(rounds):
-        hits.append(crash(file, folder / f"broken{number}", rng, took, *more(number)))
+        hits.append(crash(file, folder / f"broken{number}", rng, total, took, *more(number)))
         assert_equal_studies(folder / "whole", folder / f"broken{number}")
     assert set(hits) != {"nothing"}, "no kill hit a running worker"
     return hits

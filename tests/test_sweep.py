@@ -178,8 +178,10 @@ def test_the_command_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     (page,) = out.glob("sweeps/*/report.html")
     assert str(page) in shown.out and "soft_label_weight" in page.read_text()
     assert "6 of 6 points" in shown.err and "one seed: no spread" in shown.out
-    main(["sweep", sweeping.write(tmp_path), "--seeds", "0", "--out", str(out), "--device", "cpu", "--json"])
+    page.unlink()
+    main(["sweep", sweeping.write(tmp_path), "--seeds", "0", "--out", str(out), "--device", "cpu", "--json", "--no-report"])
     assert json.loads(capsys.readouterr().out)["runs"] == sweeping.read(out)["runs"]
+    assert not page.exists(), "--no-report"
 
 
 def test_dry_run_counts_and_measures_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

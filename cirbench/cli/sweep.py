@@ -43,13 +43,14 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
               help="Where run folders go; the sweep keeps its own below sweeps/.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--no-report", is_flag=True, help="Leave report.html out; `cirbench report` makes one at any time.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no table.")
 @click.option("--json", "as_json", is_flag=True, help="What sweep.json holds, on standard output.")
 def sweep(
     words: tuple[str, ...], dataset: str, variant: str, method: str, method_variant: str, seeds: str | None,
     sets: tuple[str, ...], trials: int | None,
     timeout: float | None, workers: int, dry_run: bool, retry_failed: bool, storage: str, slurm: bool,
-    slurm_set: tuple[str, ...], root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
+    slurm_set: tuple[str, ...], root: Path | None, out: Path, device: str, no_report: bool, quiet: bool, as_json: bool,
 ) -> None:
     """Run every point of a sweep, each seed an ordinary run, and write a report.
 
@@ -97,7 +98,7 @@ def sweep(
         click.echo(json.dumps(data, indent=1))
     elif not quiet:
         click.echo(sweepshow.table(data, out))
-    path = sweeprun.write_report(found, data, out)
+    path = None if no_report else sweeprun.write_report(found, data, out)
     if path is not None and say:
         click.echo(f"report: {path}")
     if any(row["state"] == "fail" for row in data["points"]):
