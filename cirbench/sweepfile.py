@@ -75,8 +75,10 @@ class _Checker:
             raise self.fail(f"{where}{key}", f"{value!r} is not of the type {wanted}.")
         return value
 
-    def scoped(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def scoped(self, table: Any, where: str) -> dict[str, Any]:
         """`{"method.x": ...}`, written so or as `[fixed.method] x = ...`."""
+        if not isinstance(table, dict):
+            raise self.fail(where, f"{table!r} is not a table of fields, such as {{\"method.dropout\" = 0.2}}.")
         out: dict[str, Any] = {}
         for key, value in table.items():
             if key in SCOPES and isinstance(value, dict):
@@ -186,6 +188,7 @@ def read(
     if variant and variant not in variants:
         raise unknown(f"variant of the sweep {title}", variant, list(variants))
     part = variants.get(variant, {})
+    note = check.get(part, "note", str, "", f"variants.{variant}.") if variant else check.get(data, "note", str, "")
     try:
         facts = plugins.find_dataset(where).SPEC
     except CirbenchError as error:
@@ -205,8 +208,7 @@ def read(
     sweep = Sweep(
         title, check.get(data, "question", str, ""), check.file, where, tuple(chosen), sampler,
         tuple(_arms(check, tables, place, fixed, space, sampler, where, root)), _objective(check, data, facts), many,
-        seconds, retries, pruner, variant, part.get("note", "") if variant else check.get(data, "note", str, ""), root,
-        asked,
+        seconds, retries, pruner, variant, note, root, asked,
     )
     return _checked(check, sweep)
 
@@ -263,6 +265,8 @@ def _arms(
             raise check.fail(f"{where}method", "it is missing.")
         named = check.get(table, "variants", list, [""], where)
         points = [check.scoped(p, f"{where}points") for p in check.get(table, "points", list, [{}], where)]
+        if not all(isinstance(name, str) for name in named):
+            raise check.fail(f"{where}variants", f"{named!r} is not a list of names.")
         if not points or not named:
             raise check.fail(f"{where}{'variants' if points else 'points'}", "the list is empty, so nothing would run.")
         held = {**check.scoped(check.get(table, "fixed", dict, {}, where), f"{where}fixed"), **fixed}
@@ -335,7 +339,7 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
     """Resolve every point, so that an unknown field, a wrong type or a value out of range stops the sweep now."""
     count = 0
     for arm in sweep.arms if sweep.sampler == "grid" else ():
-        sizes = [len(v.values()) if isinstance(v, Range) else len(v) for v in arm.space.values()]
+        sizes = [v.count if isinstance(v, Range) else len(v) for v in arm.space.values()]
         count += len(arm.variants) * len(arm.points) * math.prod(sizes)
     if count > MAX_POINTS:
         raise check.fail("arms", f"{count} points; a grid may have {MAX_POINTS}. Use sampler = \"random\" with trials.")

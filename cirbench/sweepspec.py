@@ -31,11 +31,18 @@ class Range:
         """Whether it holds whole numbers only."""
         return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step or 1, int)
 
+    @property
+    def count(self) -> int:
+        """How many values a step gives; a tiny one gives more than can be listed."""
+        assert self.step
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
     def values(self) -> list[float]:
         """low, low + step, ..., high."""
         assert self.step
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [self.low + i * self.step if self.whole else round(self.low + i * self.step, 12) for i in range(count)]
+        return [
+            self.low + i * self.step if self.whole else round(self.low + i * self.step, 12) for i in range(self.count)
+        ]
 
 
 @dataclass(frozen=True)

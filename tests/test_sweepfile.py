@@ -71,6 +71,7 @@ BAD = [
     ("empty space", SPACE, '"method.temperature" = []', ["arms[0].space.method.temperature", "empty"]),
     ("empty range", STEP, "{ low = 1.0, high = 0.0, step = 0.1 }", ["soft_label_weight", "empty"]),
     ("no step in a grid", STEP, "{ low = 0.0, high = 1.0 }", ["soft_label_weight", "step"]),
+    ("more points than can be listed", STEP, "{ low = 0.0, high = 1.0, step = 1e-12 }", ["arms", "points", "10000"]),
     ("step too long", STEP, "{ low = 0.0, high = 1.0, step = 2.0 }", ["soft_label_weight.step", "2.0"]),
     ("end missing", STEP, "{ low = 0.0, step = 2.0 }", ["soft_label_weight.high"]),
     ("value out of range", SPACE, '"method.temperature" = [0.05, -1]', ["arms[0]", "-1", "greater than 0"]),
@@ -80,6 +81,8 @@ BAD = [
     ("key of a wrong type", "seeds = [0, 1]", 'seeds = "0, 1"', ["seeds", "list"]),
     ("seeds of a wrong type", "seeds = [0, 1]", 'seeds = [0, "1"]', ["seeds", "'1'"]),
     ("duplicate seeds", "seeds = [0, 1]", "seeds = [1, 1]", ["seeds", "twice"]),
+    ("points of a wrong type", '[[arms]]', '[[arms]]\npoints = ["bare"]', ["arms[0].points", "'bare'", "table"]),
+    ("variants of a wrong type", '[[arms]]', '[[arms]]\nvariants = [1]', ["arms[0].variants", "[1]", "names"]),
     ("no seeds", "seeds = [0, 1]", "seeds = []", ["seeds", "[]"]),
     ("fixed and varied", '"method.streams"', '"method.temperature" = 0.1\n"method.streams"', ["temperature", "fixed"]),
     ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "none"]),
@@ -111,6 +114,15 @@ def test_bad_files_are_refused_naming_file_and_key(
     for part in ["mine.toml", *named]:
         assert part in message, message
     assert not (tmp_path / "runs").exists(), "nothing was started"
+
+
+@pytest.mark.parametrize("part", ["fixed", "space", "note"])
+def test_a_variant_of_a_wrong_type_is_refused(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, GOOD + f"\n[variants.full]\n{part} = 3\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", path, "--variant", "full", "--out", str(tmp_path / "runs")])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"mine.toml, key variants.full.{part}: 3" in message, message
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
