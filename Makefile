@@ -23,9 +23,9 @@ demo: install
 	  $(BIN)/cirbench run --method $$method --variant clip-only --dataset scenes --out runs || exit $$?; \
 	done
 	$(BIN)/cirbench run --method random --dataset scenes --out runs
-	$(BIN)/cirbench sweep ablation --variant clip --seeds 0,1 --workers $(JOBS) --out runs
-	$(BIN)/cirbench sweep lambda --seeds 0,1 --workers $(JOBS) --out runs
-	$(BIN)/cirbench sweep noise --seeds 0 --workers $(JOBS) --out runs
+	$(BIN)/cirbench sweep ablation --variant clip --seeds 0,1 --workers $(JOBS) --no-report --out runs
+	$(BIN)/cirbench sweep lambda --seeds 0,1 --workers $(JOBS) --no-report --out runs
+	$(BIN)/cirbench sweep noise --seeds 0 --workers $(JOBS) --no-report --out runs
 	$(BIN)/cirbench report runs -o report.html
 	@echo "open report.html"
 
