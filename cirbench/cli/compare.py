@@ -62,8 +62,15 @@ def _seeds(seeds: list[int]) -> str:
 
 def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[dict]) -> None:
     click.echo(f"A  {a}\nB  {b}")
+    # Two methods have fields of their own; those say nothing about a difference, so their names will do.
+    own: dict[str, list[str]] = {}
     for name, (x, y) in changed.items():
-        click.echo(f"   {name}: {x!r} -> {y!r}")
+        if "method" in changed and name.startswith("method.") and None in (x, y):
+            own.setdefault("A" if y is None else "B", []).append(name.partition(".")[2])
+        else:
+            click.echo(f"   {name}: {x!r} -> {y!r}")
+    for side, names in own.items():
+        click.echo(f"   fields of {side} alone: {', '.join(names)}")
     about = "± over seeds; intervals over reference images, 95 %"
     click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; {about}")
     click.echo(f"{'':8}{'A':>15}{'B':>15}{'B - A':>9}{'interval':>19}{'p':>9}{'detectable':>12}   only A / only B hit")
