@@ -67,8 +67,8 @@ def plan_eval(
         )
     over = {f"method.{k}": v for k, v in inputs["config"].items()}
     name = dataset or inputs["dataset"]
-    # Names of a dataset's own protocols and text forms say nothing on another.
-    bound = () if name == inputs["dataset"] else ("protocol", "form")
+    # Names of a dataset's own protocols and text forms say nothing on another, nor does what once chose the checkpoint.
+    bound = () if name == inputs["dataset"] else ("protocol", "form", "selection")
     over |= {f"train.{k}": v for k, v in inputs["train"].items() if k not in bound}
     if not name:
         raise CirbenchError(f"{folder} holds converted weights of no dataset here: name one with --dataset.")

@@ -79,8 +79,9 @@ def test_circo_and_genecis_are_evaluated_with_a_run_of_another_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = standins("custom", tmp_path / "custom")
+    # Circo has no select split, and needs none: the weights are chosen already.
     main(["run", "--method", "random", "--dataset", "custom", "--root", str(root), "--out", str(tmp_path / "runs"),
-          "--json"])
+          "--set", "train.selection=select", "--json"])
     folder = json.loads(capsys.readouterr().out)["folder"]
     circo = build("circo", tmp_path / "circo")
     for n in range(100, 180):
