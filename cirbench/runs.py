@@ -134,6 +134,8 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / specs.run_name(planned, run_id))
     existing = _finished(options.out, run_id)
     if existing is not None and not options.force:
+        if options.export and not (existing / "embeddings.npz").is_file():
+            raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to have them.")
         return Record(existing)
     if options.force:
         for old in {folder, *([existing] if existing is not None else [])}:

@@ -80,6 +80,11 @@ class Arm:
         return str(self.records[0].data.get("variant") or "")
 
     @property
+    def oracle(self) -> bool:
+        """Whether its checkpoint was chosen on the reported split itself."""
+        return (self.records[0].data.get("selection") or {}).get("rule") == "test-oracle"
+
+    @property
     def seeds(self) -> list[Any]:
         """One a run, in order."""
         return [r.data["inputs"].get("seed") for r in self.records]
@@ -279,6 +284,9 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
         for arm, label in zip(arms, labels(arms), strict=True):
             arm.label = label
         _mark_points(arms)
+        for arm in arms:
+            if arm.oracle and "test-oracle" not in arm.label:
+                arm.label += " [test-oracle]"  # so that every place that shows a number says it
         protocol = members[0].data["default_protocol"]
         summary = next(iter(metric_names(arms, protocol)), "")
         arms.sort(key=lambda a: (-(np.mean(a.scores(protocol, summary) or [-1.0])), a.label, a.key))

@@ -202,12 +202,6 @@ def cost_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     ]
 
 
-def label_of(arm: Arm) -> str:
-    """Its label; a checkpoint that was chosen on the reported split is never shown without saying so."""
-    oracle = (arm.records[0].data.get("selection") or {}).get("rule") == "test-oracle"
-    return arm.label + (" [test-oracle]" if oracle and "test-oracle" not in arm.label else "")
-
-
 def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[list[bool]]]:
     """Header, cells as text (mean ± std), and which are best: the table of `cirbench table`.
 
@@ -259,7 +253,7 @@ def text_table(table: MainTable, style: str) -> str:
                 ]
             writer.writerow([
                 table.test.dataset, table.protocol, table.facts.get("queries"), table.facts.get("gallery"),
-                label_of(row.arm), " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
+                row.arm.label, " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
                 row.arm.knobs.get("method.streams", ""),
                 *["" if cost[name] is None else repr(cost[name]) for name in ("trainable", "train", "cpu")],
             ])

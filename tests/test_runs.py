@@ -108,11 +108,17 @@ def test_selection_keeps_the_best_epoch(tmp_path: Path, rule: str, split: str) -
     assert chosen["value"] == max(values.values()) == values[chosen["epoch"]]
     assert any("test-oracle" in note for note in record.data["notes"]) == (rule == "test-oracle")
     # Every place that shows a number says it.
-    shown = text_table(main_table(collect([record])[0], "scenes"), "csv")
-    for said in (summary_line(record.data), shown):
+    table = main_table(collect([record])[0], "scenes")
+    for said in (summary_line(record.data), *(text_table(table, style) for style in ("csv", "markdown", "latex"))):
         assert ("test-oracle" in said) == (rule == "test-oracle")
     if rule == "test-oracle":
         assert record.data["protocols"]["scenes"]["metrics"]["R@1"] == chosen["value"]
+
+
+def test_embeddings_of_a_finished_run_are_not_silently_left_out(tmp_path: Path) -> None:
+    tiny.run("random", tmp_path)
+    with pytest.raises(CirbenchError, match=r"finished, without embeddings\.npz.*--force"):
+        runs.run(tiny.plan("random"), runs.Options(out=tmp_path, device="cpu", export=True))
 
 
 def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,7 +49,7 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
         click.echo(json.dumps(out[0] if len(out) == 1 else out, indent=1))
         return
     for other, s, changed, rows in zip(named[1:], seeds[1:], inputs, results, strict=True):
-        _show(f"{named[0].name}, {_seeds(seeds[0])}", f"{other.name}, {_seeds(s)}", changed, rows)
+        _show(_named(named[0], seeds[0]), _named(other, s), changed, rows)
     count = sum(map(len, results))
     click.echo(f"p: paired permutation over reference images, Holm-corrected over these {count} numbers.\n"
                "detectable: the difference that so many queries find with probability 0.8.")
@@ -56,8 +57,9 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
         click.echo("One seed says nothing about others: `cirbench run --seeds 0,1,2` adds them, and they are averaged.")
 
 
-def _seeds(seeds: list[int]) -> str:
-    return f"seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}"
+def _named(record: Any, seeds: list[int]) -> str:
+    oracle = ", test-oracle" if (record.data.get("selection") or {}).get("rule") == "test-oracle" else ""
+    return f"{record.name}, seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}{oracle}"
 
 
 def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[dict]) -> None:
