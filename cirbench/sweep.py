@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cirbench import lease
+from cirbench import lease, specs
 from cirbench.records import Record, write_json
 from cirbench.seeds import derive, digest
 from cirbench.sweepspec import Point, Range, Sweep
@@ -64,9 +64,9 @@ class _FileLock:
 def hide_password(url: str) -> str:
     """A database URL that may be shown."""
     head, at, tail = url.rpartition("@")
-    if not at or ":" not in head.partition("://")[2]:
-        return url
-    return f"{head.rpartition(':')[0]}:***@{tail}"
+    scheme, sign, login = head.partition("://")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{sign}{user}:***@{tail}" if at and colon else url
 
 
 def with_driver(url: str) -> str:
@@ -186,8 +186,28 @@ class Worker:
             storage=self.storage, study_name=self.name, direction=cast(Any, sweep.objective.direction), pruner=pruner,
             load_if_exists=True, sampler=_sampler(sweep, self.points, 0),
         )
+        self._same_data()
         self.distributions = _distributions(sweep, self.points)
         self.me, self.watch, self._started = lease.identity(), lease.Watch(patience), time.time()
+
+    def _same_data(self) -> None:
+        """A study is of one dataset: another folder may hold it, but not other annotations.
+
+        Raises:
+            CirbenchError: it was begun on others.
+        """
+        planned = self.sweep.plan(self.sweep.corners()[0], self.sweep.seeds[0])
+        if not planned.facts.needs_root:
+            return
+        here = specs.load(planned).fingerprint
+        known = self.study.user_attrs.get("annotations")
+        if known is None:
+            self.study.set_user_attr("annotations", here)
+        elif known != here:
+            raise CirbenchError(
+                f"the study {self.name} was begun on other annotations of {planned.facts.name} (fingerprint "
+                f"{known[:12]}) than {self.sweep.root} holds ({here[:12]}). Keep them apart: name another --out."
+            )
 
     # ------------------------------------------------------------------------------- who does what
 
@@ -380,9 +400,11 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
             "state": trial.state.name.lower(), "value": trial.value if trial.state == COMPLETE else None,
             "seeds": seeds, "error": trial.user_attrs.get("error") if trial.state == FAIL else None,
         })
+    design = sweep.definition()
     return {
         "schema": 1, "study": study, "question": sweep.question, "note": sweep.note, "tuning": sweep.tuning,
-        **sweep.definition(), "total": sweep.total, "points": rows,
+        **design, "objective": {**design["objective"], "direction": sweep.objective.direction},
+        "total": sweep.total, "points": rows,
         "runs": sorted({s["run"] for row in rows for s in row["seeds"].values()}),
     }
 
@@ -392,12 +414,13 @@ def finished(data: Mapping[str, Any]) -> int:
     return sum(row["state"] in ("complete", "pruned", "fail") for row in data["points"])
 
 
-def best(data: Mapping[str, Any], direction: str = "maximize") -> dict[str, Any] | None:
+def best(data: Mapping[str, Any]) -> dict[str, Any] | None:
     """The point with the best mean, or None before the first is finished."""
     done = [row for row in data["points"] if row["value"] is not None]
     if not done:
         return None
-    return (max if direction == "maximize" else min)(done, key=lambda row: row["value"])
+    least = data["objective"].get("direction") == "minimize"
+    return (min if least else max)(done, key=lambda row: row["value"])
 
 
 def fingerprint(data: Mapping[str, Any]) -> str:

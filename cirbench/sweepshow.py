@@ -43,7 +43,7 @@ class Progress:
         here = done - self.first
         if here and done < data["total"]:
             parts.append(f"about {duration((time.monotonic() - self.began) / here * (data['total'] - done))} left")
-        top = best(data, self.sweep.objective.direction)
+        top = best(data)
         if top is not None:
             parts.append(f"best {self.sweep.objective.metric} on select {top['value']:.2f} ({top['label']})")
         return ", ".join(parts)
@@ -141,7 +141,7 @@ def _costs(records: Sequence[Any], goal: Mapping[str, Any], tuning: bool) -> lis
 
 def _winner(data: Mapping[str, Any]) -> list[str]:
     """The command that runs the best point of a tuning with seeds it has not seen."""
-    row = best(data, "minimize" if data["objective"]["metric"] == "MdR" else "maximize")
+    row = best(data)
     if row is None:
         return []
     first = max(data["seeds"]) + 1

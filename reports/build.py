@@ -45,7 +45,7 @@ def build(
     Raises:
         CirbenchError: no records, or damaged ones.
     """
-    tests = collect(records)
+    tests, sweeps = collect(records), sorted(sweeps, key=lambda s: (str(s.data["name"]), str(s.data["study"])))
     parts = [_test_part(test, number, images, sweeps) for number, test in enumerate(tests)]
     context: dict[str, Any] = {
         "title": title or "Composed image retrieval: " + ", ".join(dict.fromkeys(t.dataset for t in tests)),

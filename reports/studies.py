@@ -42,7 +42,7 @@ def studies(test: TestSet, found: Sequence[Study], metric: str) -> list[dict[str
                 "mean": mean, "std": std, "error": point.get("error") or "",
                 "reported": statistics.mean_std([float(v) for v in reported if v is not None])[0],
             })
-        minimize = data.get("direction") == "minimize"
+        minimize = data["objective"].get("direction") == "minimize"
         rows.sort(key=lambda r: (math.isnan(r["mean"]), r["mean"] if minimize else -r["mean"], r["label"]))
         out.append({
             "data": data, "rows": rows, "tuning": data.get("sampler") in TUNING or bool(data.get("tuning")),
@@ -65,7 +65,7 @@ def importance(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     if len(points) < LEAST or len(data["arms"][0].get("space") or {}) < 2:
         return []
     space = _distributions(data["arms"][0]["space"])
-    sign = -1.0 if data.get("direction") == "minimize" else 1.0
+    sign = -1.0 if data["objective"].get("direction") == "minimize" else 1.0
     values = [(v, sign * y) for v, y in points if set(v) == set(space)]
     found = _shares(values, space)
     generator = np.random.default_rng(0)

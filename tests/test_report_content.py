@@ -210,6 +210,14 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
     page = build(find_records([folder]), sweeps=find_studies([folder]))
     assert "Tuning:" in page and 'data-table="importance"' in page and "Which &lt;values&gt;?" in page
     assert page == build(find_records([folder]), sweeps=find_studies([folder]))
+    data = Study(folder).data
+    write_json(folder / "sweep.json", {**data, "objective": {**data["objective"], "direction": "minimize"}})
+    (turned,) = studies.studies(collect(find_records([folder]))[0], find_studies([folder]), "R@1")
+    assert [r["mean"] for r in turned["rows"]] == sorted(r["mean"] for r in told["rows"])
+    other = tmp_path / "sweeps" / "also"
+    write_json(other / "sweep.json", {**data, "study": "also", "name": "also"})
+    both = [find_studies([a, b]) for a, b in ((folder, other), (other, folder))]
+    assert build(find_records([folder]), sweeps=both[0]) == build(find_records([folder]), sweeps=both[1])
 
 
 def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sweeping
+from small_data import build
 
 from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun, sweepshow, sweepspec
 from cirbench.cli import main
 from cirbench.records import Record
+from cirbench.types import CirbenchError
 
 
 def small(folder: Path, text: str = sweeping.TEXT, **over: Any) -> sweepspec.Sweep:
@@ -248,7 +250,22 @@ def test_intervals_are_students(tmp_path: Path) -> None:
 
 def test_passwords_are_not_shown() -> None:
     assert sweep.hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert sweep.hide_password("postgresql://me:a:b@c@host/db") == "postgresql://me:***@host/db"
     assert sweep.hide_password("postgresql://me@host/db") == "postgresql://me@host/db"
+
+
+def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:
+    text = 'dataset = "custom"\n[[arms]]\nmethod = "random"\n'
+    for name in ("here", "there", "other"):
+        build("custom", tmp_path / name)
+    captions = tmp_path / "other" / "triplets.test.jsonl"
+    captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:-1]))
+    out = tmp_path / "runs"
+    names = [worker(small(tmp_path, text, root=tmp_path / name), out).name for name in ("here", "there")]
+    assert names[0] == names[1]
+    with pytest.raises(CirbenchError, match=r"other annotations of custom .*other holds .*--out"):
+        worker(small(tmp_path, text, root=tmp_path / "other"), out)
+    worker(small(tmp_path, text, root=tmp_path / "other"), tmp_path / "elsewhere")
 
 
 # ------------------------------------------------------------------------------------------ leases
