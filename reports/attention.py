@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet
+from cirbench.reports.collect import LEVEL, Arm, TestSet
 from cirbench.reports.explorer import data_uri
 
 from cirbench import statistics
@@ -14,7 +14,6 @@ from cirbench import statistics
 __all__ = ["attention", "pointing"]
 
 SHOWN = 8
-LEVEL = 0.05
 #: Maps of an explanation that no text enters: what they reach needs no attention to words.
 TEXT_FREE = ("energy",)
 

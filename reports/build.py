@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 import markupsafe
-from cirbench.reports import analysis, attention, claims, studies, tables
+from cirbench.reports import analysis, attention, claims, modalities, studies, tables
 from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
 
@@ -92,11 +92,11 @@ def _test_part(test: TestSet, number: int, images: bool, found: Sequence[Study])
             {"curve": c, "costs": {r["arm"].key: r for r in tables.cost_rows([p[2] for p in c.points])}}
             for c in analysis.curves(test, default, metric, analysis.BACKBONE, least=2)
         ],
-        "audit": analysis.audit(test, default, metric), "studies": studies.studies(test, found, metric),
+        "audit": modalities.audit(test, default, metric), "studies": studies.studies(test, found, metric),
         "attention": attention.attention(test, images), "doubtful": _pictured(test, default, images),
         "training": analysis.training(test),
     }
-    part["modality"] = analysis.modality(test, part["audit"])
+    part["modality"] = modalities.modality(test, part["audit"])
     part["answers"] = claims.answers(test, default, metric, part["modality"], part["audit"], part["attention"])
     part["figures"] = _figures(part)
     return part

@@ -43,8 +43,8 @@ def answers(
         test: the runs.
         protocol: whose ranks are compared.
         metric: in points.
-        modality: of `analysis.modality`.
-        audit: of `analysis.audit`.
+        modality: of `modalities.modality`.
+        audit: of `modalities.audit`.
         attention: of `attention.attention`.
     """
     asked = [(c["question"], arm, delta) for c in _claims() for arm, delta in _pairs(test, protocol, metric, c)]

@@ -25,6 +25,8 @@ from cirbench.types import CirbenchError
 
 __all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]
 
+#: p below which a difference counts.
+LEVEL = 0.05
 GROUPS = ("config", "data", "train")
 SCOPE = {"config": "method", "data": "data", "train": "train"}
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, identity, metric_names, rows_of
+from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
 
 from cirbench import statistics
 
 __all__ = ["Cell", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 
-LEVEL = 0.05
 RESAMPLES = 2000
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cirbench.reports import analysis, attention, claims, studies
+from cirbench.reports import analysis, attention, claims, modalities, studies
 from cirbench.reports.build import build
 from cirbench.reports.collect import TestSet, collect
 from fake_records import write_run
@@ -32,8 +32,8 @@ def made(out: Path, *runs: dict[str, Any], seeds: int = 2, **more: Any) -> TestS
 
 
 def ask(test: TestSet) -> dict[str, list[claims.Answer]]:
-    audit = analysis.audit(test, "scenes", "R@1")
-    modality = analysis.modality(test, audit)
+    audit = modalities.audit(test, "scenes", "R@1")
+    modality = modalities.modality(test, audit)
     out: dict[str, list[claims.Answer]] = {}
     for answer in claims.answers(test, "scenes", "R@1", modality, audit, attention.attention(test, False)):
         out.setdefault(answer.question, []).append(answer)
@@ -127,7 +127,7 @@ def test_the_audit_by_hand(tmp_path: Path) -> None:
                 {"method": "image-only", "skill": 0.3}, seeds=1)
     hits = {a.method: a.records[0].rankings["rank/scenes"] == 1 for a in test.arms}
     text, image, composed = hits["text-only"], hits["image-only"], hits["dwc"]
-    found = analysis.audit(test, "scenes", "R@1")
+    found = modalities.audit(test, "scenes", "R@1")
     assert found is not None
     for cell, mask in (("both", text & image), ("neither", ~text & ~image), ("text alone", text & ~image)):
         row = next(c for c in found["cells"] if c["name"] == cell)
@@ -135,7 +135,7 @@ def test_the_audit_by_hand(tmp_path: Path) -> None:
         assert row["composed"] == pytest.approx(100 * composed[mask].mean())
     assert found["gap"] == pytest.approx(100 * (composed.mean() - max(text.mean(), image.mean())))
     assert found["gap_low"] < found["gap"] < found["gap_high"]
-    clip = next(m for m in analysis.modality(test, found) if m["stream"] == "clip")
+    clip = next(m for m in modalities.modality(test, found) if m["stream"] == "clip")
     share = test.arms[0].records[0].rankings["weight/clip"]
     a, b = share[image & ~text], share[text & ~image]
     assert clip["auc"] == pytest.approx(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
