@@ -1,9 +1,9 @@
 """Stand-in pictures at the real file names: tiny JPEGs, so that the real annotations can go through a whole run.
 
-    python tests/make_standins.py shoes DIR --annotations ../shared/data/annotations/shoes
-    python tests/make_standins.py fashioniq DIR --annotations ../shared/data/annotations/fashion_iq --category dress
-    python tests/make_standins.py cirr DIR --annotations ../shared/data/annotations/cirr
-    python tests/make_standins.py circo DIR --annotations ../shared/data/annotations/circo
+    python tests/make_standins.py shoes DIR --annotations $CIRBENCH_SHARED/data/annotations/shoes
+    python tests/make_standins.py fashioniq DIR --annotations $CIRBENCH_SHARED/data/annotations/fashion_iq --category dress
+    python tests/make_standins.py cirr DIR --annotations $CIRBENCH_SHARED/data/annotations/cirr
+    python tests/make_standins.py circo DIR --annotations $CIRBENCH_SHARED/data/annotations/circo
 
 The pictures are coloured by a hash of their name, so no two names look alike; numbers measured on them mean nothing.
 """

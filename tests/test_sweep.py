@@ -293,16 +293,15 @@ def test_a_second_process_waits_for_the_first_and_takes_over_from_a_dead_one(tmp
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "2"], stdout=subprocess.PIPE)
     assert first.stdout is not None and first.stdout.readline() == b"held\n"
     with lease.held(tmp_path) as waited:
-        assert waited and first.wait(5) == 0
+        assert waited and first.wait(60) == 0
     assert not (tmp_path / "lease.json").exists()
     dead = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "60"], stdout=subprocess.PIPE)
     assert dead.stdout is not None and dead.stdout.readline() == b"held\n"
     dead.kill()
     dead.wait()
     assert (tmp_path / "lease.json").exists()
-    start = time.monotonic()
     with lease.held(tmp_path) as waited:
-        assert time.monotonic() - start < 5
+        assert not waited, "its death is known at once"
 
 
 def test_a_lock_whose_file_is_deleted_stays_a_lock(tmp_path: Path) -> None:
