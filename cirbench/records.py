@@ -318,12 +318,24 @@ class Study:
         absent = [key for key in ("study", "name", "dataset", "objective", "points", "runs") if key not in data]
         if absent:
             raise CirbenchError(f"{path} lacks {', '.join(absent)}. Repeat `cirbench sweep`; runs are kept.")
+        if not (
+            isinstance(data["objective"], dict) and {"split", "protocol", "metric"} <= data["objective"].keys()
+            and isinstance(data["runs"], list) and isinstance(data.get("seeds", []), list)
+            and isinstance(data["points"], list) and all(map(_is_point, data["points"]))
+        ):
+            raise CirbenchError(f"{path} is damaged: its objective, seeds, points or runs. Repeat `cirbench sweep`.")
         self.data: dict[str, Any] = data
 
     def runs(self) -> list[Path]:
         """Folders of its finished runs that are here; another machine may keep its own."""
         out = self.folder.absolute().parent.parent
         return [out / str(name) for name in self.data["runs"] if is_finished(out / str(name))]
+
+
+def _is_point(point: Any) -> bool:
+    """Whether a point of a sweep has seeds with their values, where it has any."""
+    seeds = point.get("seeds", {}) if isinstance(point, dict) else None
+    return isinstance(seeds, dict) and all(isinstance(s, dict) and "objective" in s for s in seeds.values())
 
 
 def find_studies(paths: Sequence[Path]) -> list[Study]:

@@ -16,6 +16,7 @@ from cirbench.reports.build import build
 from cirbench.reports.collect import TestSet, collect
 from fake_records import write_run
 
+from cirbench.cli.sweep import status as sweep_status
 from cirbench.records import Study, find_records, find_studies, write_json
 from cirbench.types import CirbenchError
 
@@ -229,6 +230,19 @@ def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Pat
     (broken / "sweep.json").write_text("{}")
     with pytest.raises(CirbenchError, match=r"no sweep of schema 1"):
         find_studies([broken])
+
+
+@pytest.mark.parametrize("part", [
+    {"points": 3}, {"points": [3]}, {"points": [{"seeds": [1]}]}, {"points": [{"seeds": {"0": {"id": "x"}}}]},
+    {"objective": 3}, {"objective": {}}, {"runs": 3}, {"seeds": None},
+], ids=str)
+def test_a_damaged_sweep_is_refused(part: dict[str, Any], tmp_path: Path) -> None:
+    folder = sweep(tmp_path, points=1, here=False)
+    write_json(folder / "sweep.json", {**Study(folder).data, **part})
+    with pytest.raises(CirbenchError, match=r"sweep\.json is damaged"):
+        find_studies([folder])
+    with pytest.raises(CirbenchError, match=r"sweep\.json is damaged"):
+        sweep_status("tune", tmp_path)
 
 
 def test_importance_needs_no_torch(tmp_path: Path) -> None:

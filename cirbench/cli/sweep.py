@@ -116,10 +116,12 @@ def _nothing(text: str) -> None:
 
 def status(name: str, out: Path, as_json: bool = False) -> None:
     """Print the state of the studies of a sweep, as last written by any of its workers on this file system."""
+    from cirbench.records import Study
+
     stem = Path(name).stem if name.endswith(".toml") else name
     found = []
     for path in sorted((out / "sweeps").glob("*/sweep.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = Study(path.parent).data
         if stem in ("", data["name"], data["study"]):
             found.append(data)
     if not found:
