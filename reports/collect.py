@@ -322,12 +322,16 @@ def labels(arms: Sequence[Arm]) -> list[str]:
 
 
 def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
-    """The knobs of each arm that are not equal in all of them, values usual in the family left out."""
+    """The knobs of each arm that are not equal in all of them; left out are values of the method as it comes.
+
+    Where nothing was run as it comes, values usual in the family are left out.
+    """
+    as_it_comes = next((arm for arm in family if not arm.records[0].data.get("overrides")), None)
     names = dict.fromkeys(k for arm in arms for k in arm.knobs)
     vary: dict[str, str] = {}
     for name in names:
         if len({repr(arm.knobs.get(name)) for arm in arms}) > 1:
-            texts = [repr(arm.knobs.get(name)) for arm in family]
+            texts = [repr(arm.knobs.get(name)) for arm in ([as_it_comes] if as_it_comes else family)]
             vary[name] = max(dict.fromkeys(texts), key=texts.count)
     for arm in arms:
         said = [
