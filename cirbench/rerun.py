@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cirbench import specs
+from cirbench import lease, specs
 from cirbench.records import Record, is_finished, write_json
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments
@@ -105,21 +105,24 @@ def evaluate_run(
     began, started = time.perf_counter(), datetime.now(UTC)
     method = runs.load_method(planned, dataset, weights, where)
     folder.mkdir(parents=True, exist_ok=True)
-    runs.report(
-        folder, planned, method, dataset, absent, where, runs.Options(out, device, quiet=quiet, command=command),
-        {
-            "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
-            "overrides": record.data.get("overrides", {}), **runs.method_path(planned),
-            "selection": record.data["selection"], "split": "report",
-            "started": started.isoformat(timespec="seconds"),
-            "notes": [
-                *dataset.notes,
-                f"Weights of the run {record.name}, trained on {record.data['inputs']['dataset']}."
-                if isinstance(record, Record) else f"Released weights, converted: {record.name}.",
-            ],
-        },
-        {"train": 0.0, "epoch": 0.0}, began,
-    )
+    with lease.held(folder):
+        if is_finished(folder):  # by another process, while this one waited for the lease
+            return Record(folder)
+        runs.report(
+            folder, planned, method, dataset, absent, where, runs.Options(out, device, quiet=quiet, command=command),
+            {
+                "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
+                "overrides": record.data.get("overrides", {}), **runs.method_path(planned),
+                "selection": record.data["selection"], "split": "report",
+                "started": started.isoformat(timespec="seconds"),
+                "notes": [
+                    *dataset.notes,
+                    f"Weights of the run {record.name}, trained on {record.data['inputs']['dataset']}."
+                    if isinstance(record, Record) else f"Released weights, converted: {record.name}.",
+                ],
+            },
+            {"train": 0.0, "epoch": 0.0}, began,
+        )
     return Record(folder)
 
 

@@ -137,19 +137,30 @@ def run(planned: Plan, options: Options = Options()) -> Record:
         if options.export and not (existing / "embeddings.npz").is_file():
             raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to have them.")
         return Record(existing)
-    if options.force:
-        for old in {folder, *([existing] if existing is not None else [])}:
-            shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lease.held(folder):
-            if is_finished(folder):  # by another process, while this one waited for the lease
+            if options.force:
+                _clear(folder)
+                if existing is not None and existing != folder:
+                    shutil.rmtree(existing, ignore_errors=True)
+            elif is_finished(folder):  # by another process, while this one waited for the lease
                 return Record(folder)
             return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
     except CirbenchError:
         with contextlib.suppress(OSError):  # weights that cannot be had leave no folder; what was begun stays
             folder.rmdir()
         raise
+
+
+def _clear(folder: Path) -> None:
+    """Empty a run's folder whose lease is held; what makes it finished goes first."""
+    (folder / "record.json").unlink(missing_ok=True)
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith("lease."):
+            path.unlink()
 
 
 def _run(

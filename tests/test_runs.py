@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cirbench.reports.collect import collect
 from cirbench.reports.tables import main_table, text_table
 from safetensors.numpy import load_file
 
-from cirbench import runs, specs
+from cirbench import lease, runs, specs
 from cirbench.cli._shared import summary_line
 from cirbench.records import is_finished
 from cirbench.types import CirbenchError
@@ -87,6 +88,24 @@ def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pyte
     assert {"methods/dwc.py", "training.py", "ranking.py", "scenes.py", "_scenes_render.py"} <= set(sources)
     monkeypatch.setattr(specs, "sources", lambda planned: {**sources, "ranking.py": "changed"})
     assert run_id(tiny.plan("dwc")) != base
+
+
+def test_force_deletes_nothing_while_another_process_works_there(tmp_path: Path) -> None:
+    record = tiny.run("random", tmp_path)
+    seen: list[bool] = []
+
+    @contextlib.contextmanager
+    def waited(folder: Path, **more: object) -> Iterator[bool]:
+        seen.append(is_finished(folder))  # what another process may be reading before it is our turn
+        with held(folder) as answer:
+            yield answer
+
+    held = lease.held
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "held", waited)
+        again = tiny.run("random", tmp_path, force=True)
+    assert seen == [True] and again.folder == record.folder and is_finished(again.folder)
+    assert not list(again.folder.glob("lease*"))
 
 
 def test_force_repeats_bit_for_bit(tmp_path: Path) -> None:
