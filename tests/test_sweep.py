@@ -17,7 +17,7 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun, sweepshow, sweepspec
+from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
 from cirbench.cli import main
 from cirbench.records import Record
 from cirbench.types import CirbenchError
@@ -249,9 +249,9 @@ def test_intervals_are_students(tmp_path: Path) -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    assert sweep.hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert sweep.hide_password("postgresql://me:a:b@c@host/db") == "postgresql://me:***@host/db"
-    assert sweep.hide_password("postgresql://me@host/db") == "postgresql://me@host/db"
+    assert sweepstorage.hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert sweepstorage.hide_password("postgresql://me:a:b@c@host/db") == "postgresql://me:***@host/db"
+    assert sweepstorage.hide_password("postgresql://me@host/db") == "postgresql://me@host/db"
 
 
 def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:

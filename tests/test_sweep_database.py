@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sweeping
 
-from cirbench.sweep import with_driver
+from cirbench.sweepstorage import with_driver
 
 optuna = pytest.importorskip("optuna")
 

@@ -76,7 +76,8 @@ def sweep(
     if say and found.note:
         click.echo(f"{found.name} on {found.dataset}: {found.note}", err=True)
     from cirbench import sweeprun, sweepshow
-    from cirbench.sweep import Options, Worker, hide_password
+    from cirbench.sweep import Options, Worker
+    from cirbench.sweepstorage import hide_password
 
     shown = command_line().replace(storage, hide_password(storage)) if storage else command_line()
     options = Options(out, device, storage, True, shown, retry_failed=retry_failed)

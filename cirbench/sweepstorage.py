@@ -1,0 +1,73 @@
+"""Where a study lies: the journal file in its folder, or a database that many machines reach."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from cirbench import lease
+from cirbench.types import CirbenchError
+
+__all__ = ["hide_password", "open_storage", "with_driver"]
+
+
+class _FileLock:
+    """Freed by the operating system when its holder is killed; Optuna's own would stand for 30 seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._held = path, contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        self._held.enter_context(lease.lock(self.path))
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+
+def hide_password(url: str) -> str:
+    """A database URL that may be shown."""
+    head, at, tail = url.rpartition("@")
+    scheme, sign, login = head.partition("://")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{sign}{user}:***@{tail}" if at and colon else url
+
+
+def with_driver(url: str) -> str:
+    """A database URL that names the driver the extra `storage` installs, where it names none."""
+    scheme, sign, rest = url.partition("://")
+    drivers = {"postgresql": "postgresql+psycopg2", "postgres": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
+    return drivers.get(scheme, scheme) + sign + rest
+
+
+def open_storage(folder: Path, url: str = "") -> Any:
+    """The journal file of a sweep's folder, or a database.
+
+    Raises:
+        CirbenchError: no driver, or no database there.
+    """
+    if not url:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = cast(Any, _FileLock(folder / "journal.lock"))
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
+    shown = hide_password(url)
+    if "://" not in url:
+        raise CirbenchError(f"--storage {shown!r} is no database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
+    # Several processes that find an empty database all create its tables; all but one fail, and then find them.
+    for attempt in range(5):
+        try:
+            return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
+        except ImportError as error:
+            hint = "Install it with `pip install 'cirbench[storage]'`."
+            raise CirbenchError(f"--storage {shown}: {str(error).rstrip('.')}. {hint}") from None
+        except Exception as error:
+            if attempt == 4 or "could not connect" in str(error) or "onnection refused" in str(error):
+                first = str(error).strip().splitlines()[0].replace(with_driver(url), shown).replace(url, shown)
+                raise CirbenchError(f"--storage {shown} cannot be used: {first}.") from None
+            time.sleep(0.3 * (attempt + 1))
+    raise AssertionError("left by return or raise")
