@@ -214,3 +214,14 @@ def test_weights_that_cannot_be_had_leave_no_folder(tmp_path: Path, monkeypatch:
     with pytest.raises(CirbenchError, match="no weights"):
         tiny.run("sum", tmp_path, "clip-only")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_list_of_runs_tells_settings_that_no_name_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cirbench.cli import main
+
+    tiny.run("random", tmp_path)
+    main(["runs", str(tmp_path)])
+    assert "data.train_scenes=48" in capsys.readouterr().out
+    main(["runs", str(tmp_path), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["state"] == "finished" and row["overrides"]["data.train_scenes"] == 48

@@ -27,7 +27,8 @@ def runs(folder: Path, as_json: bool) -> None:
             name = data["default_protocol"]
             scored = data["protocols"][name]
             rows.append({"name": path.name, "state": "finished", "protocol": name, "metrics": scored["metrics"],
-                         "seconds": data["cost"]["seconds"]["total"]})
+                         "seconds": data["cost"]["seconds"]["total"], "variant": data.get("variant", ""),
+                         "overrides": data.get("overrides") or {}})
         elif (path / "checkpoint.pt").is_file() or not any(path.iterdir()):
             rows.append({"name": path.name, "state": "interrupted"})
     if as_json:
@@ -39,6 +40,9 @@ def runs(folder: Path, as_json: bool) -> None:
         if row["state"] == "finished":
             plain = [(k, v) for k, v in row["metrics"].items() if "/" not in k]
             numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain)
-            click.echo(f"{row['name']}  {row['protocol']}: {numbers}  {row['seconds']:.0f} s")
+            # A variant is in the name already; what was set by hand or by a sweep is not.
+            given = {} if row["variant"] else row["overrides"]
+            said = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
+            click.echo(f"{row['name']}  {row['protocol']}: {numbers}  {row['seconds']:.0f} s{said}")
         else:
             click.echo(f"{row['name']}  interrupted: the command that started it goes on with it")
