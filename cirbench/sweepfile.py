@@ -27,7 +27,7 @@ TOP = (
     "arms", "variants", "note",
 )
 ARM = ("label", "method", "methods", "variants", "fixed", "points", "space")
-VARIANT = ("note", "fixed", "space", "arms")
+VARIANT = ("note", "fixed", "space", "arms", "join")
 RANGE = ("low", "high", "log", "step")
 
 
@@ -185,6 +185,11 @@ def read(
         if not isinstance(value, dict):
             raise check.fail(f"variants.{key}", "it is not a table.")
         check.keys(value, f"variants.{key}.", VARIANT)
+        check.get(value, "arms", list, [], f"variants.{key}.")
+        for name in check.get(value, "join", list, [], f"variants.{key}."):
+            known = [n for n, v in variants.items() if isinstance(v, dict) and "arms" in v]
+            if name not in known:
+                raise check.fail(f"variants.{key}.join", str(unknown("variant with arms", str(name), known)))
     if variant and variant not in variants:
         raise unknown(f"variant of the sweep {title}", variant, list(variants))
     part = variants.get(variant, {})
@@ -196,6 +201,7 @@ def read(
     fixed = check.scoped(check.get(data, "fixed", dict, {}), "fixed")
     fixed |= check.scoped(part.get("fixed", {}), f"variants.{variant}.fixed")
     tables = part.get("arms", check.get(data, "arms", list, []))
+    tables = [*tables, *(arm for name in part.get("join", []) for arm in variants[name]["arms"])]
     place = f"variants.{variant}.arms" if "arms" in part else "arms"
     asked = ""
     if method or method_variant:

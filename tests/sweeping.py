@@ -66,17 +66,20 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def crash(file: str, out: Path, rng: random.Random, total: int, took: float, *more: str) -> str:
     """One round: start with two workers, kill -9 one of them, or the command itself, and start again; what was hit.
 
-    The moment is a random number of finished runs and up to a run more: by the clock alone a kill may come too late.
+    The moment is a random number of finished runs and up to a run more. By the clock alone a kill may come too late, as
+    it would where the machine is less busy than when `took` was measured.
     """
     first = subprocess.Popen(command(file, out, "--workers", "2", *more))
-    wanted, moment = rng.randrange(total - 1), rng.uniform(0, took / total)
+    wanted, moment = rng.randrange(total - 2), rng.uniform(0, took / total)
 
-    def begun() -> bool:
-        return len(workers(first)) == 2 and len(list(out.glob("*/record.json"))) >= wanted
+    def finished() -> int:
+        return len(list(out.glob("*/record.json")))
 
-    while not begun() and first.poll() is None:
+    while not (len(workers(first)) == 2 and finished() >= wanted) and first.poll() is None:
         time.sleep(0.05)
-    time.sleep(moment)
+    until = time.monotonic() + moment
+    while time.monotonic() < until and finished() <= wanted and first.poll() is None:
+        time.sleep(0.02)
     hit = "nothing"
     victims = [w for w in workers(first) if w.is_running()]
     if victims:

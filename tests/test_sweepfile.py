@@ -54,6 +54,7 @@ BAD = [
     ("unknown key in an arm", 'method = "dwc"', 'metod = "dwc"', ["arms[0].metod", "'method'"]),
     ("unknown key in the objective", "metric =", "metrics =", ["objective.metrics", "'metric'"]),
     ("unknown field", "method.temperature", "method.temprature", ["temprature", "'temperature'", "arms[0]"]),
+    ("no variant to join", "[[arms]]", '[variants.all]\njoin = ["ful"]\n[[arms]]', ["variants.all.join", "'ful'"]),
     ("unknown scope", "method.temperature", "model.temperature", ["arms[0].space", "method.FIELD"]),
     ("methods and method", 'method = "dwc"', 'method = "dwc"\nmethods = ["sum"]', ["arms[0].method", "methods"]),
     ("empty methods", 'method = "dwc"', 'methods = []', ["arms[0].methods", "[]"]),
@@ -200,6 +201,8 @@ def test_one_command_compares_every_method_and_every_variant_of_dwc() -> None:
     assert one.seeds == both.seeds == (0, 1, 2, 3, 4)
     assert {p.method for p in one.points()} == set(plugins.method_names())
     assert {p.method for p in both.points()} == set(plugins.method_names()) - {"random"}
+    whole = sweepfile.read("methods", variant="all")
+    assert whole.points() == [*one.points(), *both.points()]
     rows = [(p.method, p.variant) for s in (one, both) for p in s.points()]
     assert {variant for method, variant in rows if method == "dwc"} == {"", *plugins.find_method("dwc").variants}
     for point in [*one.points(), *both.points()]:
