@@ -136,6 +136,9 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
             raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to have them.")
+        if (existing / "lease.json").exists():
+            with lease.held(existing):
+                pass  # whoever held it was killed between the record and the lease's end: now it is gone
         return Record(existing)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -108,6 +108,14 @@ def test_force_deletes_nothing_while_another_process_works_there(tmp_path: Path)
     assert not list(again.folder.glob("lease*"))
 
 
+def test_a_lease_that_outlived_its_finished_run_is_taken_away(tmp_path: Path) -> None:
+    record = tiny.run("random", tmp_path)
+    dead = {**lease.identity(), "pid": 2**22 + 1, "born": 1.0}
+    (record.folder / "lease.json").write_text(json.dumps(dead))
+    assert tiny.run("random", tmp_path).id == record.id
+    assert not list(record.folder.glob("lease*"))
+
+
 def test_force_repeats_bit_for_bit(tmp_path: Path) -> None:
     first = tiny.run("dwc", tmp_path, variant="clip-only")
     ranks, weights = first.rankings["top_score/text"], load_file(first.folder / "model.safetensors")
