@@ -227,7 +227,7 @@ def measure(planned: Any, device: str, steps: int) -> float:
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
     """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
-    from cirbench.records import find_studies
+    from cirbench.folders import find_studies
     from cirbench.reports import build
 
     records = records_of(data["runs"], out)

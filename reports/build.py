@@ -19,7 +19,8 @@ from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
 
 from cirbench import statistics
-from cirbench.records import Record, Study
+from cirbench.folders import Study
+from cirbench.records import Record
 from cirbench.types import CirbenchError
 
 __all__ = ["build", "write"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cirbench.records import Record
+from cirbench.records import Rankings, Record
 
 __all__ = ["CATEGORIES", "EACH", "Joined", "joined"]
 
@@ -23,12 +23,17 @@ CATEGORIES = ("dress", "shirt", "toptee")
 EACH = "each"
 
 
-class _Arrays(Mapping[str, np.ndarray]):
+class _Arrays(Rankings):
     """The arrays of `rankings.npz` of all parts, end to end, positions moved to the joint lists."""
 
     def __init__(self, parts: Sequence[Record], place: Mapping[str, int]) -> None:
+        super().__init__(parts[0].rankings.path)
         self.parts, self.place = parts, place
-        self.names = tuple(n for n in parts[0].rankings if all(n in p.rankings for p in parts))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays that all parts have."""
+        return tuple(n for n in self.parts[0].rankings if all(n in p.rankings for p in self.parts))
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
@@ -45,19 +50,6 @@ class _Arrays(Mapping[str, np.ndarray]):
             out.append(array)
             before += len(part.queries)
         return np.concatenate(out)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def under(self, prefix: str) -> dict[str, str]:
-        """As `Rankings.under`."""
-        return {n[len(prefix) + 1:]: n for n in self.names if n.startswith(f"{prefix}/")}
 
 
 class _Pictures(dict[str, bytes]):

@@ -10,7 +10,7 @@ import numpy as np
 from cirbench.reports.collect import TestSet
 
 from cirbench import statistics
-from cirbench.records import Study
+from cirbench.folders import Study
 
 __all__ = ["importance", "studies"]
 

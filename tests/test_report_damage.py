@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from fake_records import write_run
 
 from cirbench.cli.report import report
-from cirbench.records import find_records, write_npz
+from cirbench.folders import find_records
+from cirbench.records import write_npz
 from cirbench.types import CirbenchError
 
 

@@ -15,7 +15,8 @@ from fake_records import write_run
 from report_page import Cell, Page, Table
 
 from cirbench import statistics
-from cirbench.records import Record, find_records
+from cirbench.folders import find_records
+from cirbench.records import Record
 
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 

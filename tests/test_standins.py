@@ -119,7 +119,7 @@ def test_fashioniq_models_per_category_are_one_row(tmp_path: Path, capsys: pytes
     from cirbench.reports.build import build as page
     from cirbench.reports.collect import collect
 
-    from cirbench.records import find_records
+    from cirbench.folders import find_records
 
     root, runs = standins("fashioniq", tmp_path / "fiq"), tmp_path / "runs"
     for category in ("all", "toptee", "shirt", "dress"):

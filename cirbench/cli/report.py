@@ -21,7 +21,7 @@ def report(
     runs: tuple[Path, ...], output: Path, title: str, max_mb: float, no_images: bool, figures: Path | None
 ) -> None:
     """Write a report of RUNS: run folders, folders that hold them, or sweeps (default: runs/)."""
-    from cirbench.records import find_records, find_studies
+    from cirbench.folders import find_records, find_studies
     from cirbench.reports.build import build, write
 
     paths = list(runs) or [Path("runs")]

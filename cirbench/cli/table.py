@@ -14,7 +14,7 @@ import click
 @click.option("--protocol", default="", help="Another protocol than each dataset's default.")
 def table(runs: tuple[Path, ...], style: str, protocol: str) -> None:
     """Print the main table of RUNS (default: runs/), one a dataset: means and spread over seeds."""
-    from cirbench.records import find_records
+    from cirbench.folders import find_records
     from cirbench.reports.collect import collect
     from cirbench.reports.tables import main_table, text_table
     from cirbench.types import CirbenchError
