@@ -177,6 +177,12 @@ def explain_run(
             f"{planned.facts.name} is not the data that {record.name} answered (fingerprint "
             f"{dataset.fingerprint[:12]}, the run saw {record.data['inputs']['fingerprint'][:12]}). Use --root."
         )
+    # A run that went on without missing pictures has a set of its own.
+    if not record.data.get("missing") and runs.identify(planned, dataset)[2] != record.data["inputs"]["images"]:
+        raise CirbenchError(
+            f"the pictures of {planned.facts.name} are not those that {record.name} saw: they were changed since, or "
+            "are other ones. Use --root, or repeat the run."
+        )
     method = runs.load_method(planned, dataset, folder / "model.safetensors", where)
     if not hasattr(method, "explain"):
         raise CirbenchError(f"the method {planned.method.name} has no `explain`: there is no evidence to compute.")

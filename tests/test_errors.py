@@ -124,6 +124,21 @@ def on_custom(folder: Path, *more: str) -> list[str]:
             "--set", "train.batch_size=2", "--quiet", *more]
 
 
+def test_explain_refuses_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import PIL.Image
+
+    sets = ["method.streams=cnn", "method.cnn=scenes-cnn", "method.cnn_size=48", "method.cnn_dim=16", "method.word_dim=8",
+            "train.epochs=1", "train.batch_size=2"]
+    main(["run", "-m", "dwc", "-d", "custom", "--root", str(custom(tmp_path)), "--out", str(tmp_path / "runs"), "--quiet",
+          *[x for s in sets for x in ("--set", s)]])
+    (folder,) = (tmp_path / "runs").iterdir()
+    main(["explain", str(folder), "--root", str(tmp_path), "--quiet"])
+    (folder / "explain.json").unlink()
+    PIL.Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "3.jpg")
+    message = fails(capsys, "explain", str(folder), "--root", str(tmp_path))
+    assert "pictures of custom are not those" in message and not (folder / "explain.json").exists()
+
+
 def test_small_custom_folder_runs(tmp_path: Path) -> None:
     main(on_custom(custom(tmp_path)))
     assert list((tmp_path / "runs").glob("*/record.json"))
