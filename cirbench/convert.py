@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cirbench import plugins
-from cirbench.encoders import build_vocabulary, file_sha256
+from cirbench.encoders import file_sha256
 from cirbench.records import write_json
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
+from cirbench.words import build_vocabulary
 
 #: The file that makes a folder of converted weights readable for `cirbench eval`.
 MARK = "converted.json"

@@ -1,4 +1,4 @@
-"""The backbones a method may ask for: CLIP (open_clip), a CNN feature map (timm), an LSTM over words.
+"""The backbones a method may ask for: CLIP (open_clip), a CNN feature map (timm), an LSTM over words (words.py).
 
 A CLIP is named `MODEL:TAG` (`RN50-quickgelu:openai`, `ViT-B-32:laion2b_s34b_b79k`), `MODEL:random` for random weights
 from the seed, the name of a CLIP that ships with cirbench (`scenes-small`, `scenes-medium`), or a folder written by
@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import re
 import socket
 import textwrap
-import unicodedata
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cirbench.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from cirbench.types import CirbenchError, Pixels
+from cirbench.words import LstmText
 
 ASSETS = Path(__file__).parent / "assets"
 #: CLIPs that ship with the package.
@@ -303,74 +301,6 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
         raise CirbenchError(f"{name} gives no feature map but a tensor of shape {tuple(shape)}. Choose a CNN.")
     body.to(memory_format=torch.channels_last)
     return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std), f"{weights_id(name)}@{size}"))
-
-
-# ------------------------------------------------------------------------------------------ words
-
-#: Ids 0-3 of every vocabulary; padding is 0 as well (DWC, CLVC-Net).
-SPECIAL = ("<UNK>", "<AND>", "<BOS>", "<EOS>")
-_DELETED = re.compile(r"[^\w\s]|_", re.ASCII)
-
-
-def split_words(text: str) -> list[str]:
-    """ASCII, no punctuation, lower case, split on blanks.
-
-    Example:
-        >>> split_words("Café-au-lait, please!")
-        ['cafeaulait', 'please']
-    """
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
-    return _DELETED.sub("", ascii_text).lower().split()
-
-
-def build_vocabulary(texts: Sequence[str]) -> list[str]:
-    """Every word of the training texts in order of first appearance, behind the special ones; so ids depend on it."""
-    seen: dict[str, None] = dict.fromkeys(SPECIAL)
-    for text in texts:
-        seen.update(dict.fromkeys(split_words(text)))
-    return list(seen)
-
-
-class LstmText(nn.Module):
-    """Words -> LSTM states.
-
-    Args:
-        vocabulary: words by id, as `build_vocabulary` makes it.
-        word_dim: width of a word's embedding.
-        hidden: D, width of a state.
-    """
-
-    def __init__(self, vocabulary: Sequence[str], word_dim: int = 512, hidden: int = 1024) -> None:
-        super().__init__()
-        self.vocabulary = list(vocabulary)
-        self.ids = {word: index for index, word in enumerate(self.vocabulary)}
-        self.embedding_layer = nn.Embedding(len(self.vocabulary), word_dim)
-        self.lstm = nn.LSTM(word_dim, hidden, batch_first=True)
-
-    def words(self, text: str) -> list[str]:
-        """The words of a text as this encoder sees them; an empty text is one unknown word."""
-        return split_words(text) or [SPECIAL[0]]
-
-    def forward(self, texts: Sequence[str], padded_as_words: bool = False) -> tuple[Tensor, Tensor]:
-        """B strings -> states (B, L, D), mask (B, L) bool, True at words.
-
-        Args:
-            texts: the strings.
-            padded_as_words: let padding run through the LSTM as unknown words, and call it words (the released DWC).
-        """
-        device = self.embedding_layer.weight.device
-        tokens = [[self.ids.get(word, 0) for word in self.words(text)] for text in texts]
-        lengths = [len(t) for t in tokens]
-        longest = max(lengths)
-        padded = torch.tensor([t + [0] * (longest - len(t)) for t in tokens], device=device)
-        embedded = self.embedding_layer(padded)
-        if padded_as_words:
-            states, _ = self.lstm(embedded)
-            return states, torch.ones(padded.shape, dtype=torch.bool, device=device)
-        packed = pack_padded_sequence(embedded, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
-        mask = torch.arange(longest, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
-        return states, mask
 
 
 class Encoders:

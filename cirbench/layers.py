@@ -37,8 +37,8 @@ class Inception2d(nn.Module):
     With out = d: 1x1 to 3d/8 | 1x1 to d/2, 3x3 to d/4 | 1x1 to d/4, 3x3 to d/8, 3x3 to d/4 | 3x3 average, 1x1 to d/8.
     Convolutions have no bias and are followed by batch normalisation, with ReLU between, none at the end.
 
-    The four 1x1 convolutions are one product here, and the average is taken after its 1x1: both are linear, so the
-    result is the same and the step a third faster.
+    The four 1x1 convolutions are one product here, and the average is taken after its 1x1, on d/8 channels: both are
+    linear, so the result is the same.
 
     Args:
         in_dim: channels in.

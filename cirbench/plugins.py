@@ -10,7 +10,9 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import io
 import sys
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +26,8 @@ from cirbench.types import CirbenchError, DatasetSpec
 
 #: Top-level names of a method file that are read without importing it.
 DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS", "TUNE")
+#: Tokens after which a statement begins.
+STATEMENT_ENDS = (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 #: Modules that declarations may import; all of them are cheap.
 CHEAP = ("__future__", "typing", "collections", "dataclasses", "enum", "math", "pydantic", "cirbench.settings")
 
@@ -57,14 +61,50 @@ class MethodFile:
 
     @property
     def digest(self) -> str:
-        """sha256 of the source text."""
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        """Of the code (`code_digest`)."""
+        return code_digest(self.source)
 
     def load(self) -> ModuleType:
         """Import the file, torch and all."""
         if self.module:
             return importlib.import_module(self.module)
         return import_path(self.path)
+
+
+@lru_cache(maxsize=256)
+def code_digest(source: str) -> str:
+    """sha256 of the `code` of a Python file: words about code change no number, so they change no identity."""
+    return hashlib.sha256(code(source).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def code(source: str) -> str:
+    """Python source without comments, docstrings and blank lines; what is no valid Python is returned as it is.
+
+    They are cut out where they stand, since another version of Python would write a parsed file back otherwise.
+    """
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError):
+        return source
+    lines, touched = source.split("\n"), set[int]()
+    # Backwards, so that what is cut moves nothing that is still to be cut.
+    for before, token, after in reversed(list(zip([None, *tokens], tokens, tokens[1:], strict=False))):
+        # A string that is a statement: a docstring, or the like below an attribute. One with an f in front may call.
+        stands_alone = token.type == tokenize.STRING and after.type == tokenize.NEWLINE and "f" not in _prefix(token) \
+            and (before is None or before.type in STATEMENT_ENDS)
+        (top, left), (bottom, right) = token.start, token.end
+        if token.type == tokenize.COMMENT or stands_alone:
+            lines[top - 1] = lines[top - 1][:left].rstrip() + lines[bottom - 1][right:]
+            lines[top:bottom] = [""] * (bottom - top)
+            touched.update(range(top - 1, bottom))
+        elif token.type == tokenize.NL:
+            touched.add(top - 1)
+    return "\n".join(line for row, line in enumerate(lines) if row not in touched or line.strip()).strip("\n")
+
+
+def _prefix(token: tokenize.TokenInfo) -> str:
+    """The letters before a string's first quote, in lower case."""
+    return token.string[:min(i for i in map(token.string.find, "'\"") if i >= 0)].lower()
 
 
 def import_path(path: Path) -> ModuleType:

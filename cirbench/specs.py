@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from cirbench.settings import Settings, TrainSettings, parse_assignments, resolv
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, RunSpec
 
 PACKAGE = Path(__file__).parent
-#: Files whose change may change a number; their hashes are part of a run's identity.
+#: Files whose change may change a number; the hashes of their code are part of a run's identity.
 NUMERICS = (
     "encoders", "evaluation", "features", "feed", "images", "information", "judging", "layers", "metrics", "ranking",
-    "seeds", "smallclip", "smallcnn", "streams", "training",
+    "seeds", "smallclip", "smallcnn", "streams", "training", "words",
 )
 
 
@@ -189,14 +188,14 @@ def training_form(planned: Plan, dataset: Dataset) -> str:
 
 
 def sources(planned: Plan) -> dict[str, str]:
-    """File -> sha256 of the code a number of this run depends on."""
+    """File -> sha256 of the code a number of this run depends on, comments and docstrings left out."""
     name = Path(planned.dataset.__file__ or "").stem
     files = [PACKAGE / f"{n}.py" for n in NUMERICS]
     own = Path(planned.dataset.__file__ or "")
     files += [own, *sorted(own.parent.glob(f"_{name}*.py"))]
     text = own.read_text(encoding="utf-8") if own.is_file() else ""
     files += [PACKAGE / "datasets" / f"{shared}.py" for shared in ("_common", "_folder") if shared in text]
-    out = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    out = {f.name: plugins.code_digest(f.read_text(encoding="utf-8")) for f in files if f.is_file()}
     out[f"methods/{planned.method.path.name}"] = planned.method.digest
     return out
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary
+from cirbench.encoders import Clip, Cnn, Encoders
 from cirbench.layers import (
     GeM,
     adam,
@@ -29,6 +29,7 @@ from cirbench.layers import (
 )
 from cirbench.settings import StreamSettings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
+from cirbench.words import LstmText, build_vocabulary
 
 #: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D), or to that and the share of the image (B, 1).
 Compose = Callable[[str, int], nn.Module]

@@ -144,7 +144,7 @@ DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dro
 import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor, nn  # noqa: E402
 
-from cirbench.encoders import Clip, Cnn, Encoders, LstmText, build_vocabulary  # noqa: E402
+from cirbench.encoders import Clip, Cnn, Encoders  # noqa: E402
 from cirbench.layers import (  # noqa: E402
     GeM,
     Inception1d,
@@ -160,6 +160,7 @@ from cirbench.layers import (  # noqa: E402
     similarities,
 )
 from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
+from cirbench.words import LstmText, build_vocabulary  # noqa: E402
 
 
 class Combine(nn.Module):

@@ -14,7 +14,7 @@ projections, loss, optimiser and budget, over both streams; `like-dwc-clip` and 
 Differences from the paper and its code:
 - several targets of a batch that are hits share the label, and are no negatives of a triplet; in the paper the others
   count as wrong;
-- the LSTM's words and padding are DWC's (encoders.py): punctuation is dropped, padding is never read;
+- the LSTM's words and padding are DWC's (cirbench/words.py): punctuation is dropped, padding is never read;
 - the length of training is given in epochs: 30 of Fashion200K are the paper's 160,000 steps. On `scenes` the rate
   decays with the epochs, as for every method there.
 """

@@ -19,14 +19,16 @@ MAY = {
     "settings": {"types"},
     "seeds": set(),
     "records": {"types"},
+    "folders": {"types", "records"},
     "metrics": {"types"},
     "statistics": {"types", "metrics"},
     "plugins": {"types", "settings"},
     "lease": {"records"},
     "images": {"types", "seeds", "lease"},
-    "encoders": {"types", "settings", "images", "smallclip", "smallcnn"},
+    "words": set(),
+    "encoders": {"types", "settings", "images", "smallclip", "smallcnn", "words"},
     "layers": set(),
-    "streams": {"types", "settings", "encoders", "layers"},
+    "streams": {"types", "settings", "encoders", "layers", "words"},
     "ranking": set(),
     "features": {"types", "encoders", "images", "seeds"},
     "feed": {"types", "features", "images", "seeds"},
@@ -37,8 +39,8 @@ MAY = {
     "specs": {"types", "settings", "plugins", "seeds"},
 }
 #: What a method may use.
-METHODS = {"types", "settings", "encoders", "layers", "streams", "images"}
-REPORTS = {"types", "records", "metrics", "statistics", "settings", "reports"}
+METHODS = {"types", "settings", "encoders", "layers", "streams", "images", "words"}
+REPORTS = {"types", "folders", "records", "metrics", "statistics", "settings", "reports"}
 
 
 def imports(path: Path, everywhere: bool = True) -> set[str]:

@@ -14,9 +14,9 @@ import torch
 
 from cirbench import convert
 from cirbench.cli import main
-from cirbench.encoders import build_vocabulary
 from cirbench.records import Record
 from cirbench.types import CirbenchError
+from cirbench.words import build_vocabulary
 
 PAGE = Path(__file__).parents[1] / "docs" / "dwc.md"
 TEXTS = ["same shoe but red", "a much higher heel and no strap at all", "red"]

@@ -11,9 +11,10 @@ import torch
 from cirbench.methods import dwc
 from torch import nn
 
-from cirbench.encoders import Cnn, CnnInfo, LstmText, build_vocabulary
+from cirbench.encoders import Cnn, CnnInfo
 from cirbench.plugins import find_method
 from cirbench.types import CirbenchError, Frozen, Pixels, QueryBatch, TrainBatch
+from cirbench.words import LstmText, build_vocabulary
 
 TEXTS = ["same shoe but red", "red", "a much higher heel and no strap at all", "unseenword heel"]
 VOCABULARY = build_vocabulary(TEXTS[:3])

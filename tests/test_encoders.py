@@ -13,10 +13,11 @@ import tiny
 import torch
 
 from cirbench import encoders, specs
-from cirbench.encoders import Encoders, LstmText, build_vocabulary, load_clip, load_cnn, split_words
+from cirbench.encoders import Encoders, load_clip, load_cnn
 from cirbench.features import FeatureStore, TextStore
 from cirbench.images import PixelStore
 from cirbench.types import CirbenchError
+from cirbench.words import LstmText, build_vocabulary, split_words
 
 
 def test_vocabulary_is_in_file_order_behind_the_special_words() -> None:
