@@ -50,7 +50,10 @@ def weights_id(name: str) -> str:
     """What identifies the weights behind a backbone's name, without loading them."""
     folder = clip_folder(name)
     if folder is not None:
-        return "sha256:" + file_sha256(folder / "model.safetensors")[:32]
+        from cirbench.seeds import digest
+        from cirbench.smallclip import FILES
+
+        return "sha256:" + digest([file_sha256(folder / file) for file in FILES])[:32]
     if name in PACKAGED_CNN:
         return "sha256:" + file_sha256(ASSETS / name / "model.safetensors")[:32]
     return name
@@ -221,13 +224,23 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
             f"the tokenizer of {model_name} could not be loaded: {_why(error)} SigLIP and other models with a Hugging "
             "Face tokenizer need `pip install transformers sentencepiece` and one connection to fetch it."
         ) from None
-    visual = model.visual
-    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
-    mean, std = getattr(visual, "image_mean", None) or CLIP_MEAN, getattr(visual, "image_std", None) or CLIP_STD
+    pixels = wanted_pixels(model.visual)
     config = open_clip.get_model_config(model_name) or {}
-    key = f"{name}@{size}" + (f"#{seed}" if tag == "random" else "")
-    return Clip(
-        model, tokenizer, int(config["embed_dim"]), Pixels(size, tuple(mean), tuple(std)), key
+    key = f"{name}@{pixels.size}" + (f"#{seed}" if tag == "random" else "")
+    return Clip(model, tokenizer, int(config["embed_dim"]), pixels, key)
+
+
+#: How open_clip names what `Pixels.resize` does.
+RESIZE = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+
+
+def wanted_pixels(visual: Any) -> Pixels:
+    """The pictures that an image tower of open_clip was trained on: its `image_size` and `preprocess_cfg`."""
+    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
+    told = getattr(visual, "preprocess_cfg", None) or {}
+    return Pixels(
+        size, tuple(told.get("mean") or CLIP_MEAN), tuple(told.get("std") or CLIP_STD),
+        RESIZE[told.get("resize_mode") or "shortest"], told.get("interpolation") or "bicubic",
     )
 
 
@@ -237,7 +250,6 @@ class CnnInfo:
 
     channels: int
     pixels: Pixels
-    key: str
 
 
 class Cnn(nn.Module):
@@ -300,7 +312,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     if len(shape) != 4:
         raise CirbenchError(f"{name} gives no feature map but a tensor of shape {tuple(shape)}. Choose a CNN.")
     body.to(memory_format=torch.channels_last)
-    return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std), f"{weights_id(name)}@{size}"))
+    return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std)))
 
 
 class Encoders:
@@ -308,14 +320,11 @@ class Encoders:
 
     Attributes:
         seed: of the run, for random weights.
-        used: encoder key -> weights, for the record.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed, self.used = seed, {}
+        self.seed = seed
         self._clips: dict[tuple[Any, ...], Clip] = {}
-
-    used: dict[str, str]
 
     def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Clip:
         """See `load_clip`; a frozen one is shared between those who ask."""
@@ -323,16 +332,13 @@ class Encoders:
         if frozen and key in self._clips:
             return self._clips[key]
         clip = load_clip(name, frozen, self.seed, image_size)
-        self.used[name] = clip.key
         if frozen:
             self._clips[key] = clip
         return clip
 
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
         """See `load_cnn`."""
-        cnn = load_cnn(name, size, pretrained, statistics)
-        self.used[name] = cnn.info.key if pretrained else "random"
-        return cnn
+        return load_cnn(name, size, pretrained, statistics)
 
     def lstm(self, vocabulary: Sequence[str], word_dim: int, hidden: int) -> LstmText:
         """See `LstmText`."""

@@ -1,6 +1,6 @@
 """Frozen features, computed once and kept on disk.
 
-The key holds everything that can change a feature: the weights, the input size and transform, the precision, the
+The key holds what can change a feature: the weights, the kind of device, the input size, transform and statistics, the
 pictures themselves (their fingerprint) or the strings, and whether pictures were mirrored.
 """
 
@@ -22,6 +22,12 @@ from cirbench.seeds import digest
 from cirbench.types import ImageSource
 
 BATCH = 256
+
+
+def _place(clip: Clip, *key: object) -> Path:
+    # A GPU may round products otherwise (TF32), so what it made is not given to a run on the CPU.
+    device = next(clip.parameters()).device.type
+    return cache_dir() / "features" / f"{digest([clip.key, device, *key])[:32]}.npy"
 
 
 def _kept(path: Path, rows: int) -> np.ndarray | None:
@@ -82,7 +88,7 @@ class FeatureStore:
         self, clip: Clip, source: ImageSource, image_ids: Sequence[str], mirrored: bool = False, quiet: bool = True
     ) -> None:
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
-        key = digest([source.fingerprint(image_ids), list(image_ids), clip.pixels.size, clip.pixels.resize])
+        key = digest([source.fingerprint(image_ids), list(image_ids), repr(clip.pixels)])
 
         def pixels() -> PixelStore:
             """Only asked for where a feature is missing: then pictures must be decoded, or read from their cache."""
@@ -90,7 +96,7 @@ class FeatureStore:
 
         self.tables = []
         for orientation in (False, True) if mirrored else (False,):
-            path = cache_dir() / "features" / f"{digest(['images', clip.key, 'float32', key, orientation])[:32]}.npy"
+            path = _place(clip, "images", key, orientation)
             make = partial(_image_features, clip, pixels, image_ids, orientation, quiet)
             self.tables.append(torch.from_numpy(_once(path, len(image_ids), make)))
 
@@ -109,7 +115,7 @@ class TextStore:
     def __init__(self, clip: Clip, texts: Sequence[str], quiet: bool = True) -> None:
         unique = list(dict.fromkeys(texts))
         self.rows = {text: row for row, text in enumerate(unique)}
-        path = cache_dir() / "features" / f"{digest(['texts', clip.key, 'float32', unique])[:32]}.npy"
+        path = _place(clip, "texts", unique)
         array = _once(path, len(unique), lambda: _in_batches(
             len(unique), "text features", quiet, lambda rows: clip.encode_texts(unique[rows])
         ))

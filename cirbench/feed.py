@@ -57,7 +57,7 @@ class Feed:
 
 
 def first_text(dataset: Dataset, query: Query, form: str) -> str:
-    """The string a query is trained with: the first of its first row."""
+    """The string that stands for a query: the first of its first row."""
     rows = dataset.forms[form](query)
     return rows[0][0]
 
@@ -75,7 +75,7 @@ class Triplets:
 
     def __init__(self, dataset: Dataset, form: str, batch_size: int, flip: str, seed: int) -> None:
         self.split = dataset.splits["train"]
-        self.dataset, self.form, self.batch_size, self.flip, self.seed = dataset, form, batch_size, flip, seed
+        self.batch_size, self.flip, self.seed = batch_size, flip, seed
         # A query with several strings (both orders of two captions, each caption alone) draws one of them an epoch.
         self.strings = [[s for row in dataset.forms[form](q) for s in row] for q in self.split.queries]
         # Targets that several queries share are positives of all of them.

@@ -45,33 +45,34 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
-    """Zero padding to at least this size; both sides get the same whole number of pixels."""
+    """Zero padding to this size, or a pixel less; both sides get the same whole number of pixels."""
     x, y = max((width - image.width) // 2, 0), max((height - image.height) // 2, 0)
     out = PIL.Image.new("RGB", (image.width + 2 * x, image.height + 2 * y))
     out.paste(image, (x, y))
     return out
 
 
-def resized(image: PIL.Image.Image, size: int, resize: str) -> PIL.Image.Image:
+def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str = "bicubic") -> PIL.Image.Image:
     """A size x size RGB picture.
 
     Args:
         image: any mode, any size.
         size: side in pixels.
-        resize: see `Pixels.resize`.
+        resize, interpolation: see `Pixels`.
 
     Raises:
         ValueError: unknown `resize`.
     """
     image = image.convert("RGB")
     side: float
+    between = PIL.Image.Resampling[interpolation.upper()]
     if image.size == (size, size) and resize != "targetpad":
         return image
     if resize == "squash":
-        return image.resize((size, size), PIL.Image.Resampling.BICUBIC)
+        return image.resize((size, size), between)
     if resize == "pad":
         side = max(image.size)
-        return _pad(image, side, side).resize((size, size), PIL.Image.Resampling.BICUBIC)
+        return _pad(image, side, side).resize((size, size), between)
     if resize == "targetpad":
         # CLIP4Cir: pad to an aspect ratio of at most 1.25, then crop as CLIP does.
         if max(image.size) / min(image.size) >= 1.25:
@@ -81,7 +82,7 @@ def resized(image: PIL.Image.Image, size: int, resize: str) -> PIL.Image.Image:
         raise ValueError(f"unknown resize {resize!r}; one of crop, squash, pad, targetpad")
     # torchvision's Resize: the shorter side exactly, the longer one rounded down.
     width, height = (max(size, int(length * size / min(image.size))) for length in image.size)
-    image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    image = image.resize((width, height), between)
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
@@ -101,7 +102,7 @@ class PixelStore:
 
     def __init__(self, source: ImageSource, image_ids: Sequence[str], pixels: Pixels, quiet: bool = True) -> None:
         self.pixels, self.rows = pixels, {image_id: row for row, image_id in enumerate(image_ids)}
-        key = digest([source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize])
+        key = digest([source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize, pixels.interpolation])
         path = cache_dir() / "pixels" / f"{key[:32]}.npy"
         if not path.is_file():
             with alone(path):
@@ -125,7 +126,7 @@ class PixelStore:
 
         def one(row: int) -> None:
             with source.open(image_ids[row]) as image:
-                out[row] = np.asarray(resized(image, size, self.pixels.resize))
+                out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
 
         try:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -39,8 +39,9 @@ def distinct(split: Split, most: int = PAIRS) -> list[Query]:
 
 def bound(queries: Tensor, targets: Tensor, temperature: float) -> float:
     """(N, D), (N, D), row by row a pair -> log N - L in nats, L at this temperature."""
-    logits = queries.double() @ targets.double().T / temperature
-    return math.log(len(logits)) - F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)).item()
+    # On the CPU, where every machine has float64.
+    logits = queries.cpu().double() @ targets.cpu().double().T / temperature
+    return math.log(len(logits)) - F.cross_entropy(logits, torch.arange(len(logits))).item()
 
 
 class Bounds:
@@ -50,7 +51,7 @@ class Bounds:
         method: an nn.Module with `contrasts`.
         dataset: where pictures come from.
         queries: of `distinct`.
-        form: text form the method is trained with.
+        form: text form of the queries, the default protocol's for every method.
         device: where.
         quiet: no progress bars.
     """

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cirbench.types import CirbenchError
+
 #: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
 #: round differently in its last bit, and would break ties by position.
 BLOCK = (256, 4096)
@@ -85,6 +87,11 @@ class _Scores:
                 continue
             part = self.gallery[start : start + width]
             block = self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
+            if bool(block.isnan().any()):  # no comparison with NaN holds, so it would stand before nothing
+                raise CirbenchError(
+                    f"NaN among the scores of gallery images {start} to {start + part.shape[0] - 1}; nothing can be "
+                    "ranked. Embeddings overflow, or the method's `score` divides by zero."
+                )
             if self.kept is not None:
                 self.kept.append(block)
             yield start, block
@@ -213,7 +220,7 @@ def rank(
         Ranks per view; (R, top) int32 positions, best first, equal scores by position, -1 past the end; their scores.
 
     Raises:
-        ValueError: NaN among the embeddings.
+        CirbenchError: NaN among the embeddings or the scores.
 
     Example:
         >>> q, g = torch.tensor([[1.0]]), torch.tensor([[3.0], [2.0], [2.0]])
@@ -222,7 +229,7 @@ def rank(
         [2]
     """
     if bool(torch.isnan(queries).any()) or bool(torch.isnan(gallery).any()):
-        raise ValueError("embeddings hold NaN")
+        raise CirbenchError("NaN among the embeddings; nothing can be ranked.")
     best: list[list[np.ndarray]] = [[] for _ in views]
     ties: list[list[np.ndarray]] = [[] for _ in views]
     every: list[list[np.ndarray]] = [[] for _ in views]

@@ -154,8 +154,8 @@ class StreamSettings(Settings):
     clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
-    clip_resize: Literal["crop", "squash", "pad", "targetpad"] = Field(
-        "crop", description="how pictures become CLIP's square input"
+    clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
+        None, description="how pictures become CLIP's square input; null for its own way"
     )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")

@@ -189,6 +189,7 @@ def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
             model = CLIP(**config)
         state = load_file(folder / "model.safetensors")
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        info = {"embed_dim": config["embed_dim"], **{k: described[k] for k in ("image_size", "mean", "std")}}
     except CirbenchError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -197,5 +198,4 @@ def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
             f"the small CLIP in {folder} cannot be read: {type(error).__name__}: {first}. "
             "Restore its files, or train it again with `cirbench pretrain clip`."
         ) from None
-    info = {"embed_dim": config["embed_dim"], **{k: described[k] for k in ("image_size", "mean", "std")}}
     return model.eval(), tokenizer, info

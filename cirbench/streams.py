@@ -126,7 +126,8 @@ class Streams(nn.Module):
         #: s of `logits = s^2 cos`: TIRG scales queries and targets alike.
         self.scales = nn.ParameterDict()
         if config.learn_temperature:
-            self.scales.update({n: nn.Parameter(torch.tensor(config.temperature**-0.5)) for n in self._learning()})
+            scale = config.temperature**-0.5
+            self.scales.update({n: nn.Parameter(torch.tensor(scale)) for n in self.optimizer_names()})
         self.to(memory_format=torch.channels_last)
 
     def _image(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
@@ -210,14 +211,11 @@ class Streams(nn.Module):
         groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
         return [*groups, {"params": [p for p in every if id(p) in slow], "lr": rate}] if slow else groups
 
-    def _learning(self) -> list[str]:
+    def optimizer_names(self) -> list[str]:
+        """Streams that have anything to learn."""
         return [n for n in self.names if any(p.requires_grad for p in self.vectors[n].parameters())
                 or any(p.requires_grad for p in self.composers[n].parameters())
                 or (n == "clip" and self.trained_clip is not None)]
-
-    def optimizer_names(self) -> list[str]:
-        """Streams that have anything to learn."""
-        return self._learning()
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One for each stream that learns."""
@@ -249,9 +247,9 @@ def build_streams(
     clip = cnn = words = None
     if config.streams != "cnn":
         clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
-        if config.clip_resize != clip.pixels.resize:
+        if config.clip_resize not in (None, clip.pixels.resize):
             clip = copy.copy(clip)  # another way to cut pictures, the same weights
-            clip.pixels = dataclasses.replace(clip.pixels, resize=config.clip_resize)
+            clip.pixels = dataclasses.replace(clip.pixels, resize=str(config.clip_resize))
     if config.streams != "clip":
         vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
         cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)

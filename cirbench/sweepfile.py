@@ -338,7 +338,7 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
         if data.get("dataset", "scenes") == facts.name:
             raise check.fail("objective.metric", str(unknown(f"metric of {protocol}", metric, names[protocol].metrics)))
         metric = names[protocol].summary
-    return Objective(protocol, metric, "minimize" if metric == "MdR" else "maximize")
+    return Objective(protocol, metric, "minimize" if metric in ("MdR", "MR") else "maximize")
 
 
 def _checked(check: _Checker, sweep: Sweep) -> Sweep:

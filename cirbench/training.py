@@ -69,7 +69,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: a CNN step on the CPU spent a quarter of its time on page faults."""
+    """Let glibc keep large freed blocks, which a CNN step on the CPU would otherwise map anew each time."""
     if platform.system() != "Linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return
     try:
@@ -123,7 +123,7 @@ class _Checkpoint:
             os.fsync(file.fileno())
         temporary.replace(self.path)
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
+    def load(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
         try:
@@ -169,7 +169,7 @@ def train(
     checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
     best_state: dict[str, Any] | None = None
     start_epoch = start_step = 0
-    if (kept := checkpoint.load(device)) is not None:
+    if (kept := checkpoint.load()) is not None:
         method.load_state_dict(kept["method"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(kept["optimizers"][name])
@@ -214,6 +214,8 @@ def train(
                         group["lr"] = rate * factor
                     with torch.autocast(device.type, enabled=False):
                         _step(optimizer, loss, scaler, settings.clip_norm)
+                    # What the step changed must not be read from autocast's cache of cast weights.
+                    torch.clear_autocast_cache()
                     logs.update(more)
             scaler.update() if scaler.is_enabled() else None
             out.log.append({

@@ -103,7 +103,7 @@ class Protocol:
         gallery: name of a gallery of the split, or `own` for `Query.candidates`.
         drop_reference: whether the reference image is taken out of the gallery of its query.
         metrics: metric names in the order shown (`R@1`, `Rs@1`, `mAP@5`, ...), see metrics.py.
-        hit: `targets` (any of `Query.targets`), or another rule that evaluation.py names.
+        hit: `targets` (any of `Query.targets`), or another rule that judging.py names.
         average: `queries`, or `groups` for the unweighted mean over groups.
         summary: the metric shown when there is room for one.
         known_as: papers and repositories that use it.
@@ -155,8 +155,9 @@ class Pixels:
 
     Attributes:
         size: side in pixels.
-        resize: `crop` (shorter side to size, bicubic, centre crop), `squash`, `pad` (square, zero), or
-            `targetpad` (pad to aspect 1.25, then crop; CLIP4Cir).
+        resize: `crop` (shorter side to size, centre crop), `squash`, `pad` (square, zero), or `targetpad` (pad to
+            aspect 1.25, then crop; CLIP4Cir).
+        interpolation: `bicubic` or `bilinear`.
         mean, std: per channel, of values in 0..1.
     """
 
@@ -164,6 +165,7 @@ class Pixels:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: str = "crop"
+    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True)

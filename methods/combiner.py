@@ -30,8 +30,8 @@ class Config(StreamSettings):
 
     streams: Literal["both", "clip", "cnn"] = Field("clip", description="which streams are trained and answer")
     clip: str = Field("RN50x4-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
-    clip_resize: Literal["crop", "squash", "pad", "targetpad"] = Field(
-        "targetpad", description="how pictures become CLIP's square input"
+    clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
+        "targetpad", description="how pictures become CLIP's square input; null for its own way"
     )
     project: bool = Field(False, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(False, description="scale vectors of the CLIP stream to unit length before composing")
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 300, "batch_size": 4096}
 
-#: Widths are four and eight times D, as in the paper.
+#: Widths are four and eight times the method's D here, as in the paper.
 _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).

@@ -12,7 +12,8 @@ variant `as-released` (ours | theirs):
 - padding is not attended to, pooled or normalised over | it is, so a query depends on its batch (`padding_mask`);
 - reference and target are flipped together | each by itself (`train.flip`);
 - the CNN is given pictures normalised as it was trained | as CLIP was (`cnn_statistics`);
-- CLIP and CNN have input sizes of their own | one size for both (`clip_size`, `cnn_size`).
+- CLIP and CNN have input sizes of their own | one size for both (`clip_size`, `cnn_size`; not set by the variant);
+- words of a text's template are words | unknown ones, since the vocabulary is that of bare captions (no field).
 Not followed in any variant: choosing the epoch on the test set (that is `train.selection=test-oracle`), layers that are
 allocated and never used, and a second pass of the reference through the CNN that only moves batch statistics.
 Shapes: B queries, D features, L words, C channels, h x w regions.

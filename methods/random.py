@@ -1,7 +1,7 @@
 """Random: chance level. Every query and image has a random direction, the same whatever batch it comes in.
 
-The direction is drawn from the seed and the text, or the seed and the picture's pixels, so equal pictures get equal
-vectors, and rankings do not depend on batch size or gallery order.
+A query's direction is drawn from the seed, its picture's pixels and its text, an image's from the seed and its pixels:
+equal pictures get equal vectors, and rankings do not depend on batch size or gallery order.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def scramble(module: nn.Module, seed: int = 0) -> None:
 
 def make(double: bool = True, **fields: Any) -> dwc.Dwc:
     config = dwc.Config(**{**SMALL, **fields})
-    cnn = Cnn(Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1)), "map"))
+    cnn = Cnn(Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
     streams = config.streams
     method = dwc.Dwc(
         config, FakeClip() if streams != "cnn" else None, cnn if streams != "clip" else None,
@@ -310,7 +310,7 @@ def test_paper_sizes() -> None:
     clip = dwc.ClipStream(config, 1024)
     assert sum(p.numel() for p in clip.parameters()) == pytest.approx(10.5e6, rel=0.02)
     words = LstmText(["w"] * 1000, config.word_dim, config.cnn_dim)
-    cnn = dwc.CnnStream(config, Cnn(Map(), CnnInfo(2048, Pixels(7, (0, 0, 0), (1, 1, 1)), "map")), words)
+    cnn = dwc.CnnStream(config, Cnn(Map(), CnnInfo(2048, Pixels(7, (0, 0, 0), (1, 1, 1)))), words)
     # 23.5 million of ResNet-50; fc_output, combine, fc_ret and fc_rei of the release are left out, being unused.
     unused = 1024 * 1024 + 1024 + (2048 + 1024) * 1024 + 2 * 1024 + (2048 + 1024) * 1024 + 2 * 1024
     total = sum(p.numel() for p in cnn.parameters()) - words.embedding_layer.weight.numel() + 23.5e6 + unused

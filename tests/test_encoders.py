@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest
         for data in (dataset, other):
             FeatureStore(load_clip(name), data.images, data.splits["report"].images()[:5])
     assert len(list((tmp_path / "features").glob("*.npy"))) == 4
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "model.safetensors", "clip.json"])
+def test_every_file_of_a_clip_identifies_it(tmp_path: Path, file: str) -> None:
+    shutil.copytree(encoders.ASSETS / "scenes-small", tmp_path / "mine")
+    before = encoders.weights_id(str(tmp_path / "mine"))
+    assert before == encoders.weights_id("scenes-small"), "its contents, not its name"
+    with (tmp_path / "mine" / file).open("ab") as changed:
+        changed.write(b" ")
+    assert encoders.weights_id(str(tmp_path / "mine")) != before
 
 
 def test_a_frozen_clip_is_shared() -> None:

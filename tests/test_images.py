@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ import torch
 import torchvision.transforms.functional as tv
 
 from cirbench import specs
-from cirbench.encoders import Encoders
+from cirbench.encoders import Encoders, wanted_pixels
 from cirbench.feed import Feed, Triplets
 from cirbench.images import PixelStore, _pad, resized
 from cirbench.types import Frozen, Inputs, Pixels
@@ -28,6 +29,34 @@ def test_crop_equals_torchvision(size: tuple[int, int]) -> None:
     image = noise(*size)
     expected = tv.center_crop(tv.resize(image, [224], tv.InterpolationMode.BICUBIC), [224, 224])
     assert np.array_equal(np.asarray(resized(image, 224, "crop")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(100, 300), (301, 97), (224, 224)])
+@pytest.mark.parametrize(("model", "tag"), [
+    ("RN50-quickgelu", "openai"), ("ViT-B-16-SigLIP", "webli"), ("ViT-L-14-CLIPA", "datacomp1b"),
+    ("MobileCLIP-B", "datacompdr"),
+], ids=["crop bicubic", "squash bicubic", "squash bilinear", "crop bilinear"])
+def test_pictures_are_those_that_open_clip_evaluates(model: str, tag: str, size: tuple[int, int]) -> None:
+    """Of every pair of cutting and interpolation that a published CLIP was trained with."""
+    from open_clip.pretrained import get_pretrained_cfg
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_kwargs
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    told = {k: v for k, v in get_pretrained_cfg(model, tag).items() if k in keys}
+    cfg = PreprocessCfg(**merge_preprocess_kwargs(PreprocessCfg(size=224), **told))
+    pixels = wanted_pixels(SimpleNamespace(image_size=224, preprocess_cfg=vars(cfg)))
+    expected = image_transform_v2(cfg, is_train=False)(noise(*size))
+    ours = np.asarray(resized(noise(*size), pixels.size, pixels.resize, pixels.interpolation), np.float32) / 255
+    assert np.allclose((ours - pixels.mean) / pixels.std, expected.permute(1, 2, 0).numpy(), atol=1e-5)
+
+
+def test_every_published_clip_says_how_pictures_are_cut() -> None:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    for model, tag in open_clip.list_pretrained():
+        pixels = wanted_pixels(SimpleNamespace(image_size=(64, 64), preprocess_cfg=get_pretrained_cfg(model, tag)))
+        assert resized(noise(30, 40), 64, pixels.resize, pixels.interpolation).size == (64, 64)
 
 
 def test_target_pad_known_answer() -> None:

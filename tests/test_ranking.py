@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cirbench import metrics, ranking
 from cirbench.ranking import View, rank
+from cirbench.types import CirbenchError
 
 
 def slow_order(scores: np.ndarray, targets: set[int], allowed: set[int]) -> list[int]:
@@ -114,8 +115,20 @@ def test_blocks_and_memory_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nan_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(CirbenchError, match="NaN"):
         rank(torch.tensor([[float("nan")]]), torch.ones(2, 1), [View([np.array([0])], np.array([-1]))])
+
+
+@pytest.mark.parametrize("wrong", [0, 1], ids=["the target's", "another image's"])
+def test_a_score_that_is_nan_is_refused(wrong: int) -> None:
+    """No comparison with NaN holds: a target of such a score would be first, such another image would not count."""
+    def score(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        found = queries @ gallery.T
+        found[:, wrong] = torch.nan
+        return found
+
+    with pytest.raises(CirbenchError, match="NaN among the scores"):
+        rank(torch.ones(1, 4), torch.ones(3, 4), [View([np.array([0])], np.array([-1]))], score)
 
 
 @settings(max_examples=40, deadline=None)

@@ -115,7 +115,7 @@ class FakeEncoders:
         return self.clip_made
 
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
-        return Cnn(test_dwc.Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1)), "map"))
+        return Cnn(test_dwc.Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
 
     def lstm(self, vocabulary: list[str], word_dim: int, hidden: int) -> LstmText:
         return LstmText(vocabulary, word_dim, hidden)
@@ -209,7 +209,7 @@ def test_the_cnn_learns_at_a_rate_of_its_own() -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(1))
 
-    cnn = Cnn(Body(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1)), "map"))
+    cnn = Cnn(Body(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
     words = LstmText(["a"], 6, 16)
     config = tirg.Config(cnn_dim=16, word_dim=6, cnn_lr=0.5)
     made = Streams(config, None, cnn, words, lambda name, dim: GatedResidual(dim))

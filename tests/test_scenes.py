@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cirbench.datasets import _scenes_render as render
 from cirbench.datasets import scenes
 from cirbench.datasets._scenes_render import CELLS, COLOURS, SHAPES, SIZES, Bits, Scene, Thing
-from cirbench.datasets._scenes_text import EDITS, captions, describe, edit
+from cirbench.datasets._scenes_text import EDITS, SAME, captions, describe, edit
 from cirbench.types import CirbenchError, Dataset
 
 SMALL = {"train_scenes": 40, "select_scenes": 6, "report_scenes": 12, "distractors": 20}
@@ -333,8 +333,17 @@ def test_noise_hits_an_exact_share_of_train_alone(kind):
             assert shown == after.extra["target_scene"]
         else:
             assert after.targets == before.targets and after.texts != before.texts
+            # One that says the same scene again is right wherever the target shows the reference's scene.
+            assert not (before.extra["edit"] == "same" and after.texts[0] in SAME)
     for role in ("select", "report"):
         assert clean.splits[role] == noisy.splits[role]
+
+
+def test_pictures_that_say_it_all_can_have_no_wrong_text():
+    everything = {"mix_balanced": 0, "mix_text": 0, "noise_rate": 0.1}
+    assert sum(q.extra["noisy"] for q in small(noise_kind="target", **everything).splits["train"].queries)
+    with pytest.raises(CirbenchError, match="too few different texts"):
+        small(noise_kind="text", **everything)
 
 
 def test_a_pool_of_scenes_makes_false_negatives():

@@ -163,6 +163,16 @@ def test_a_broken_folder_is_told_in_one_message(tmp_path, name):
         smallclip.load(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["image_size", "mean", "std", "model", "format"])
+def test_a_description_without_a_part_is_told(tmp_path, key):
+    tokenize = WordTokenizer(["a"])
+    smallclip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
+    described = json.loads((tmp_path / "clip.json").read_text())
+    (tmp_path / "clip.json").write_text(json.dumps({k: v for k, v in described.items() if k != key}))
+    with pytest.raises(CirbenchError, match=f"cannot be read: KeyError: '{key}'"):
+        smallclip.load(tmp_path)
+
+
 def test_another_format_is_refused(tmp_path):
     tokenize = WordTokenizer(["a"])
     smallclip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))

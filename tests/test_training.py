@@ -15,7 +15,7 @@ from cirbench.feed import Triplets
 from cirbench.plugins import find_method
 from cirbench.settings import TrainSettings
 from cirbench.training import learning_rate
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, TrainBatch
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
@@ -76,3 +76,42 @@ def test_a_form_that_the_dataset_lacks() -> None:
     planned = tiny.plan("sum", train__form="four-way")
     with pytest.raises(CirbenchError, match=r"train\.form.*'four-way'.*text"):
         specs.load(planned)
+
+
+# ------------------------------------------------------------------------------------------ bf16
+
+CNN = {"method__cnn": "scenes-cnn", "method__cnn_size": 48}
+
+
+@pytest.mark.parametrize(("method", "variant"), [
+    ("dwc", ""), ("dwc", "as-released"), ("sum", ""), ("concat", ""), ("tirg", ""), ("combiner", "like-dwc"),
+])
+def test_bf16_trains_like_float32(tmp_path: Path, method: str, variant: str) -> None:
+    narrow = {"method__projection": 16, "method__hidden": 16} if method == "combiner" else {}
+    plain, half = (
+        tiny.run(method, tmp_path / amp, variant, train__amp=amp, **CNN, **narrow) for amp in ("off", "bf16")
+    )
+    both = [[line["losses"] for line in r.training if "losses" in line] for r in (plain, half)]
+    assert len(both[0]) == len(both[1]) > 1
+    for one, two in zip(*both, strict=True):
+        assert one.keys() == two.keys() and two == pytest.approx(one, rel=0.03, abs=0.03)
+    assert both[0] != both[1], "half precision was not used"
+
+
+def test_the_stepped_stream_teaches_under_bf16_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """autocast keeps weights it has cast; after a step those are the old ones."""
+    from cirbench.methods import dwc
+
+    real, seen = dwc.Dwc._vectors, []
+
+    def watched(self: dwc.Dwc, stream: str, batch: TrainBatch) -> dict[str, torch.Tensor]:
+        out = real(self, stream, batch)
+        if stream == "clip" and not torch.is_grad_enabled():
+            torch.clear_autocast_cache()
+            fresh = real(self, stream, batch)
+            seen.append(all(torch.equal(out[k], fresh[k]) for k in out))
+        return out
+
+    monkeypatch.setattr(dwc.Dwc, "_vectors", watched)
+    tiny.run("dwc", tmp_path, train__amp="bf16", method__dropout=0, method__clip_lr=0.1, **CNN)
+    assert len(seen) > 1 and all(seen)

@@ -188,7 +188,7 @@ def _queries(knobs: Knobs, role: str, n: int, edits: int, scenes: dict[str, Scen
             mix = mixes[number]
             if knobs.edit_pool:
                 if scene not in fixed:
-                    few = _mix(knobs, max(knobs.edit_pool, 1), change)
+                    few = _mix(knobs, knobs.edit_pool, change)
                     fixed[scene] = [(m, *_edited(scene, m, role, change)) for m in few]
                 mix, target, text, kind, named = change.pick(fixed[scene])
             else:
@@ -216,7 +216,7 @@ def _with_noise(queries: list[Query], knobs: Knobs) -> list[Query]:
         for _ in range(1000):
             other = bits.pick(queries)
             wrong = other.extra["target_scene"] != clean.extra["target_scene"]
-            if wrong and (knobs.noise_kind == "target" or other.texts != clean.texts):
+            if wrong and (knobs.noise_kind == "target" or _says_another_edit(other, clean)):
                 break
         else:
             raise CirbenchError(
@@ -231,6 +231,15 @@ def _with_noise(queries: list[Query], knobs: Knobs) -> list[Query]:
             extra = {**clean.extra, "noisy": True}
             out[i] = Query(clean.id, clean.reference, other.texts, clean.targets, clean.group, extra=extra)
     return out
+
+
+def _says_another_edit(other: Query, clean: Query) -> bool:
+    """Whether the text of `other`, which has another target scene, is surely wrong for `clean`.
+
+    Within a kind of edit, and between one object's colour and all of them, two texts may ask for the same.
+    """
+    mine, its = (q.extra["edit"].removesuffix("-all") for q in (clean, other))
+    return bool(other.extra["edit"] == "replace-all" or its != mine)
 
 
 def _all_renders(queries: list[Query], images: list[str], scenes: dict[str, Scene]) -> tuple[Query, ...]:

@@ -45,7 +45,7 @@ def test_adam(benchmark, how: str) -> None:
     parameters = [nn.Parameter(torch.randn(512, 512)) for _ in range(8)]
     for p in parameters:
         p.grad = torch.randn_like(p)
-    optimizer = adam(parameters, 1e-3, 1e-6) if how == "fused" else torch.optim.Adam(parameters, lr=1e-3)
+    optimizer = adam(parameters, 1e-3, 1e-6) if how == "fused" else torch.optim.Adam(parameters, lr=1e-3, weight_decay=1e-6)
     benchmark(optimizer.step)
 
 
