@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import lease, specs
+from cirbench.plugins import find_dataset
 from cirbench.records import Record, is_finished, write_json
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments
@@ -66,13 +67,14 @@ def plan_eval(
             f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force."
         )
     over = {f"method.{k}": v for k, v in inputs["config"].items()}
-    name = dataset or inputs["dataset"]
-    # Names of a dataset's own protocols and text forms say nothing on another, nor does what once chose the checkpoint.
-    bound = () if name == inputs["dataset"] else ("protocol", "form", "selection")
-    over |= {f"train.{k}": v for k, v in inputs["train"].items() if k not in bound}
+    name = dataset or record.data.get("dataset_path") or inputs["dataset"]
     if not name:
         raise CirbenchError(f"{folder} holds converted weights of no dataset here: name one with --dataset.")
-    if name == inputs["dataset"]:
+    own = find_dataset(name).SPEC.name == inputs["dataset"]
+    # Names of a dataset's own protocols and text forms say nothing on another, nor does what once chose the checkpoint.
+    bound = () if own else ("protocol", "form", "selection")
+    over |= {f"train.{k}": v for k, v in inputs["train"].items() if k not in bound}
+    if own:
         over |= {f"data.{k}": v for k, v in inputs["data"].items()}
     for field, value in parse_assignments(sets, ("data",))["data"].items():
         over[f"data.{field}"] = value
@@ -112,7 +114,7 @@ def evaluate_run(
             folder, planned, method, dataset, absent, where, runs.Options(out, device, quiet=quiet, command=command),
             {
                 "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
-                "overrides": record.data.get("overrides", {}), **runs.method_path(planned),
+                "overrides": record.data.get("overrides", {}), **runs.places(planned),
                 "selection": record.data["selection"], "split": "report",
                 "started": started.isoformat(timespec="seconds"),
                 "notes": [

@@ -203,7 +203,7 @@ def _run(
         folder, planned, method, dataset, absent, device, options,
         {
             "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
-            **method_path(planned), "selection": selection, "select": selected,
+            **places(planned), "selection": selection, "select": selected,
             "split": "report", "started": started.isoformat(timespec="seconds"),
             "notes": list(dataset.notes) + (
                 ["The checkpoint was chosen on the reported split (test-oracle)."]
@@ -232,9 +232,12 @@ def _on_select(
     return {"protocols": result.protocols, "omitted": {**result.omitted, **left}}
 
 
-def method_path(planned: Plan) -> dict[str, str]:
-    """Where a loose method file lies, for `cirbench eval`; its source, not its place, is what identifies a run."""
-    return {} if planned.method.module else {"method_path": str(planned.method.path)}
+def places(planned: Plan) -> dict[str, str]:
+    """Where loose files of a method and a dataset lie, to use the run again; its id has their code alone."""
+    out = {} if planned.method.module else {"method_path": str(planned.method.path)}
+    if not planned.dataset.__name__.startswith("cirbench.datasets."):
+        out["dataset_path"] = str(planned.dataset.__file__)
+    return out
 
 
 def _finished(out: Path, run_id: str) -> Path | None:

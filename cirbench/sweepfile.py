@@ -135,7 +135,7 @@ def read(
         timeout: seconds after which no further point is begun.
         sets: `scope.field=value`, fixed for every point.
         root: folder of the data.
-        method: instead of the one the file asks about; what the file fixes that it has no field for is left out.
+        method: instead of the one the file asks about; what it has no field for is neither fixed nor varied.
         method_variant: of that method.
 
     Raises:
@@ -227,6 +227,11 @@ def _another(
     if not isinstance(one, dict) or "method" not in one:
         raise check.fail(place, "it compares methods already. --method is for sweeps with one [[arms]] of one method.")
     found = plugins.find_method(method or one["method"])
+    if isinstance(space := one.get("space"), dict):
+        # What the method has no field for cannot vary; where nothing else does, the unknown field is told later.
+        axes = check.scoped(space, f"{place}[0].space")
+        has = {k: v for k, v in axes.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
+        one = {**one, "space": has or axes}
     return [{**one, "label": found.name, "method": method or one["method"], "variants": [variant]}], found
 
 

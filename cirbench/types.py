@@ -289,12 +289,14 @@ class Download:
         urls: mirrors in order of preference.
         sha256: of the whole file; "" where upstream publishes none and none was seen.
         unpack: folder under the root the archive is unpacked into, or "" for a plain file.
+        pictures: holds pictures alone, so the annotations can do without it.
     """
 
     path: str
     urls: tuple[str, ...]
     sha256: str = ""
     unpack: str = ""
+    pictures: bool = False
 
 
 @dataclass(frozen=True)

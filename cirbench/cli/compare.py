@@ -10,7 +10,7 @@ import click
 
 @click.command(epilog="""\b
 Examples:
-  cirbench compare runs/scenes-dwc-s0-0373ebcbd8 runs/scenes-sum-s0-260df1461f
+  cirbench compare runs/scenes-dwc-s0-... runs/scenes-sum-s0-...    (names: cirbench runs)
   cirbench compare A B C D --protocol NAME      (A against each of them, Holm-corrected over all)
 """)
 @click.argument("runs", nargs=-1, required=True, metavar="A B [MORE]...", type=click.Path(path_type=Path))

@@ -42,7 +42,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder the data goes to.")
 @click.option("--mirror", multiple=True, metavar="URL", help="Try URL/<path> first; repeatable.")
-@click.option("--annotations-only", is_flag=True, help="Leave archives of pictures out.")
+@click.option("--annotations-only", is_flag=True, help="Leave archives that hold pictures alone out.")
 def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) -> None:
     """Fetch the public files of NAME, and say what a person must do for the rest.
 
@@ -62,7 +62,7 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
         raise CirbenchError(f"--root {root} is a file; it must be the folder the data goes to.")
     failures = []
     for item in spec.downloads:
-        if annotations_only and item.unpack:
+        if annotations_only and item.pictures:
             continue
         urls = (*(f"{m.rstrip('/')}/{item.path}" for m in mirror), *item.urls)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from cirbench.types import CirbenchError
 
 if TYPE_CHECKING:
     from cirbench.pretrain import Outcome, Pairs
+    from cirbench.settings import Settings
 
 #: Fresh scenes that are measured on; they are of the role `select`, so none is trained on.
 HELD_OUT = 1000
@@ -22,6 +23,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed([
         click.option("--dataset", required=True, help="Whose captions: scenes, fashion200k, custom, ..."),
         click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset."),
+        click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE",
+                     help="Override a knob of the dataset."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
                      help="Folder to write."),
         click.option("--steps", type=click.IntRange(1), help="Optimiser steps; without it, --epochs."),
@@ -46,11 +49,17 @@ def pretrain() -> None:
     """Train a small CLIP, or the trunk of the small CNN, from captions."""
 
 
-def _find(dataset: str, root: Path | None) -> ModuleType:
-    """The dataset's module, checked as far as it can be without torch."""
+def _find(dataset: str, root: Path | None, sets: Sequence[str]) -> tuple[ModuleType, Settings]:
+    """The dataset's module and its knobs, checked as far as they can be without torch."""
     from cirbench.plugins import find_dataset
+    from cirbench.settings import parse_assignments, resolve
 
     module = find_dataset(dataset)
+    knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
+    if sets and hasattr(module, "pretrain_pairs"):
+        raise CirbenchError(
+            f"--set {sets[0]}: {dataset} paints pictures of its own for this, whatever its knobs. Leave it out."
+        )
     if module.SPEC.needs_root:
         if root is None:
             raise CirbenchError(
@@ -59,11 +68,12 @@ def _find(dataset: str, root: Path | None) -> ModuleType:
             )
         if not root.is_dir():
             raise CirbenchError(f"--root {root} is not a folder. Give the one that holds {dataset}.")
-    return module
+    return module, knobs
 
 
 def _pairs(
-    module: ModuleType, dataset: str, root: Path | None, side: int, pictures: int, seed: int, quiet: bool
+    module: ModuleType, knobs: Settings, dataset: str, root: Path | None, side: int, pictures: int, seed: int,
+    quiet: bool,
 ) -> tuple[Pairs, Pairs | None]:
     """(pairs to train on, pairs held out or None): fresh ones where the dataset can make them."""
     from tqdm import tqdm
@@ -77,15 +87,15 @@ def _pairs(
         return Pairs(painted, said, dataset), Pairs(others, told, dataset)
     from cirbench.pretrain import pairs_of
 
-    return pairs_of(module.load(module.Knobs(), root), side, quiet), None
+    return pairs_of(module.load(knobs, root), side, quiet), None
 
 
 def _run(
-    train: str, dataset: str, root: Path | None, out: Path, side: int | None, pictures: int, threads: int | None,
-    batch_size: int, seed: int, quiet: bool, **options: Any,
+    train: str, dataset: str, root: Path | None, sets: Sequence[str], out: Path, side: int | None, pictures: int,
+    threads: int | None, batch_size: int, seed: int, quiet: bool, **options: Any,
 ) -> None:
     """Both commands: the pictures, the training, one line about it."""
-    module = _find(dataset, root)
+    module, knobs = _find(dataset, root, sets)
     side = side or (64 if module.SPEC.needs_root else 48)
     import torch
 
@@ -95,7 +105,7 @@ def _run(
     if threads is not None:
         torch.set_num_threads(threads)
     no_bar = is_quiet(quiet)
-    pairs, held_out = _pairs(module, dataset, root, side, pictures, seed, no_bar)
+    pairs, held_out = _pairs(module, knobs, dataset, root, side, pictures, seed, no_bar)
     outcome: Outcome = getattr(training, train)(
         pairs, out, side=side, seed=seed, batch=batch_size, held_out=held_out, quiet=no_bar, **options
     )

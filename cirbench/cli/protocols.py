@@ -35,4 +35,4 @@ def protocols(dataset: str | None, as_json: bool) -> None:
             default = " (default)" if number == 0 else ""
             known = f"  [{', '.join(p.known_as)}]" if p.known_as else ""
             click.echo(f"  {p.name}{default}{known}")
-            click.echo(f"      {p.note or 'all images of the split'}; {', '.join(p.metrics)}")
+            click.echo(f"      {p.note or 'all images of the split'}; text form {p.form}; {', '.join(p.metrics)}")

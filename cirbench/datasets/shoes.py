@@ -55,6 +55,7 @@ SPEC = DatasetSpec(
           ("relative_captions_shoes.json", "train_im_names.txt", "eval_im_names.txt")),
         Download(
             "attributedata.tar.gz", ("http://tamaraberg.com/attributesDataset/attributedata.tar.gz",), unpack=".",
+            pictures=True,
         ),
     ),
     train={"flip": "joint"},
