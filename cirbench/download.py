@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import json
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,7 +69,18 @@ def _stream(url: str, part: Path, progress: Progress) -> None:
         OSError: anything the network or the disk does; `part` stays for the next attempt.
     """
     request, start = _request(url, part)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    try:
+        opened = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        # Nothing follows what is there: it is whole, and only lacks its name, or it is of another file.
+        if error.headers.get("Content-Range", "").endswith(f"*/{start}"):
+            return
+        _forget(part)
+        request, start = _request(url, part)
+        opened = urllib.request.urlopen(request, timeout=TIMEOUT)
+    with opened as answer:
         if start and answer.status != 206:
             start = 0
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
@@ -145,7 +158,7 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
     for url in sorted(download.urls, key=lambda u: u != begun):
         try:
             _stream(url, part, progress)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 size = part.stat().st_size if part.exists() else 0
                 raise CirbenchError(
@@ -232,7 +245,7 @@ def unpack(archive: Path, folder: Path) -> None:
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise CirbenchError(f"{archive} is damaged ({error}). Delete it and repeat the command.") from None
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error)

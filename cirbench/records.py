@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,9 @@ SCHEMA = 1
 """Version of the record format that this code writes and reads."""
 
 REQUIRED = ("id", "name", "inputs", "protocols", "default_protocol")
+
+#: What reading a damaged archive may raise; a flipped bit can also make it look encrypted, or packed by other means.
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError)
 
 # Zip members carry a time; a fixed one makes equal contents equal bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -138,7 +142,7 @@ class Rankings(Mapping[str, np.ndarray]):
                 return tuple(name.removesuffix(".npy") for name in archive.namelist())
         except FileNotFoundError:
             raise _missing(self.path) from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except DAMAGE as error:
             raise _broken(self.path, error) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -148,7 +152,7 @@ class Rankings(Mapping[str, np.ndarray]):
             with zipfile.ZipFile(self.path) as archive:
                 data = archive.read(f"{name}.npy")
             return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        except DAMAGE as error:
             raise _broken(self.path, error) from None
 
     def __contains__(self, name: object) -> bool:
@@ -180,7 +184,7 @@ class Pictures(Mapping[str, bytes]):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 names = json.loads(archive.read("index.json").decode("utf-8", "surrogatepass"))
-        except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+        except DAMAGE as error:
             raise _broken(self.path, error) from None
         if not isinstance(names, dict):
             raise _broken(self.path, ValueError("index.json is not an object"))
@@ -191,7 +195,7 @@ class Pictures(Mapping[str, bytes]):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(name)
-        except (zipfile.BadZipFile, KeyError, OSError) as error:
+        except DAMAGE as error:
             raise _broken(self.path, error) from None
 
     def many(self, image_ids: Iterable[str]) -> dict[str, bytes]:
@@ -202,7 +206,7 @@ class Pictures(Mapping[str, bytes]):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return {image_id: archive.read(self.index[image_id]) for image_id in wanted}
-        except (zipfile.BadZipFile, KeyError, OSError) as error:
+        except DAMAGE as error:
             raise _broken(self.path, error) from None
 
     def __contains__(self, image_id: object) -> bool:

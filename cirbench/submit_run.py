@@ -47,6 +47,11 @@ def write(
             f"every query ranked over every image: `cirbench data get {dataset.name}` says where they come from."
         )
     protocol = dataset.protocols[0] if dataset.name == "circo" else replace(dataset.protocols[0], hit="targets")
+    if protocol.gallery not in split.galleries:
+        raise CirbenchError(
+            f"the gallery of {dataset.name}/{split.name} is not known, and the server wants every image ranked. "
+            f"`cirbench data check {dataset.name} --root DIR` names the file that lists it."
+        )
     form = dataset.forms[protocol.form]
     texts: Sequence[str] = evaluation.texts_of(dataset, split, [protocol.form])
     feed = Feed(dataset, split.images(), texts, method.inputs, device, quiet=quiet)  # type: ignore[attr-defined]

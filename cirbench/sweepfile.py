@@ -231,7 +231,7 @@ def _another(
         # What the method has no field for cannot vary; where nothing else does, the unknown field is told later.
         axes = check.scoped(space, f"{place}[0].space")
         has = {k: v for k, v in axes.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
-        one = {**one, "space": has or axes}
+        one = {**one, "space": has if has or "points" in one else axes}
     return [{**one, "label": found.name, "method": method or one["method"], "variants": [variant]}], found
 
 

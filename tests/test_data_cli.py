@@ -20,6 +20,7 @@ from small_data import build
 
 from cirbench import download
 from cirbench.cli import main
+from cirbench.plugins import dataset_names, find_dataset
 from cirbench.types import CirbenchError, Download
 
 BODY = bytes(range(256)) * 5000
@@ -52,6 +53,12 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if wanted and self.headers.get("If-Range") == tag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         self.send_response(206 if start else 200)
         self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(body) - start))
@@ -89,6 +96,34 @@ def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path:
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.bin"]
     asked = len(server.log)
     assert download.fetch(item, tmp_path) == "present" and len(server.log) == asked
+
+
+@pytest.mark.network
+def test_a_whole_part_only_gets_its_name(server: Server, tmp_path: Path) -> None:
+    """Killed after the last byte: there is nothing left to ask for, and the server says so (416)."""
+    server.files["/a.bin"], server.cut["/a.bin"] = BODY, 1000
+    item = Download("a.bin", (server.url("/a.bin"),), sha(BODY))
+    with pytest.raises(CirbenchError, match="ended after"):
+        download.fetch(item, tmp_path)
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    assert download.fetch(item, tmp_path) == "fetched" and (tmp_path / "a.bin").read_bytes() == BODY
+    assert len(server.log) == 2
+    # More than the server has is of no use, and fetched anew.
+    longer = Download("b.bin", item.urls, item.sha256)
+    (tmp_path / "b.bin.part").write_bytes(BODY + b"more")
+    tag = f'"{sha(BODY)[:8]}"'
+    (tmp_path / "b.bin.part.json").write_text(json.dumps({"url": item.urls[0], "tag": tag}))
+    assert download.fetch(longer, tmp_path) == "fetched" and (tmp_path / "b.bin").read_bytes() == BODY
+
+
+def test_a_mirror_that_is_no_address(tmp_path: Path) -> None:
+    with pytest.raises(CirbenchError, match=r"a\.bin could not be fetched: http://host/a b"):
+        download.fetch(Download("a.bin", ("http://host/a b",)), tmp_path)
+
+
+def test_annotations_need_no_archive_of_pictures() -> None:
+    found = {n: [d.path for d in find_dataset(n).SPEC.downloads if d.pictures] for n in dataset_names()}
+    assert {n: paths for n, paths in found.items() if paths} == {"shoes": ["attributedata.tar.gz"]}
 
 
 @pytest.mark.network

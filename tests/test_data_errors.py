@@ -106,6 +106,14 @@ ANNOTATIONS: list[tuple[str, str, Damage, str]] = [
      "'targets' is empty"),
     ("no text", "custom", text(TRIPLETS, lambda t: t + (
         '{"id":"z","reference":"test1","text":" ","targets":["test2"]}\n')), "text is empty"),
+    ("blank first text", "custom", text(TRIPLETS, lambda t: t + (
+        '{"id":"z","reference":"test1","texts":["","red"],"targets":["test2"]}\n')), "text is empty"),
+    ("several texts", "custom", text(TRIPLETS, lambda t: t + (
+        '{"id":"z","reference":"test1","texts":["red","blue"],"targets":["test2"]}\n')), "Write a line for each"),
+    ("members no list", "custom", text(TRIPLETS, lambda t: t + (
+        '{"id":"z","reference":"test1","text":"x","targets":["test2"],"members":3}\n')), "'members'"),
+    ("field too long", "custom", text(CSV, lambda t: t + "z,z.jpg,test," + "x" * 200_000 + "\n"), "no CSV file"),
+    ("quote never closed", "custom", text(CSV, lambda t: t + 'z,z.jpg,test,"n\n'), "no CSV file"),
     ("query twice", "custom", text(TRIPLETS, lambda t: t + t.split("\n")[0] + "\n"), "query id"),
     ("target of another split", "custom", text(TRIPLETS, lambda t: t + (
         '{"id":"z","reference":"test1","text":"x","targets":["train2"]}\n')), "data.gallery=all"),

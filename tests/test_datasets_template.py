@@ -12,6 +12,8 @@ from small_data import write
 
 from cirbench.cli import main
 
+SMALL = [x for s in ("method.streams=cnn", "method.cnn=scenes-cnn", "method.cnn_size=48", "method.cnn_dim=16",
+                     "method.word_dim=8", "train.epochs=1", "train.batch_size=4") for x in ("--set", s)]
 PAGE = Path(__file__).parents[1] / "docs" / "add-a-dataset.md"
 
 
@@ -45,6 +47,22 @@ def test_the_printed_dataset_is_checked_run_and_scored(
           "--json"])
     scored = json.loads(capsys.readouterr().out)
     assert scored["protocols"]["birds"]["metrics"] == ran["protocols"]["birds"]["metrics"]
+
+
+def test_a_run_on_a_loose_dataset_finds_it_again(
+    birds: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, root = birds
+    runs = str(tmp_path / "runs")
+    main(["run", "-m", "dwc", "-d", str(file), "--root", str(root), "--out", runs, "--explain", "2", "--json",
+          *SMALL, "--set", "data.select_share=0.2"])
+    ran = json.loads(capsys.readouterr().out)
+    assert ran["dataset_path"] == str(file.resolve()) and (Path(ran["folder"]) / "explain.json").is_file()
+    monkeypatch.chdir(root)  # wherever it is asked
+    for more in ([], ["-d", str(file)]):
+        main(["eval", ran["folder"], "--root", str(root), "--out", runs, "--json", *more])
+        again = json.loads(capsys.readouterr().out)
+        assert again["protocols"] == ran["protocols"] and again["inputs"]["data"] == ran["inputs"]["data"]
 
 
 def test_its_errors_name_file_and_entry(birds: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

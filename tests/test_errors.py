@@ -124,6 +124,40 @@ def on_custom(folder: Path, *more: str) -> list[str]:
             "--set", "train.batch_size=2", "--quiet", *more]
 
 
+@pytest.mark.parametrize("sets", [
+    ["data.select=test"], ["data.report=train"], ["data.train=val", "data.select=val"],
+], ids=" ".join)
+def test_roles_of_custom_data_are_different_queries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sets: list[str]
+) -> None:
+    more = [x for s in [*sets, "train.selection=select"] for x in ("--set", s)]
+    message = fails(capsys, *on_custom(custom(tmp_path), *more))
+    assert ("must be different queries" in message and "data.select" in message) or "data.report" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    message = fails(capsys, "new-method", "my-idea", "--out", str(tmp_path / "file" / "below"))
+    assert str(tmp_path / "file" / "below") in message and "Name another place" in message
+
+
+def test_captions_are_of_the_column_that_is_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cirbench.smallclip import load
+
+    rows = "".join(f'{n},{n}.jpg,{"train" if n > 1 else "test"},"red\nthing {n}"\n' for n in range(6))
+    custom(tmp_path, images__csv="image_id,path,split,title\n" + rows)
+    (tmp_path / "triplets.train.jsonl").write_text('{"id": "a", "reference": "2", "text": "x", "targets": ["3"]}\n')
+    (tmp_path / "triplets.val.jsonl").unlink()
+    words = ["pretrain", "clip", "--dataset", "custom", "--root", str(tmp_path), "--out", str(tmp_path / "clip"),
+             "--steps", "1", "--batch-size", "2", "--side", "24", "-q", "--set", "data.select_share=0"]
+    assert "0 captioned training pictures" in fails(capsys, *words)
+    main([*words, "--set", "data.caption=title"])
+    assert "red" in load(tmp_path / "clip")[1].vocabulary
+    scenes = ["pretrain", "clip", "--dataset", "scenes", "--out", str(tmp_path / "no"), "--set", "data.side=96"]
+    assert "paints pictures of its own" in fails(capsys, *scenes)
+
+
 def test_explain_refuses_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import PIL.Image
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,24 @@ def test_layouts_are_read(
         assert image_id in dataset.splits["report"].images()
         assert dataset.images.path(image_id) == root / path  # type: ignore[attr-defined]
         assert dataset.images.open(image_id).mode == "RGB"
+
+
+def test_pictures_of_genecis_are_found_from_many_threads(tmp_path: Path) -> None:
+    """Looking for one picture leaves nothing behind that another thread could read as its own."""
+    from cirbench.datasets.genecis import Pictures
+
+    for place in ("val2017", "VG_100K_all"):
+        (tmp_path / place).mkdir()
+    for n in range(1, 9):
+        (tmp_path / f"val2017/{n:012d}.jpg").write_bytes(b"x")
+        (tmp_path / f"VG_100K_all/{n}.jpg").write_bytes(b"x")
+    pictures, ids = Pictures(tmp_path), [f"{n}{box}" for n in range(1, 9) for box in ("", "@1,2,30,40")]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(pictures.path, ids * 500))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [pictures.path(i) for i in ids] * 500
+    assert {p.parent.name for p in found} == {"val2017", "VG_100K_all"}

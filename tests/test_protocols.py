@@ -205,6 +205,18 @@ def test_text_forms_of_fashioniq() -> None:
     assert fashioniq.FORMS["ab"](Query("q", "r", ("", "is long"), ("t",))) == [["is long"]]
 
 
+def test_equal_captions_of_fashioniq_are_both_read() -> None:
+    """As published: `and` joins whatever the two captions are; only where one is empty there is nothing to join."""
+    def said(form: str, *texts: str) -> list[list[str]]:
+        return fashioniq.FORMS[form](Query("q", "r", texts, ("t",)))
+
+    assert said("ab", "is red.", "is red") == said("ba", "is red.", "is red") == [["is red and is red"]]
+    assert said("both", "is red", "is red") == [["is red and is red"]] * 2
+    assert said("avg", "a", "b") == [["a and b", "b and a"]] and said("ba", "a", "b") == [["b and a"]]
+    assert said("ab", "", "is red") == said("ba", "is red", " ") == [["is red"]]
+    assert said("each", "", "is red") == [["is red"], ["is red"]]
+
+
 def test_shoes_are_doubled_unless_reference_and_target_are_one() -> None:
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("b",))) == [["x"], ["x"]]
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("a",))) == [["x"]]

@@ -51,6 +51,26 @@ def test_a_broken_file(run, name, how):
     refused(run, name)
 
 
+@pytest.mark.parametrize("name", ["rankings.npz", "pictures.zip"])
+def test_a_flipped_byte_is_told_or_harmless(run, name):
+    """Any one byte: the archive may look cut, encrypted, or packed by means that there are not."""
+    from cirbench.records import Record
+    from cirbench.types import CirbenchError
+
+    data, told = (run / name).read_bytes(), 0
+    for place in range(0, len(data), max(len(data) // 400, 1)):
+        changed = bytearray(data)
+        changed[place] ^= 0xFF
+        (run / name).write_bytes(changed)
+        record = Record(run)
+        try:
+            list((record.rankings if name == "rankings.npz" else record.pictures).values())
+        except CirbenchError as error:
+            assert name in str(error)
+            told += 1
+    assert told > 100
+
+
 @pytest.mark.parametrize("name", ["queries.jsonl", "gallery.json", "rankings.npz"])
 def test_a_missing_file(run, name):
     (run / name).unlink()

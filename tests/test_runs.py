@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from cirbench.reports.collect import collect
 from cirbench.reports.tables import main_table, text_table
 from safetensors.numpy import load_file
@@ -233,3 +234,15 @@ def test_the_list_of_runs_tells_settings_that_no_name_tells(tmp_path: Path, caps
     main(["runs", str(tmp_path), "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["state"] == "finished" and row["overrides"]["data.train_scenes"] == 48
+
+
+def test_memory_is_measured_where_there_is_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows: psutil knows the peak there."""
+    from types import SimpleNamespace
+
+    from cirbench import cost
+
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(cost.psutil, "Process", lambda: SimpleNamespace(
+        memory_info=lambda: SimpleNamespace(peak_wset=7 * 2**20)))
+    assert cost.peak_memory_mb(torch.device("cpu")) == 7

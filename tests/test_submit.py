@@ -131,6 +131,17 @@ def test_a_run_becomes_files_for_both_servers(tmp_path: Path, capsys: pytest.Cap
     body = json.loads((out / "circo_test.json").read_text())
     assert list(body) == [str(n) for n in range(6)] and all(len(v) == 50 and type(v[0]) is int for v in body.values())
 
+    # The COCO list may lie at the root; without it the server's gallery is not known.
+    coco = circo / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    coco.rename(circo / coco.name)
+    main(["submit", folder, "-d", "circo", "--root", str(circo), "-o", str(tmp_path / "again")])
+    assert json.loads((tmp_path / "again/circo_test.json").read_text()) == body
+    capsys.readouterr()
+    (circo / coco.name).unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["submit", folder, "-d", "circo", "--root", str(circo), "-o", str(tmp_path / "no")])
+    assert stop.value.code == 2 and "image_info_unlabeled2017.json" in capsys.readouterr().err
+
     # What a server would refuse is not written: a missing picture, a gallery too small for its lists.
     last = root / list(names.values())[-1]
     last.unlink()

@@ -182,6 +182,15 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     assert planned.spec.config["optimizer"] == "adam", "the rest of the variant holds"
 
 
+@pytest.mark.parametrize(("sweep", "method", "variant", "left"), [
+    ("batch-size", "sum", "", {"train.batch_size"}), ("noise", "tirg", "like-dwc", {"data.noise_rate"}),
+    ("disparity", "combiner", "like-dwc", set()), ("temperature", "concat", "", {"method.temperature", "method.clip_lr"}),
+])
+def test_what_a_method_has_no_field_for_does_not_vary(sweep: str, method: str, variant: str, left: set[str]) -> None:
+    found = sweepfile.read(sweep, method=method, method_variant=variant)
+    assert set(found.arms[0].space) == left and found.points()
+
+
 @pytest.mark.parametrize("method", [m for m in plugins.method_names() if m != "random"])
 def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) -> None:
     for variant in ("", "full"):

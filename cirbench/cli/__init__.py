@@ -76,6 +76,11 @@ def main(args: list[str] | None = None) -> None:
     except CirbenchError as error:
         click.echo(f"cirbench: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"cirbench: {error.filename}: {error.strerror}. Name another place, or make room for it.", err=True)
+        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

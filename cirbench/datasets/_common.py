@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -158,17 +159,21 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header line."""
-    rows = list(csv.reader(read_lines(path)))
-    header = rows[0]
+    """Rows of a CSV file with a header line; a quoted field may hold line breaks."""
+    try:
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = [(number, row) for number, row in enumerate(reader, 1) if "".join(row).strip()]
+    except csv.Error as error:
+        raise CirbenchError(f"{path} is no CSV file: {error}.") from None
+    if not rows:
+        raise CirbenchError(f"{path} is empty; a header line with {', '.join(needed)} is needed.")
+    header = rows[0][1]
     for name in needed:
         if name not in header:
             raise unknown("column", name, header, f"{path} needs the columns {', '.join(needed)}.")
     unique(header, f"{path}: column")
     out = []
-    for number, row in enumerate(rows[1:], 2):
-        if not row:
-            continue
+    for number, row in rows[1:]:
         if len(row) != len(header):
             raise CirbenchError(
                 f"{path}, row {number}: {len(row)} fields, but the header has {len(header)} "

@@ -50,9 +50,12 @@ class FolderImages:
             self._folders[folder] = found
         return self._folders[folder]
 
+    def _relative(self, image_id: str) -> str:
+        """What stands for `{path}` in the templates."""
+        return self.paths.get(image_id, image_id) if self.paths is not None else image_id
+
     def _candidates(self, image_id: str) -> list[tuple[str, str]]:
-        relative = self.paths.get(image_id, image_id) if self.paths is not None else image_id
-        out = []
+        relative, out = self._relative(image_id), []
         for template in self.templates:
             filled = template.replace("{id}", image_id).replace("{path}", relative)
             parent, _, name = filled.rpartition("/")

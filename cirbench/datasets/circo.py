@@ -14,6 +14,7 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protoc
 METRICS = tuple(f"{m}@{k}" for m in ("mAP", "R") for k in (5, 10, 25, 50))
 SPLITS = ("val", "test")
 COCO = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+COCO_PLACES = (COCO, "annotations/image_info_unlabeled2017.json", "image_info_unlabeled2017.json")
 _RAW = "https://raw.githubusercontent.com/miccunifi/CIRCO/main/annotations"
 
 SPEC = DatasetSpec(
@@ -90,7 +91,7 @@ def _read(root: Path, split: str) -> tuple[list[Query], Path]:
 def coco_ids(root: Path) -> tuple[tuple[str, ...], Path]:
     """Ids of all COCO unlabeled pictures, in file order."""
     path = c.find(
-        root, [COCO, "annotations/image_info_unlabeled2017.json", "image_info_unlabeled2017.json"], SPEC,
+        root, COCO_PLACES, SPEC,
         "`cirbench data get circo` fetches it; `--set data.gallery=annotated` ranks only the annotated pictures.",
     )
     info = c.get(c.read_json(path), "images", list, str(path))
@@ -108,7 +109,7 @@ def _split(knobs: Knobs, root: Path, name: str, split: str, open_gallery: bool) 
     files = [path]
     if knobs.gallery == "annotated":
         gallery = _annotated(queries)
-    elif open_gallery and not any((root / p).is_file() for p in (COCO, "annotations/image_info_unlabeled2017.json")):
+    elif open_gallery and not any((root / place).is_file() for place in COCO_PLACES):
         # Somebody's lists can be scored without knowing every picture there is.
         return Split(name, tuple(queries), {}), files
     else:

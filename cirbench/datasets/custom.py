@@ -85,8 +85,15 @@ def _images(root: Path) -> tuple[dict[str, str], list[dict[str, str]], list[Path
 
 def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
     texts = c.strings(entry, "texts", where) if "texts" in entry else (c.get(entry, "text", str, where),)
-    if not texts or not any(t.strip() for t in texts):
+    if not texts or not texts[0].strip():
         raise CirbenchError(f"{where}: the modification text is empty.")
+    if len(texts) > 1:
+        raise CirbenchError(
+            f"{where}: {len(texts)} texts, but a query of custom data has one. Write a line for each, with an id of "
+            "its own."
+        )
+    if "members" in entry:
+        c.strings(entry, "members", where)
     targets = c.strings(entry, "targets", where)
     if not targets:
         raise CirbenchError(f"{where}: 'targets' is empty; a query without a right answer cannot be scored.")
@@ -179,6 +186,14 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
                 f"custom: {role} needs triplets.{name}.jsonl under {folder}, which holds {have}. "
                 f"{SPEC.manual} Another name: --set data.{role}=NAME."
             )
+    roles = {role: getattr(knobs, role) for role in ("train", "select", "report") if getattr(knobs, role) in present}
+    for role, name in roles.items():
+        for other, its in roles.items():
+            if role < other and name == its:
+                raise CirbenchError(
+                    f"custom: data.{role} and data.{other} are both {name!r}. What is trained on, what may choose a "
+                    "checkpoint and what is reported must be different queries."
+                )
     paths, rows, files = _images(folder)
     splits = {role: _split(getattr(knobs, role), role, folder, knobs, paths, rows) for role in ("train", "report")}
     used = [knobs.train, knobs.report]

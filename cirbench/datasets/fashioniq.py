@@ -104,17 +104,18 @@ def _words(query: Query) -> tuple[str, str]:
     return a or b, b or a
 
 
-def joined(first: str, second: str) -> str:
-    """`a and b`, or the one caption there is."""
-    return f"{first} and {second}" if first != second else first
+def _joined(query: Query, swapped: bool) -> str:
+    """`a and b` or `b and a`, also where both are the same words; the one caption where there is only one."""
+    said = [text for text in (t.strip(".?, ") for t in query.texts) if text]
+    return " and ".join(said[::-1] if swapped else said)
 
 
 def _ab(query: Query) -> list[list[str]]:
-    return [[joined(*_words(query))]]
+    return [[_joined(query, swapped=False)]]
 
 
 def _ba(query: Query) -> list[list[str]]:
-    return [[joined(*_words(query)[::-1])]]
+    return [[_joined(query, swapped=True)]]
 
 
 def _both(query: Query) -> list[list[str]]:

@@ -109,11 +109,10 @@ class Pictures(FolderImages):
     def __init__(self, root: Path) -> None:
         super().__init__(root, SPEC.template, {}, "genecis")
 
-    def path(self, image_id: str) -> Path | None:
-        """The file of a picture; the box of an id is no part of its name."""
+    def _relative(self, image_id: str) -> str:
+        # The box of an id is no part of its file's name.
         number, _, box = image_id.partition("@")
-        self.paths = {image_id: f"{number}.jpg" if box else f"{int(number):012d}.jpg"}
-        return super().path(image_id)
+        return f"{number}.jpg" if box else f"{int(number):012d}.jpg"
 
     def open(self, image_id: str) -> PIL.Image.Image:
         """The decoded RGB picture."""
