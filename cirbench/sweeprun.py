@@ -167,15 +167,26 @@ def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> di
             name = runs.identify(planned, loaded[key])[0]
             kept[name] = runs._finished(options.out, name) is not None
     count, done = len(kept) or sweep.total * len(sweep.seeds), sum(kept.values())
-    costs = [measure(sweep.plan(p, sweep.seeds[0]), options.device, steps) for p in _kinds(points, sweep)]
-    each = sum(costs) / len(costs)
+    each = sum(
+        share * measure(sweep.plan(point, sweep.seeds[0]), options.device, steps)
+        for point, share in _kinds(points, sweep)
+    )
     left = each * (count - done) / max(1, min(workers, count))
     return {"runs": count, "kept": done, "seconds_run": each, "seconds": left}
 
 
-def _kinds(points: Sequence[Point], sweep: Sweep) -> list[Point]:
-    """A first and a last point: grids are often ordered by what they cost."""
-    return [points[0], points[-1]] if len(points) > 1 else [points[0]]
+def _kinds(points: Sequence[Point], sweep: Sweep) -> list[tuple[Point, float]]:
+    """Points to measure and the share of all they stand for: one for each choice of streams, which sets the cost.
+
+    Where all have the same, the first and the last: grids are often ordered by what they cost.
+    """
+    kinds: dict[Any, list[Point]] = {}
+    for point in points:
+        planned = sweep.plan(point, sweep.seeds[0])
+        kinds.setdefault((planned.spec.config.get("streams"), planned.train.epochs > 0), []).append(point)
+    if len(kinds) == 1 and len(points) > 1:
+        return [(points[0], 0.5), (points[-1], 0.5)]
+    return [(some[len(some) // 2], len(some) / len(points)) for some in kinds.values()]
 
 
 def measure(planned: Any, device: str, steps: int) -> float:

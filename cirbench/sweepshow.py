@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,23 @@ class Progress:
 
     def __init__(self, sweep: Sweep, workers: int, show: Callable[[str], None], live: bool) -> None:
         self.sweep, self.workers, self.show, self.live = sweep, workers, show, live
-        self.began, self.first, self.done, self.last = time.monotonic(), -1, -1, ""
+        self.done, self.last = -1, ""
+        # (when, how many were finished), of the last few points: what is left costs rather what these did.
+        self.marks: deque[tuple[float, int]] = deque(maxlen=2 * workers + 3)
 
     def line(self, data: Mapping[str, Any]) -> str:
         """The line for a state of the study."""
         states = [row["state"] for row in data["points"]]
         done = finished(data)
-        self.first = done if self.first < 0 else self.first
+        if not self.marks or done > self.marks[-1][1]:
+            self.marks.append((time.monotonic(), done))
         parts = [f"{self.sweep.name}: {done} of {data['total']} points"]
         parts += [f"{states.count(s)} {word}" for s, word in (
             ("running", "running"), ("fail", "failed"), ("pruned", "pruned")) if s in states]
-        here = done - self.first
-        if here and done < data["total"]:
-            parts.append(f"about {duration((time.monotonic() - self.began) / here * (data['total'] - done))} left")
+        since, before = self.marks[0]
+        if before < done < data["total"]:
+            each = (time.monotonic() - since) / (done - before)
+            parts.append(f"about {duration(each * (data['total'] - done))} left")
         top = best(data)
         if top is not None:
             parts.append(f"best {self.sweep.objective.metric} on select {top['value']:.2f} ({top['label']})")

@@ -1,0 +1,52 @@
+"""What a sweep says of itself while it runs and before: how long it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirbench import sweep, sweepfile, sweeprun, sweepshow
+
+
+def test_time_left_follows_the_last_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten points of 1 s, then points of 60 s: the mean over all would still promise half a minute a point too few."""
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr(sweepshow.time, "monotonic", lambda: clock[0])
+    show = sweepshow.Progress(sweepfile.read("methods"), 1, said.append, live=False)
+
+    def state(done: int) -> dict[str, Any]:
+        return {"total": 20, "points": [{"state": "complete" if n < done else "waiting"} for n in range(20)]}
+
+    monkeypatch.setattr(sweepshow, "best", lambda data: None)
+    for done in range(11):
+        clock[0] = float(done)
+        show(state(done))
+    assert said[-1] == "methods: 10 of 20 points, about 10 s left\n"
+    for done in range(11, 15):
+        clock[0] += 60
+        show(state(done))
+    assert said[-1] == "methods: 14 of 20 points, about 6 min left\n"
+    clock[0] += 600
+    assert "about 21 min left" in show.line(state(14)), "a point that takes longer than the others is seen at once"
+    assert "left" not in show.line(state(20))
+
+
+def test_the_estimate_measures_each_choice_of_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    costs = {"clip": 1.0, "both": 30.0, "cnn": 20.0, None: 0.1}
+    asked = []
+
+    def measure(planned: Any, device: str, steps: int) -> float:
+        asked.append(planned.spec.config.get("streams"))
+        return costs[asked[-1]]
+
+    monkeypatch.setattr(sweeprun, "measure", measure)
+    found = sweepfile.read("methods", variant="all", seeds=[0])
+    told = sweeprun.estimate(found, sweep.Options(tmp_path, "cpu"), workers=2)
+    assert sorted(map(str, asked)) == ["None", "both", "clip", "cnn"]
+    exact = sum(costs[found.plan(p, 0).spec.config.get("streams")] for p in found.points())
+    assert told["seconds"] == pytest.approx(exact / 2) and told["runs"] == len(found.points())
+    asked.clear()
+    sweeprun.estimate(sweepfile.read("batch-size", seeds=[0]), sweep.Options(tmp_path, "cpu"), workers=1)
+    assert asked == ["clip", "clip"], "the first and the last"
