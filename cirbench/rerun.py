@@ -82,6 +82,23 @@ def plan_eval(
     return specs.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
 
 
+def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `inputs.evaluated` says of how the weights were made, the same for every seed (docs/records.md).
+
+    The digest leaves out what the evaluation's own inputs repeat, so that evaluations that differ in one knob of the
+    method differ there alone, as runs do. Of weights that no run here made nothing is known.
+    """
+    if not isinstance(record, Record):
+        return {}
+    training = record.data["inputs"]
+    rest = {k: v for k, v in training.items() if k not in ("seed", "source", "train") and inputs.get(k) != v}
+    rest["train"] = {k: v for k, v in training["train"].items() if inputs["train"].get(k) != v}
+    out = {"inputs": digest(rest), "source": digest(training["source"])}
+    if (record.data.get("selection") or {}).get("rule") != "untrained":
+        out |= {"dataset": training["dataset"], "data": training["data"]}
+    return out
+
+
 def evaluate_run(
     planned: Plan, record: Record | Converted, out: Path, device: str, quiet: bool, command: str,
     allow_missing: bool = False,
@@ -99,7 +116,7 @@ def evaluate_run(
     dataset, absent = missing.settle(specs.load(planned), ("report",), allow_missing)
     weights = record.folder / "model.safetensors"
     _, inputs, _ = runs.identify(planned, dataset)
-    inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights)}
+    inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights), **_training_of(record, inputs)}
     run_id = digest(inputs)
     folder = out / f"{specs.run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
     if is_finished(folder):

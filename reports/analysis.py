@@ -135,7 +135,7 @@ def _taken(arm: Arm, base: Arm) -> dict[str, Any] | None:
         return None
     names = dict.fromkeys([*base.knobs, *arm.knobs])
     changed = {n: arm.knobs.get(n) for n in names if arm.knobs.get(n) != base.knobs.get(n)}
-    if not changed or any(n.startswith("data.") for n in changed):
+    if not changed or any(n.startswith(("data.", "trained.")) for n in changed):
         return None
     if set(changed) == {"method.streams"}:
         return changed if base.knobs.get("method.streams") == "both" else None

@@ -16,7 +16,7 @@ KINDS: dict[str, type] = {
     "inputs": dict, "protocols": dict, "overrides": dict, "selection": dict, "environment": dict, "omitted": dict,
     "cost": dict, "notes": list, "command": str, "split": str, "variant": str,
 }
-OBJECTS = ("config", "data", "train")
+OBJECTS = ("config", "data", "train", "evaluated")
 
 
 def _damaged(record: Record, name: str, what: str) -> CirbenchError:
@@ -47,6 +47,7 @@ def check_record(record: Record) -> None:
     for name in OBJECTS:
         need(inputs.get(name, {}), dict, f"inputs.{name}")
     need(inputs.get("seed") or 0, int, "inputs.seed")
+    need(inputs.get("evaluated", {}).get("data", {}), dict, "inputs.evaluated.data")
     for name, protocol in data["protocols"].items():
         need(protocol, dict, f"protocols.{name}")
         need(protocol.get("metrics"), dict, f"protocols.{name}.metrics")

@@ -112,11 +112,14 @@ def _rest(arm: Arm, without: set[str]) -> str:
 
 
 def _like(a: Arm, b: Arm) -> bool:
-    """Same encoders, sizes, streams, loss and budget: every knob that both methods have but for learning rates.
+    """Same data, encoders, sizes, streams, loss and budget: every knob that both methods have but for learning rates.
 
     One rate for all would favour the method it was chosen for; each has its own, chosen on `select`.
     """
-    return all(b.knobs[n] == v for n, v in a.knobs.items() if n in b.knobs and not n.endswith("_lr"))
+    one, two = ({n: v for n, v in arm.knobs.items() if n.startswith("trained.")} for arm in (a, b))
+    return one == two and all(
+        b.knobs[n] == v for n, v in a.knobs.items() if n in b.knobs and not n.endswith("_lr")
+    )
 
 
 def _gain(d: Delta, metric: str) -> str:

@@ -32,8 +32,22 @@ SCOPE = {"config": "method", "data": "data", "train": "train"}
 
 
 def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`method.x`, `data.y`, `train.z` -> value: every knob of a run, named as on the command line."""
-    return {f"{SCOPE[g]}.{name}": value for g in GROUPS for name, value in (inputs.get(g) or {}).items()}
+    """`method.x`, `data.y`, `train.z` -> value: every knob of a run, named as on the command line.
+
+    Of weights that were trained on other data than they are evaluated on, also `trained.dataset` and `trained.y`.
+    """
+    out = {f"{SCOPE[g]}.{name}": value for g in GROUPS for name, value in (inputs.get(g) or {}).items()}
+    evaluated = inputs.get("evaluated") or {}
+    if "dataset" in evaluated:
+        data: Mapping[str, Any] = {}
+        if evaluated["dataset"] == inputs.get("dataset"):
+            data = inputs.get("data") or {}
+        else:
+            out["trained.dataset"] = evaluated["dataset"]
+        for name, value in (evaluated.get("data") or {}).items():
+            if name not in data or data[name] != value:
+                out[f"trained.{name}"] = value
+    return out
 
 
 def identity(inputs: Mapping[str, Any], *without: str) -> str:
@@ -45,6 +59,9 @@ def identity(inputs: Mapping[str, Any], *without: str) -> str:
             rest.pop(name, None)
     if without:
         rest.pop("weights", None)  # follows from the knob that names the encoder
+    evaluated = rest.get("evaluated") or {}
+    if "inputs" in evaluated:  # which run it was is told by the seed; its data are among the knobs
+        rest["evaluated"] = {k: evaluated.get(k) for k in ("inputs", "source")}
     return json.dumps([rest, knobs], sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -80,6 +97,13 @@ class Arm:
     def variant(self) -> str:
         """Label of its overrides, "" for the method as it comes."""
         return str(self.records[0].data.get("variant") or "")
+
+    @property
+    def name(self) -> str:
+        """Method and variant, and what it was trained on where that is another dataset than the one reported."""
+        trained = self.knobs.get("trained.dataset")
+        label = self.method + (f" {self.variant}" if self.variant else "")
+        return label + (f", trained on {trained}" if trained else "")
 
     @property
     def oracle(self) -> bool:
@@ -248,6 +272,9 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
     found: dict[str, Arm] = {}
     for record in records:
         key = identity(record.data["inputs"])
+        # A run repeated elsewhere may have other weights; evaluated too, it is the same seed again, not another.
+        while key in found and record.data["inputs"].get("seed") in found[key].seeds:
+            key += " again"
         found.setdefault(key, Arm(key, [])).records.append(record)
     for arm in found.values():
         arm.records.sort(key=lambda r: (int(r.data["inputs"].get("seed") or 0), r.id))
@@ -300,14 +327,13 @@ def _mark_points(arms: Sequence[Arm], long: int = 12, many: int = 4) -> None:
     """Settings are told apart from methods and named variants where there are too many rows to see the latter."""
     count = Counter(arm.method for arm in arms)
     for arm in arms:
-        named = arm.label == arm.method + (f" {arm.variant}" if arm.variant else "")
         given = bool(arm.records[0].data.get("overrides"))
-        arm.point = len(arms) > long and count[arm.method] > many and given and not named
+        arm.point = len(arms) > long and count[arm.method] > many and given and arm.label != arm.name
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:
-    """A name for each: method and variant; where those are equal, the knobs that differ; last, the run id."""
-    out = [arm.method + (f" {arm.variant}" if arm.variant else "") for arm in arms]
+    """A name for each: `Arm.name`; where those are equal, the knobs that differ; last, the run id."""
+    out = [arm.name for arm in arms]
     for name in dict.fromkeys(out):
         same = [i for i, label in enumerate(out) if label == name]
         if len(same) > 1:
@@ -332,13 +358,20 @@ def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
     for name in names:
         if len({repr(arm.knobs.get(name)) for arm in arms}) > 1:
             texts = [repr(arm.knobs.get(name)) for arm in ([as_it_comes] if as_it_comes else family)]
-            vary[name] = max(dict.fromkeys(texts), key=texts.count)
+            # No method comes trained on some data: what they were is always said.
+            vary[name] = "None" if name.startswith("trained.") else max(dict.fromkeys(texts), key=texts.count)
     for arm in arms:
         said = [
-            f"{name.partition('.')[2]}={_short(arm.knobs.get(name))}" for name, usual in vary.items()
+            f"{_said(name)}={_short(arm.knobs.get(name))}" for name, usual in vary.items()
             if repr(arm.knobs.get(name)) != usual
         ]
         yield f" ({', '.join(said)})" if said else ""
+
+
+def _said(name: str) -> str:
+    """A knob without its scope, but for one of the data that were trained on: the reported data may have it too."""
+    scope, _, knob = name.partition(".")
+    return f"trained with {knob}" if scope == "trained" else knob
 
 
 def _short(value: Any) -> str:

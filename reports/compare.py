@@ -17,13 +17,13 @@ __all__ = ["compare", "differing_inputs", "other_seeds"]
 
 
 def other_seeds(record: Record) -> list[Record]:
-    """The run and those beside it that differ from it in the seed alone, by seed."""
-    key, found = identity(record.data["inputs"]), {record.id: record}
+    """The run and those beside it that differ from it in the seed alone, by seed, one of each."""
+    key, found = identity(record.data["inputs"]), {record.data["inputs"].get("seed"): record}
     for folder in sorted(record.folder.resolve().parent.iterdir()):
         if is_finished(folder):
             other = Record(folder)
             if identity(other.data["inputs"]) == key:
-                found.setdefault(other.id, other)
+                found.setdefault(other.data["inputs"].get("seed"), other)
     return sorted(found.values(), key=lambda r: int(r.data["inputs"].get("seed") or 0))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,15 @@ from cirbench.reports.collect import Arm, TestSet, rows_of
 from cirbench.records import Record
 
 __all__ = [
-    "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "pack",
-    "pictures",
+    "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "hits",
+    "pack", "pictures",
 ]
 
 STRIP = 10
 """Images shown of a ranking."""
+
+TARGETS = 3
+"""Targets shown of a query; in a ranking every one is marked."""
 
 SAMPLE = 200
 """Queries whose first ten are kept where no pictures say which."""
@@ -66,6 +69,7 @@ class Example:
     query: dict[str, Any]
     reference: str
     targets: list[tuple[str, str]]
+    more: int
     strips: list[Strip]
     seed: Any
 
@@ -86,6 +90,7 @@ class Explorer:
     pictures: int = 0
     omitted: int = 0
     cut: bool = False
+    beyond: bool = False
 
 
 def first_rows(record: Record, protocol: str, queries: int) -> np.ndarray:
@@ -99,12 +104,39 @@ def first_rows(record: Record, protocol: str, queries: int) -> np.ndarray:
     return out
 
 
-def _tops(record: Record, protocol: str) -> np.ndarray:
+def _tops(record: Record, protocol: str, shown: int = STRIP) -> np.ndarray:
     form = record.data["protocols"][protocol].get("form", "text")
     name = f"top/{form}"
     if name not in record.rankings:
-        return np.full((len(rows_of(record, protocol)), STRIP), -1)
-    return record.rankings[name][:, :STRIP]
+        return np.full((len(rows_of(record, protocol)), shown), -1)
+    return record.rankings[name][:, :shown]
+
+
+def hits(
+    record: Record, protocol: str, gallery: Sequence[str], asked: Iterable[tuple[int, Mapping[str, Any]]],
+    shown: int = STRIP,
+) -> list[list[int]]:
+    """For each (row, its query): the places, from 0, of the targets among the first images of `top`.
+
+    A record holds 50 targets of a query. Of those beyond, the best is known by its rank: it stands there, unless the
+    rank counts ties against it, or is that of another protocol than the one whose first images were kept.
+    """
+    top, ranks = _tops(record, protocol, shown), record.rankings[f"rank/{protocol}"]
+    form = record.data["protocols"][protocol].get("form", "text")
+    kept = next(n for n, p in record.data["protocols"].items() if p.get("form", "text") == form)
+    # Without `ties` nothing is certain.
+    certain = np.zeros(len(ranks), dtype=bool)
+    if kept == protocol and f"ties/{protocol}" in record.rankings:
+        certain = record.rankings[f"ties/{protocol}"] == 0
+    out = []
+    for row, query in asked:
+        targets = set(query["targets"])
+        found = {n for n, t in enumerate(top[row]) if t >= 0 and gallery[t] in targets}
+        place = int(ranks[row]) - 1
+        if query["targets_total"] > len(query["targets"]) and certain[row] and 0 <= place < (top[row] >= 0).sum():
+            found.add(place)
+        out.append(sorted(found))
+    return out
 
 
 def _sampled(test: TestSet) -> list[int]:
@@ -153,30 +185,35 @@ def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> l
     for arm in shown:
         of = arm.records[0]
         places = first_rows(of, protocol, len(test.queries))
-        columns[arm.key] = (places, of.rankings[f"rank/{protocol}"], _tops(of, protocol))
+        right = hits(of, protocol, test.gallery, [(places[n], test.queries[n]) for n in chosen])
+        columns[arm.key] = (places, of.rankings[f"rank/{protocol}"], _tops(of, protocol), right)
     wanted: dict[str, None] = {}
     for n in chosen:
         query = test.queries[n]
-        wanted.update(dict.fromkeys([query["reference"], *query["targets"][:3]]))
-        for rows, _, best in columns.values():
+        wanted.update(dict.fromkeys([query["reference"], *query["targets"][:TARGETS]]))
+        for rows, _, best, _ in columns.values():
             wanted.update(dict.fromkeys(test.gallery[t] for t in best[rows[n]] if t >= 0))
     found = pictures(shown, wanted) if with_pictures else {}
     uri = {image_id: data_uri(data) for image_id, data in found.items()}
     out = []
-    for n in chosen:
+    for number, n in enumerate(chosen):
         query = test.queries[n]
-        hits = set(query["targets"])
-        strips = [
-            Strip(arm.label, int(columns[arm.key][1][columns[arm.key][0][n]]), [
-                (test.gallery[t], test.gallery[t] in hits, uri.get(test.gallery[t], ""))
-                for t in columns[arm.key][2][columns[arm.key][0][n]] if t >= 0
-            ])
-            for arm in shown
-        ]
+        strips = []
+        for arm in shown:
+            rows, rank_of, best, right = columns[arm.key]
+            strips.append(Strip(arm.label, int(rank_of[rows[n]]), [
+                (test.gallery[t], place in right[number], uri.get(test.gallery[t], ""))
+                for place, t in enumerate(best[rows[n]]) if t >= 0
+            ]))
         reference = query["reference"]
-        targets = [(t, uri.get(t, "")) for t in query["targets"][:3]]
-        out.append(Example(query, uri.get(reference, ""), targets, strips, shown[0].seeds[0]))
+        targets = [(t, uri.get(t, "")) for t in query["targets"][:TARGETS]]
+        out.append(Example(query, uri.get(reference, ""), targets, _more(query), strips, shown[0].seeds[0]))
     return out
+
+
+def _more(query: Mapping[str, Any]) -> int:
+    """Targets of a query beyond those shown."""
+    return max(query["targets_total"], len(query["targets"])) - len(query["targets"][:TARGETS])
 
 
 def pictures(arms: Iterable[Arm], wanted: Iterable[str]) -> dict[str, bytes]:
@@ -209,13 +246,14 @@ def explorer(test: TestSet, protocol: str, index: int) -> Explorer:
         longest = max(80, TEXT_BUDGET // len(texts))
         texts = [t if len(t) <= longest else t[:longest] + f"… [{len(t) - longest} more characters]" for t in texts]
         out.cut = True
+    out.beyond = any(q["targets_total"] > len(q["targets"]) for q in test.queries)
     place = {g: n for n, g in enumerate(groups)}
     edit_place = {e: n for n, e in enumerate(edits)}
     out.blocks.append(pack(f"q{index}", {
         "ids": [str(q.get("id", n)) for n, q in enumerate(test.queries)],
         "refs": [str(q.get("reference", "")) for q in test.queries],
-        "targets": [[str(t) for t in q["targets"][:3]] for q in test.queries],
-        "texts": texts, "groups": groups, "edits": edits, "sampled": sampled,
+        "targets": [[str(t) for t in q["targets"][:TARGETS]] for q in test.queries],
+        "more": [_more(q) for q in test.queries], "texts": texts, "groups": groups, "edits": edits, "sampled": sampled,
         "group": [place[str(q.get("group") or "")] for q in test.queries], "edit": [edit_place[e] for e in edit_of],
     }))
     for number, arm in enumerate(arms):
@@ -224,11 +262,13 @@ def explorer(test: TestSet, protocol: str, index: int) -> Explorer:
         ranks = np.where(first >= 0, record.rankings[f"rank/{protocol}"][np.maximum(first, 0)], 0)
         out.blocks.append(pack(f"r{index}-{number}", ranks.tolist()))
         top = _tops(record, protocol)[first[sampled]]
+        right = hits(record, protocol, test.gallery, [(first[n], test.queries[n]) for n in sampled])
         out.tops.append(top)
         names = list(dict.fromkeys(int(t) for t in top.ravel() if t >= 0))
         local = {t: n for n, t in enumerate(names)}
         out.blocks.append(pack(f"t{index}-{number}", {
             "ids": [test.gallery[t] for t in names], "top": [[local[int(t)] for t in row if t >= 0] for row in top],
+            "hits": right,
         }))
     return out
 
@@ -238,7 +278,7 @@ def add_pictures(out: Explorer, budget: int) -> None:
     wanted: dict[str, None] = {}
     test = out.test
     for n in out.sampled:
-        wanted.update(dict.fromkeys([test.queries[n]["reference"], *test.queries[n]["targets"][:3]]))
+        wanted.update(dict.fromkeys([test.queries[n]["reference"], *test.queries[n]["targets"][:TARGETS]]))
     for top in out.tops:
         for row in top:
             wanted.update(dict.fromkeys(test.gallery[t] for t in row if t >= 0))

@@ -117,12 +117,19 @@ def _other_code(arms: Sequence[Arm]) -> list[str]:
     """Rows that differ in nothing but the version of the code they were run with."""
     same: dict[str, list[Arm]] = {}
     for arm in arms:
-        same.setdefault(identity({k: v for k, v in arm.inputs.items() if k != "source"}), []).append(arm)
+        inputs = {k: v for k, v in arm.inputs.items() if k != "source"}
+        if "source" in (inputs.get("evaluated") or {}):
+            inputs["evaluated"] = {**inputs["evaluated"], "source": ""}
+        same.setdefault(identity(inputs), []).append(arm)
     out = []
     for first, *others in same.values():
         for arm in others:
             one, two = (a.inputs.get("source") or {} for a in (first, arm))
-            files = ", ".join(sorted(n for n in {*one, *two} if one.get(n) != two.get(n)))
+            names = sorted(n for n in {*one, *two} if one.get(n) != two.get(n))
+            trained = [(a.inputs.get("evaluated") or {}).get("source") for a in (first, arm)]
+            files = ", ".join([*names, *(["the code that trained them"] if trained[0] != trained[1] else [])])
+            if not files:
+                continue  # one seed twice, with other weights
             out.append(f"{first.label} and {arm.label} are the same thing run by two versions of the code ({files}).")
     return out
 

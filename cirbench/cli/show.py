@@ -17,6 +17,7 @@ def show(run: Path, query_id: str, top: int) -> None:
 
     from cirbench.records import Record
     from cirbench.reports.collect import rows_of
+    from cirbench.reports.explorer import hits
     from cirbench.types import CirbenchError
 
     record = Record(run)
@@ -28,12 +29,12 @@ def show(run: Path, query_id: str, top: int) -> None:
             f"{record.name} has no query {query_id!r}.{guess} Its {len(place)} ids are in {run / 'queries.jsonl'}."
         )
     query = record.queries[place[query_id]]
-    targets = set(query["targets"])
     click.echo(f"query      {query_id}" + (f"  ({query['group']})" if query.get("group") else ""))
     click.echo(f"reference  {query['reference']}")
     for text in query["texts"]:
         click.echo(f"text       {text}")
-    click.echo(f"target     {', '.join(query['targets']) or 'hidden'}")
+    more = query["targets_total"] - len(query["targets"])
+    click.echo(f"target     {', '.join(query['targets']) or 'hidden'}" + (f" and {more} more" if more > 0 else ""))
     for name, scored in record.data["protocols"].items():
         for row in (rows_of(record, name) == place[query_id]).nonzero()[0]:
             rank, ties = record.rankings[f"rank/{name}"][row], record.rankings[f"ties/{name}"][row]
@@ -45,8 +46,8 @@ def show(run: Path, query_id: str, top: int) -> None:
     if f"top/{form}" not in record.rankings:
         return
     row = int((rows_of(record, record.data["default_protocol"]) == place[query_id]).nonzero()[0][0])
+    (right,) = hits(record, record.data["default_protocol"], record.gallery, [(row, query)], top)
     scores = record.rankings[f"top_score/{form}"][row]
     for n, image in enumerate(record.rankings[f"top/{form}"][row][:top]):
         if image >= 0:
-            image_id = record.gallery[image]
-            click.echo(f"{n + 1:4d}  {scores[n]:9.5f}  {'*' if image_id in targets else ' '} {image_id}")
+            click.echo(f"{n + 1:4d}  {scores[n]:9.5f}  {'*' if n in right else ' '} {record.gallery[image]}")

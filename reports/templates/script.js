@@ -183,18 +183,17 @@ class Explorer {
       el("div", {className: "q"}, el("p", {}, el("bdi", {className: "caption"}, q.texts[i])), el("span", {className: "soft"}, el("bdi", {}, q.ids[i]))));
     const targets_ = el("div", {className: "targets"});
     for (const t of q.targets[i]) targets_.append(await this.pic(t, "✓ target", true));
+    if (q.more[i]) targets_.append(el("span", {className: "soft"}, `and ${q.more[i]} more`));
     head.append(targets_);
     const options = [...this.ui.a.options];
     const place = this.place.get(i);
-    const targets = new Set(q.targets[i]);
     if (place !== undefined) for (const arm of new Set([this.arm("a"), this.arm("b")])) {
       const top = await block(`t${this.n}-${arm}`);
       const strip = fit(el("div", {className: "strip", tabIndex: 0, role: "group"}));
       strip.setAttribute("aria-label", "First ten images of " + options[arm].textContent);
-      let place_ = 0;
-      for (const t of top.top[place]) {
-        const id = top.ids[t], target = targets.has(id);
-        strip.append(await this.pic(id, (target ? "✓ " : "") + ++place_, target));
+      for (const [n, t] of top.top[place].entries()) {
+        const target = top.hits[place].includes(n);
+        strip.append(await this.pic(top.ids[t], (target ? "✓ " : "") + (n + 1), target));
       }
       strips.append(el("p", {className: "lab"}, el("bdi", {}, options[arm].textContent)), strip);
     }
