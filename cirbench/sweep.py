@@ -1,8 +1,9 @@
 """A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
 
-A trial is a point of the space. Its number says which point of a grid it is, and storages hand numbers out atomically:
-so no point is taken twice or dropped, and there is nothing to set up before the first worker may start. A trial whose
-worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its checkpoint.
+A trial is a point of the space: the first that no trial stands for yet (sweeptrials.py). Storages hand trial numbers
+out atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
+A trial whose worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cirbench.records import Record, write_json
 from cirbench.seeds import derive, digest
 from cirbench.sweepspec import Point, Range, Sweep
 from cirbench.sweepstorage import open_storage
+from cirbench.sweeptrials import point_of, said, unplaced, vacant
 from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -47,7 +49,7 @@ class Options:
 
 
 class _Points(optuna.samplers.BaseSampler):
-    """A grid: the trial's number is the number of its point."""
+    """A grid: a trial says which point it stands for."""
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
@@ -59,7 +61,7 @@ class _Points(optuna.samplers.BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        return as_params(self.points[int(trial.user_attrs.get("point", trial.number))])[name]
+        return as_params(self.points[said(trial)])[name]
 
 
 def as_params(point: Point) -> dict[str, Any]:
@@ -156,10 +158,19 @@ class Worker:
     def trials(self) -> list[FrozenTrial]:
         """Those that stand for a point, the last one of each point."""
         last: dict[int, FrozenTrial] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if "void" not in trial.user_attrs:
-                last[int(trial.user_attrs.get("point", trial.number))] = trial
+        for trial in self._every():
+            point = point_of(trial)
+            if point is not None and (trial.state != RUNNING or self._open(trial)):
+                last[point] = trial
         return [last[k] for k in sorted(last)]
+
+    def _every(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _open(self, trial: FrozenTrial) -> bool:
+        """Whether somebody works, or has to work, on a trial; one beyond the last point is nobody's."""
+        point = point_of(trial)
+        return trial.state == RUNNING and (unplaced(trial) or (point is not None and point < self.sweep.total))
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         holder = trial.user_attrs.get("worker")
@@ -171,25 +182,35 @@ class Worker:
     def claim(self) -> int | None:
         """The id of a trial that is now ours, or None where there is nothing to take at this moment."""
         with lease.lock(self.folder / "claim.lock"):
-            trials = self.trials()
-            for trial in trials:
-                if trial.state == RUNNING and self._abandoned(trial):
+            for trial in self._every():
+                if not self._open(trial) or not self._abandoned(trial):
+                    continue
+                # What is not placed is not begun: it waits where the time is up.
+                if not unplaced(trial) or (not self.late() and self._place(trial)):
                     return self._take(trial._trial_id)
+            if self.late():
+                return None
             again = None
             if self.options.retry_failed:
-                again = next((t for t in trials if t.state == FAIL and not self._mine(t)), None)
-            if again is None and (len(trials) >= self.sweep.total or self.late()):
+                mine = [t for t in self.trials() if said(t) < self.sweep.total]
+                again = next((t for t in mine if t.state == FAIL and not self._mine(t)), None)
+            every = self._every()
+            if again is None and vacant(every, self.sweep.total) is None:
                 return None
-            self.study.sampler = _sampler(self.sweep, self.points, len(self.study.get_trials(deepcopy=False)))
-            fresh = self.study.ask()
-            if again is not None:
-                fresh.set_user_attr("point", int(again.user_attrs.get("point", again.number)))
-            elif fresh.number >= self.sweep.total:
-                # Another machine took the last point between the question above and this one.
-                fresh.set_user_attr("void", True)
-                self.study.tell(fresh, state=FAIL)
-                return None
-            return self._take(fresh._trial_id)
+            self.study.sampler = _sampler(self.sweep, self.points, len(every))
+            fresh = self.storage.get_trial(self.study.ask()._trial_id)
+            return self._take(fresh._trial_id) if self._place(fresh, again) else None
+
+    def _place(self, trial: FrozenTrial, again: FrozenTrial | None = None) -> bool:
+        """Say which point a trial stands for: that of `again`, or the first free one; void, and False, without any."""
+        point = said(again) if again is not None else vacant(self._every(), self.sweep.total, trial.number)
+        if point is None:
+            # Another machine took the last point since we looked, or a worker died that tried a failed one again.
+            self.storage.set_trial_user_attr(trial._trial_id, "void", True)
+            self.study.tell(trial.number, state=FAIL, skip_if_finished=True)
+            return False
+        self.storage.set_trial_user_attr(trial._trial_id, "point", point)
+        return True
 
     def _mine(self, trial: FrozenTrial) -> bool:
         """Whether this very command already tried it: then once more is not better."""
@@ -215,7 +236,7 @@ class Worker:
     def point(self, trial: Trial) -> Point:
         """What a trial stands for; asks the sampler for what is not drawn yet."""
         if self.sweep.sampler == "grid":
-            found = self.points[int(trial.user_attrs.get("point", trial.number))]
+            found = self.points[said(trial)]
             for name in as_params(found):
                 trial._suggest(name, self.distributions[name])
             return found
@@ -236,7 +257,7 @@ class Worker:
                 self.publish()
                 if after is not None:
                     after(self)
-            elif not self.late() and any(t.state == RUNNING for t in self.trials()):
+            elif not self.late() and any(self._open(t) for t in self._every()):
                 time.sleep(0.5)
             else:
                 break
@@ -329,7 +350,7 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
     """What `sweep.json` holds: see docs/add-a-sweep.md."""
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        number = int(trial.user_attrs.get("point", trial.number))
+        number = said(trial)
         if points:
             point = points[number]
         else:
@@ -352,8 +373,9 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
 
 
 def finished(data: Mapping[str, Any]) -> int:
-    """Points that are through, well or not."""
-    return sum(row["state"] in ("complete", "pruned", "fail") for row in data["points"])
+    """Points that are through, well or not; those beyond `--trials`, from an earlier command, do not count."""
+    through = [row["number"] for row in data["points"] if row["state"] in ("complete", "pruned", "fail")]
+    return sum(number < data["total"] for number in through)
 
 
 def best(data: Mapping[str, Any]) -> dict[str, Any] | None:
