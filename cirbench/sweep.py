@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cirbench import lease, specs
 from cirbench.records import Record, write_json
 from cirbench.seeds import derive, digest
+from cirbench.sweepscore import BLOCKS, blocks, objective
 from cirbench.sweepspec import Point, Range, Sweep
 from cirbench.sweepstorage import open_storage
 from cirbench.sweeptrials import point_of, said, unplaced, vacant
@@ -30,8 +31,6 @@ from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-BLOCKS = 10
-"""Blocks of select queries whose values the pruner compares, each with itself under another point."""
 RUNNING, COMPLETE, PRUNED, FAIL = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
@@ -268,31 +267,31 @@ class Worker:
         trial.set_user_attr("label", point.label or point.method)
         values = []
         for n, seed in enumerate(self.sweep.seeds):
-            record = self._run(trial, point, seed)
-            if record is None:
+            scored = self._run(trial, point, seed)
+            if scored is None:
                 self._tell(trial, None, FAIL)
                 return
-            value = objective(record, self.sweep)
+            record, value, parts = scored
             values.append(value)
             trial.set_user_attr(f"seed {seed}", {"run": record.name, "id": record.id, "objective": value})
             if self.sweep.pruner == "wilcoxon":
-                for block, part in enumerate(blocks(record, self.sweep)):
+                for block, part in enumerate(parts):
                     trial.report(part, n * BLOCKS + block)
                 if n and n + 1 < len(self.sweep.seeds) and trial.should_prune():
                     self._tell(trial, None, PRUNED)
                     return
         self._tell(trial, float(np.mean(values)), COMPLETE)
 
-    def _run(self, trial: Trial, point: Point, seed: int) -> Record | None:
-        """One seed, tried again a bounded number of times."""
+    def _run(self, trial: Trial, point: Point, seed: int) -> tuple[Record, float, list[float]] | None:
+        """One seed, tried again a bounded number of times: its record, the objective, and that of every block."""
         from cirbench import runs
 
         options = runs.Options(self.options.out, self.options.device, command=self.options.command)
         for attempt in range(self.sweep.retries + 1):
             try:
                 record = runs.run(self.sweep.plan(point, seed), options)
-                objective(record, self.sweep)
-                return record
+                pruned = self.sweep.pruner == "wilcoxon"
+                return record, objective(record, self.sweep), blocks(record, self.sweep) if pruned else []
             except Exception as error:
                 trial.set_user_attr("error", f"seed {seed}, try {attempt + 1}: {type(error).__name__}: {error}"[:2000])
         return None
@@ -314,36 +313,6 @@ class Worker:
 
 
 # ------------------------------------------------------------------------------------- what came of it
-
-
-def objective(record: Record, sweep: Sweep) -> float:
-    """The metric of a run on `select`.
-
-    Raises:
-        CirbenchError: the dataset has no select split, or the record is older than sweeps.
-    """
-    scored = record.data.get("select")
-    wanted = sweep.objective
-    try:
-        return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
-    except (KeyError, TypeError):
-        raise CirbenchError(
-            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
-            "split, or it was made by an older version; then delete the folder."
-        ) from None
-
-
-def blocks(record: Record, sweep: Sweep) -> list[float]:
-    """The objective on each of `BLOCKS` runs of neighbouring select queries, those of one reference together."""
-    with np.load(record.folder / "select.npz") as arrays:
-        stored = f"value/{sweep.objective.protocol}/{sweep.objective.metric}"
-        if stored in arrays:
-            values = arrays[stored].astype(np.float64)
-        else:
-            cut = int(sweep.objective.metric.partition("@")[2])
-            ranks = arrays[f"rank/{sweep.objective.protocol}"]
-            values = ((ranks >= 1) & (ranks <= cut)).astype(np.float64)
-    return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]
 
 
 def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Point]) -> dict[str, Any]:
