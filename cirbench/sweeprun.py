@@ -54,7 +54,8 @@ def worker(arguments: Mapping[str, Any] | None = None) -> None:
     if given.get("root"):
         given["root"] = Path(given["root"])
     try:
-        Worker(sweepfile.read(**given), Options(**options)).work()
+        sweep = sweepfile.read(**given)
+        Worker(sweep, _due(sweep, Options(**options))).work()
     except CirbenchError as error:
         sys.exit(f"cirbench: {error}")
     except KeyboardInterrupt:
@@ -67,6 +68,16 @@ def orders(arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
     return {**plain, "options": {**options.__dict__, "out": str(options.out)}}
 
 
+def _due(sweep: Sweep, options: Options) -> Options:
+    """Options with the deadline of the sweep's timeout, from now on, where none is set.
+
+    Workers of `start` are given one; a job of a scheduler may wait for hours, so its time counts from its own start.
+    """
+    if sweep.timeout is None or options.deadline is not None:
+        return options
+    return replace(options, deadline=time.time() + sweep.timeout)
+
+
 def start(
     sweep: Sweep, arguments: Mapping[str, Any], options: Options, workers: int = 1,
     show: Callable[[str], None] = lambda text: None, live: bool = False,
@@ -76,8 +87,7 @@ def start(
     Raises:
         CirbenchError: every worker died with points left.
     """
-    if sweep.timeout is not None:
-        options = replace(options, deadline=time.time() + sweep.timeout)
+    options = _due(sweep, options)
     progress = Progress(sweep, workers, show, live)
     view = Worker(sweep, options)
     progress(view.publish())
