@@ -158,6 +158,40 @@ def slurm(
 # ------------------------------------------------------------------------------------- before and after
 
 
+def check_select(sweep: Sweep) -> None:
+    """Load the data of every point once, and see that there is something to compare points on.
+
+    Raises:
+        CirbenchError: no split `select`, or an empty one: each point would run in full and then fail.
+    """
+    from cirbench import specs
+
+    seen = set[str]()
+    for point in sweep.corners()[: sweep.total if sweep.sampler == "grid" else None]:
+        planned = sweep.plan(point, sweep.seeds[0])
+        key = json.dumps(dict(planned.spec.data), sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        split = specs.load(planned).splits.get("select")
+        if split is not None and split.queries:
+            continue
+        name, share = planned.facts.name, planned.spec.data.get("select_share")
+        if share is None:
+            told = f"{name} has no select split"
+            how = (
+                f"Sweep another dataset, e.g. --dataset scenes; `cirbench eval RUN --dataset {name}` scores a run of "
+                "another dataset here."
+            )
+        else:
+            usual = type(planned.knobs).model_fields["select_share"].default
+            told = f"{name} has no select split with data.select_share={share:g}"
+            how = f"Set data.select_share higher, e.g. to {usual if share < usual else min(2 * share, 0.5):g}."
+        raise CirbenchError(
+            f"{sweep.file}: {told}. A sweep compares its points on select, never on report, so nothing was run. {how}"
+        )
+
+
 def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> dict[str, Any]:
     """How long a sweep will take, from a few measured steps of its first point and one evaluation.
 

@@ -1,4 +1,4 @@
-"""What points are compared by: a pruner must be able to read it, query by query."""
+"""What points are compared by: it must be there before anything runs, and a pruner must be able to read it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sweeping
 from small_data import build
 
 from cirbench import metrics, plugins, runs, sweep, sweepfile
+from cirbench.cli import main
 from cirbench.records import write_npz
 from cirbench.types import CirbenchError
 
@@ -96,3 +97,33 @@ def test_a_median_cannot_be_pruned_by(metric: str, tmp_path: Path, monkeypatch: 
     for part in ("small.toml, key objective.metric:", f"'{metric}'", "wilcoxon", "Use R@5", 'pruner = "none"'):
         assert part in str(told.value)
     assert sweepfile.read(file, seeds=[0]).pruner == "none", "one seed is never pruned"
+
+
+@pytest.mark.parametrize(("dataset", "arguments", "named"), [
+    ("genecis", [], ["genecis has no select split", "--dataset scenes", "cirbench eval RUN --dataset genecis"]),
+    ("circo", [], ["circo has no select split"]),
+    ("fashioniq", ["--set", "data.select_share=0"], ["fashioniq", "data.select_share=0.", "to 0.05"]),
+    ("fashioniq", ["--set", "data.select_share=0", "--dry-run"], ["data.select_share=0.", "to 0.05"]),
+    ("fashioniq", ["--set", "data.select_share=0", "--slurm"], ["data.select_share=0.", "to 0.05"]),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else v)
+def test_data_without_a_select_split_is_refused_before_any_run(
+    dataset: str, arguments: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = build(dataset, tmp_path / "data"), tmp_path / "runs"
+    file = sweeping.write(tmp_path, '[[arms]]\nmethod = "random"\n')
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", file, "--dataset", dataset, "--root", str(root), "--out", str(out), *arguments])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and not out.exists(), "nothing was begun"
+    for part in ["small.toml", *named]:
+        assert part in message, message
+
+
+def test_one_point_of_many_without_a_select_split_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = build("fashioniq", tmp_path / "data"), tmp_path / "runs"
+    text = '[[arms]]\nmethod = "random"\n[arms.space]\n"data.select_share" = [0.2, 0.0]\n'
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", sweeping.write(tmp_path, text), "-d", "fashioniq", "--root", str(root), "--out", str(out)])
+    assert stopped.value.code == 2 and "data.select_share=0." in capsys.readouterr().err and not out.exists()
