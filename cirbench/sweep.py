@@ -1,8 +1,9 @@
 """A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
 
-A trial is a point of the space. Its number says which point of a grid it is, and storages hand numbers out atomically:
-so no point is taken twice or dropped, and there is nothing to set up before the first worker may start. A trial whose
-worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its checkpoint.
+A trial is a point of the space: the first that no trial stands for yet (sweeptrials.py). Storages hand trial numbers
+out atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
+A trial whose worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cirbench import lease, specs
 from cirbench.records import Record, write_json
 from cirbench.seeds import derive, digest
+from cirbench.sweepscore import BLOCKS, blocks, objective
 from cirbench.sweepspec import Point, Range, Sweep
 from cirbench.sweepstorage import open_storage
+from cirbench.sweeptrials import point_of, said, unplaced, vacant
 from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-BLOCKS = 10
-"""Blocks of select queries whose values the pruner compares, each with itself under another point."""
 RUNNING, COMPLETE, PRUNED, FAIL = TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
@@ -47,7 +48,7 @@ class Options:
 
 
 class _Points(optuna.samplers.BaseSampler):
-    """A grid: the trial's number is the number of its point."""
+    """A grid: a trial says which point it stands for."""
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
@@ -59,7 +60,7 @@ class _Points(optuna.samplers.BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        return as_params(self.points[int(trial.user_attrs.get("point", trial.number))])[name]
+        return as_params(self.points[said(trial)])[name]
 
 
 def as_params(point: Point) -> dict[str, Any]:
@@ -156,10 +157,19 @@ class Worker:
     def trials(self) -> list[FrozenTrial]:
         """Those that stand for a point, the last one of each point."""
         last: dict[int, FrozenTrial] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if "void" not in trial.user_attrs:
-                last[int(trial.user_attrs.get("point", trial.number))] = trial
+        for trial in self._every():
+            point = point_of(trial)
+            if point is not None and (trial.state != RUNNING or self._open(trial)):
+                last[point] = trial
         return [last[k] for k in sorted(last)]
+
+    def _every(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _open(self, trial: FrozenTrial) -> bool:
+        """Whether somebody works, or has to work, on a trial; one beyond the last point is nobody's."""
+        point = point_of(trial)
+        return trial.state == RUNNING and (unplaced(trial) or (point is not None and point < self.sweep.total))
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         holder = trial.user_attrs.get("worker")
@@ -171,25 +181,35 @@ class Worker:
     def claim(self) -> int | None:
         """The id of a trial that is now ours, or None where there is nothing to take at this moment."""
         with lease.lock(self.folder / "claim.lock"):
-            trials = self.trials()
-            for trial in trials:
-                if trial.state == RUNNING and self._abandoned(trial):
+            for trial in self._every():
+                if not self._open(trial) or not self._abandoned(trial):
+                    continue
+                # What is not placed is not begun: it waits where the time is up.
+                if not unplaced(trial) or (not self.late() and self._place(trial)):
                     return self._take(trial._trial_id)
+            if self.late():
+                return None
             again = None
             if self.options.retry_failed:
-                again = next((t for t in trials if t.state == FAIL and not self._mine(t)), None)
-            if again is None and (len(trials) >= self.sweep.total or self.late()):
+                mine = [t for t in self.trials() if said(t) < self.sweep.total]
+                again = next((t for t in mine if t.state == FAIL and not self._mine(t)), None)
+            every = self._every()
+            if again is None and vacant(every, self.sweep.total) is None:
                 return None
-            self.study.sampler = _sampler(self.sweep, self.points, len(self.study.get_trials(deepcopy=False)))
-            fresh = self.study.ask()
-            if again is not None:
-                fresh.set_user_attr("point", int(again.user_attrs.get("point", again.number)))
-            elif fresh.number >= self.sweep.total:
-                # Another machine took the last point between the question above and this one.
-                fresh.set_user_attr("void", True)
-                self.study.tell(fresh, state=FAIL)
-                return None
-            return self._take(fresh._trial_id)
+            self.study.sampler = _sampler(self.sweep, self.points, len(every))
+            fresh = self.storage.get_trial(self.study.ask()._trial_id)
+            return self._take(fresh._trial_id) if self._place(fresh, again) else None
+
+    def _place(self, trial: FrozenTrial, again: FrozenTrial | None = None) -> bool:
+        """Say which point a trial stands for: that of `again`, or the first free one; void, and False, without any."""
+        point = said(again) if again is not None else vacant(self._every(), self.sweep.total, trial.number)
+        if point is None:
+            # Another machine took the last point since we looked, or a worker died that tried a failed one again.
+            self.storage.set_trial_user_attr(trial._trial_id, "void", True)
+            self.study.tell(trial.number, state=FAIL, skip_if_finished=True)
+            return False
+        self.storage.set_trial_user_attr(trial._trial_id, "point", point)
+        return True
 
     def _mine(self, trial: FrozenTrial) -> bool:
         """Whether this very command already tried it: then once more is not better."""
@@ -215,7 +235,7 @@ class Worker:
     def point(self, trial: Trial) -> Point:
         """What a trial stands for; asks the sampler for what is not drawn yet."""
         if self.sweep.sampler == "grid":
-            found = self.points[int(trial.user_attrs.get("point", trial.number))]
+            found = self.points[said(trial)]
             for name in as_params(found):
                 trial._suggest(name, self.distributions[name])
             return found
@@ -236,7 +256,7 @@ class Worker:
                 self.publish()
                 if after is not None:
                     after(self)
-            elif not self.late() and any(t.state == RUNNING for t in self.trials()):
+            elif not self.late() and any(self._open(t) for t in self._every()):
                 time.sleep(0.5)
             else:
                 break
@@ -247,31 +267,31 @@ class Worker:
         trial.set_user_attr("label", point.label or point.method)
         values = []
         for n, seed in enumerate(self.sweep.seeds):
-            record = self._run(trial, point, seed)
-            if record is None:
+            scored = self._run(trial, point, seed)
+            if scored is None:
                 self._tell(trial, None, FAIL)
                 return
-            value = objective(record, self.sweep)
+            record, value, parts = scored
             values.append(value)
             trial.set_user_attr(f"seed {seed}", {"run": record.name, "id": record.id, "objective": value})
             if self.sweep.pruner == "wilcoxon":
-                for block, part in enumerate(blocks(record, self.sweep)):
+                for block, part in enumerate(parts):
                     trial.report(part, n * BLOCKS + block)
                 if n and n + 1 < len(self.sweep.seeds) and trial.should_prune():
                     self._tell(trial, None, PRUNED)
                     return
         self._tell(trial, float(np.mean(values)), COMPLETE)
 
-    def _run(self, trial: Trial, point: Point, seed: int) -> Record | None:
-        """One seed, tried again a bounded number of times."""
+    def _run(self, trial: Trial, point: Point, seed: int) -> tuple[Record, float, list[float]] | None:
+        """One seed, tried again a bounded number of times: its record, the objective, and that of every block."""
         from cirbench import runs
 
         options = runs.Options(self.options.out, self.options.device, command=self.options.command)
         for attempt in range(self.sweep.retries + 1):
             try:
                 record = runs.run(self.sweep.plan(point, seed), options)
-                objective(record, self.sweep)
-                return record
+                pruned = self.sweep.pruner == "wilcoxon"
+                return record, objective(record, self.sweep), blocks(record, self.sweep) if pruned else []
             except Exception as error:
                 trial.set_user_attr("error", f"seed {seed}, try {attempt + 1}: {type(error).__name__}: {error}"[:2000])
         return None
@@ -295,41 +315,11 @@ class Worker:
 # ------------------------------------------------------------------------------------- what came of it
 
 
-def objective(record: Record, sweep: Sweep) -> float:
-    """The metric of a run on `select`.
-
-    Raises:
-        CirbenchError: the dataset has no select split, or the record is older than sweeps.
-    """
-    scored = record.data.get("select")
-    wanted = sweep.objective
-    try:
-        return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
-    except (KeyError, TypeError):
-        raise CirbenchError(
-            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
-            "split, or it was made by an older version; then delete the folder."
-        ) from None
-
-
-def blocks(record: Record, sweep: Sweep) -> list[float]:
-    """The objective on each of `BLOCKS` runs of neighbouring select queries, those of one reference together."""
-    with np.load(record.folder / "select.npz") as arrays:
-        stored = f"value/{sweep.objective.protocol}/{sweep.objective.metric}"
-        if stored in arrays:
-            values = arrays[stored].astype(np.float64)
-        else:
-            cut = int(sweep.objective.metric.partition("@")[2])
-            ranks = arrays[f"rank/{sweep.objective.protocol}"]
-            values = ((ranks >= 1) & (ranks <= cut)).astype(np.float64)
-    return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]
-
-
 def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Point]) -> dict[str, Any]:
     """What `sweep.json` holds: see docs/add-a-sweep.md."""
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        number = int(trial.user_attrs.get("point", trial.number))
+        number = said(trial)
         if points:
             point = points[number]
         else:
@@ -352,8 +342,9 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
 
 
 def finished(data: Mapping[str, Any]) -> int:
-    """Points that are through, well or not."""
-    return sum(row["state"] in ("complete", "pruned", "fail") for row in data["points"])
+    """Points that are through, well or not; those beyond `--trials`, from an earlier command, do not count."""
+    through = [row["number"] for row in data["points"] if row["state"] in ("complete", "pruned", "fail")]
+    return sum(number < data["total"] for number in through)
 
 
 def best(data: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -211,9 +211,12 @@ def read(
     given = parse_assignments(sets, SCOPES)
     fixed |= {f"{scope}.{key}": value for scope, values in given.items() for key, value in values.items()}
     space = check.scoped(part.get("space", {}), f"variants.{variant}.space")
+    wanted = _objective(check, data, facts)
+    if pruner != "none":
+        _by_query(check, wanted, pruner, facts)
     sweep = Sweep(
         title, check.get(data, "question", str, ""), check.file, where, tuple(chosen), sampler,
-        tuple(_arms(check, tables, place, fixed, space, sampler, where, root)), _objective(check, data, facts), many,
+        tuple(_arms(check, tables, place, fixed, space, sampler, where, root)), wanted, many,
         seconds, retries, pruner, variant, note, root, asked,
     )
     return _checked(check, sweep)
@@ -344,6 +347,21 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
             raise check.fail("objective.metric", str(unknown(f"metric of {protocol}", metric, names[protocol].metrics)))
         metric = names[protocol].summary
     return Objective(protocol, metric, "minimize" if metric in ("MdR", "MR") else "maximize")
+
+
+def _by_query(check: _Checker, wanted: Objective, pruner: str, facts: Any) -> None:
+    """Refuse an objective that a pruner cannot compare query by query."""
+    from cirbench import metrics  # numpy, which most files can be checked without
+
+    def of_all(name: str) -> bool:
+        return any(metrics.parse(part)[1] == 0 for part in metrics.parts(name))
+
+    if of_all(wanted.metric):
+        others = [m for p in facts.protocols if p.name == wanted.protocol for m in p.metrics if not of_all(m)]
+        raise check.fail(
+            "objective.metric", f"{wanted.metric!r} is one number of all queries, and the pruner {pruner!r} compares "
+            f"points query by query. Use {others[0] if others else 'R@1'}, or pruner = \"none\"."
+        )
 
 
 def _checked(check: _Checker, sweep: Sweep) -> Sweep:

@@ -54,7 +54,8 @@ def worker(arguments: Mapping[str, Any] | None = None) -> None:
     if given.get("root"):
         given["root"] = Path(given["root"])
     try:
-        Worker(sweepfile.read(**given), Options(**options)).work()
+        sweep = sweepfile.read(**given)
+        Worker(sweep, _due(sweep, Options(**options))).work()
     except CirbenchError as error:
         sys.exit(f"cirbench: {error}")
     except KeyboardInterrupt:
@@ -67,6 +68,16 @@ def orders(arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
     return {**plain, "options": {**options.__dict__, "out": str(options.out)}}
 
 
+def _due(sweep: Sweep, options: Options) -> Options:
+    """Options with the deadline of the sweep's timeout, from now on, where none is set.
+
+    Workers of `start` are given one; a job of a scheduler may wait for hours, so its time counts from its own start.
+    """
+    if sweep.timeout is None or options.deadline is not None:
+        return options
+    return replace(options, deadline=time.time() + sweep.timeout)
+
+
 def start(
     sweep: Sweep, arguments: Mapping[str, Any], options: Options, workers: int = 1,
     show: Callable[[str], None] = lambda text: None, live: bool = False,
@@ -76,8 +87,7 @@ def start(
     Raises:
         CirbenchError: every worker died with points left.
     """
-    if sweep.timeout is not None:
-        options = replace(options, deadline=time.time() + sweep.timeout)
+    options = _due(sweep, options)
     progress = Progress(sweep, workers, show, live)
     view = Worker(sweep, options)
     progress(view.publish())
@@ -146,6 +156,40 @@ def slurm(
 
 
 # ------------------------------------------------------------------------------------- before and after
+
+
+def check_select(sweep: Sweep) -> None:
+    """Load the data of every point once, and see that there is something to compare points on.
+
+    Raises:
+        CirbenchError: no split `select`, or an empty one: each point would run in full and then fail.
+    """
+    from cirbench import specs
+
+    seen = set[str]()
+    for point in sweep.corners()[: sweep.total if sweep.sampler == "grid" else None]:
+        planned = sweep.plan(point, sweep.seeds[0])
+        key = json.dumps(dict(planned.spec.data), sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        split = specs.load(planned).splits.get("select")
+        if split is not None and split.queries:
+            continue
+        name, share = planned.facts.name, planned.spec.data.get("select_share")
+        if share is None:
+            told = f"{name} has no select split"
+            how = (
+                f"Sweep another dataset, e.g. --dataset scenes; `cirbench eval RUN --dataset {name}` scores a run of "
+                "another dataset here."
+            )
+        else:
+            usual = type(planned.knobs).model_fields["select_share"].default
+            told = f"{name} has no select split with data.select_share={share:g}"
+            how = f"Set data.select_share higher, e.g. to {usual if share < usual else min(2 * share, 0.5):g}."
+        raise CirbenchError(
+            f"{sweep.file}: {told}. A sweep compares its points on select, never on report, so nothing was run. {how}"
+        )
 
 
 def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> dict[str, Any]:

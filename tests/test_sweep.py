@@ -357,6 +357,17 @@ def test_jobs_of_a_scheduler_join_the_study(tmp_path: Path) -> None:
     assert [p["state"] for p in view.publish()["points"]] == ["complete"] * 2
 
 
+@pytest.mark.parametrize("in_the_file", [False, True], ids=["--timeout", "the file's timeout"])
+def test_jobs_of_a_scheduler_keep_to_the_timeout(in_the_file: bool, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    file = sweeping.write(tmp_path, "timeout = 0.001\n" + sweeping.TEXT if in_the_file else sweeping.TEXT)
+    view = worker(sweepfile.read(file, seeds=[0]), tmp_path / "runs")
+    arguments = {"name": file, "seeds": [0], "timeout": None if in_the_file else 0.001}
+    (job,) = sweeprun.slurm(arguments, view.options, view.folder, 1, ["timeout_min=5"], cluster="local")
+    job.result()
+    assert view.publish()["points"] == [], "its time was up before its first point"
+
+
 def test_threads_are_shared_by_workers(tmp_path: Path) -> None:
     file, out = sweeping.write(tmp_path), tmp_path / "runs"
     subprocess.run(sweeping.command(file, out, "--workers", "2", "--seeds", "0", "--trials", "2"), check=True)

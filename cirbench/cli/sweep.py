@@ -81,6 +81,7 @@ def sweep(
 
     shown = command_line().replace(storage, hide_password(storage)) if storage else command_line()
     options = Options(out, device, storage, True, shown, retry_failed=retry_failed)
+    sweeprun.check_select(found)
     if dry_run:
         click.echo(sweepshow.plan_text(found))
         cost = sweeprun.estimate(found, options, workers)

@@ -1,0 +1,51 @@
+"""What a run is worth to a sweep: the objective on the split `select`, and its values block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cirbench import metrics
+from cirbench.records import Record
+from cirbench.sweepspec import Sweep
+from cirbench.types import CirbenchError
+
+__all__ = ["BLOCKS", "blocks", "objective"]
+
+BLOCKS = 10
+"""Blocks of select queries whose values the pruner compares, each with itself under another point."""
+
+
+def objective(record: Record, sweep: Sweep) -> float:
+    """The metric of a run on `select`.
+
+    Raises:
+        CirbenchError: the dataset has no select split, or the record is older than sweeps.
+    """
+    scored = record.data.get("select")
+    wanted = sweep.objective
+    try:
+        return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
+    except (KeyError, TypeError):
+        raise CirbenchError(
+            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
+            "split, or it was made by an older version; then delete the folder."
+        ) from None
+
+
+def blocks(record: Record, sweep: Sweep) -> list[float]:
+    """The objective on each of `BLOCKS` runs of neighbouring select queries, those of one reference together.
+
+    A `mean(...)` is averaged query by query. Groups of queries are not weighed, so that the mean over blocks may differ
+    from an objective that does: blocks are compared with each other only.
+    """
+    wanted = sweep.objective
+    with np.load(record.folder / "select.npz") as arrays:
+
+        def rows(part: str) -> np.ndarray:
+            stored = f"value/{wanted.protocol}/{part}"
+            if stored in arrays:
+                return arrays[stored].astype(np.float64)
+            return metrics.hits(arrays[f"rank/{wanted.protocol}"], metrics.parse(part)[1]).astype(np.float64)
+
+        values = np.mean([rows(part) for part in metrics.parts(wanted.metric)], axis=0)
+    return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]
