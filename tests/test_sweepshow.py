@@ -17,7 +17,7 @@ def test_time_left_follows_the_last_points(monkeypatch: pytest.MonkeyPatch) -> N
     show = sweepshow.Progress(sweepfile.read("methods"), 1, said.append, live=False)
 
     def state(done: int) -> dict[str, Any]:
-        return {"total": 20, "points": [{"state": "complete" if n < done else "waiting"} for n in range(20)]}
+        return {"total": 20, "points": [{"number": n, "state": "complete" if n < done else "waiting"} for n in range(20)]}
 
     monkeypatch.setattr(sweepshow, "best", lambda data: None)
     for done in range(11):
