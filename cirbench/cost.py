@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -94,6 +95,10 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far: of the GPU where one was used, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError, StopIteration):
+        # Before getrusage, whose peak begins with that of the process which started this one.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
     try:
         import resource
     except ImportError:  # Windows

@@ -243,6 +243,19 @@ def test_memory_is_measured_where_there_is_no_resource_module(monkeypatch: pytes
     from cirbench import cost
 
     monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(cost, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
     monkeypatch.setattr(cost.psutil, "Process", lambda: SimpleNamespace(
         memory_info=lambda: SimpleNamespace(peak_wset=7 * 2**20)))
     assert cost.peak_memory_mb(torch.device("cpu")) == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux")
+def test_memory_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
+    """A process that was started by a large one begins with its peak, as getrusage counts."""
+    code = (
+        "import subprocess, sys; held = bytearray(900 * 2**20); held[::4096] = b'x' * len(held[::4096])\n"
+        "child = 'import torch; from cirbench.cost import peak_memory_mb as p; print(p(torch.device(\"cpu\")))'\n"
+        "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < 850
