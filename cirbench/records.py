@@ -25,8 +25,8 @@ import numpy as np
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "SCHEMA", "Pictures", "Rankings", "Record", "is_finished", "not_a_run", "read_json", "write_json", "write_jsonl",
-    "write_npz", "write_pictures",
+    "SCHEMA", "Pictures", "Rankings", "Record", "chosen_on_report", "is_finished", "not_a_run", "read_json",
+    "write_json", "write_jsonl", "write_npz", "write_pictures",
 ]
 
 SCHEMA = 1
@@ -34,8 +34,8 @@ SCHEMA = 1
 
 REQUIRED = ("id", "name", "inputs", "protocols", "default_protocol")
 
-#: What reading a damaged archive may raise; a flipped bit can also make it look encrypted, or packed by other means.
-DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError)
+#: What reading a damaged archive may raise: a flipped bit can also make it look encrypted, or packed by unknown means.
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError)
 
 # Zip members carry a time; a fixed one makes equal contents equal bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -128,8 +128,25 @@ def is_finished(folder: Path) -> bool:
     return (Path(folder) / "record.json").is_file()
 
 
+def chosen_on_report(data: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint of a `record.json` was chosen on the reported split itself (`test-oracle`)."""
+    return (data.get("selection") or {}).get("rule") == "test-oracle"
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip of a run folder; what goes wrong while it is read is damage."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except DAMAGE as error:
+        raise _broken(path, error) from None
+
+
 class Rankings(Mapping[str, np.ndarray]):
-    """The arrays of `rankings.npz`, each read from disk when it is asked for and not kept."""
+    """The arrays of `rankings.npz` or `select.npz`, each read from disk when it is asked for and not kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,23 +154,14 @@ class Rankings(Mapping[str, np.ndarray]):
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all arrays, in the order written."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return tuple(name.removesuffix(".npy") for name in archive.namelist())
-        except FileNotFoundError:
-            raise _missing(self.path) from None
-        except DAMAGE as error:
-            raise _broken(self.path, error) from None
+        with _archive(self.path) as archive:
+            return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.names:
             raise KeyError(name)
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                data = archive.read(f"{name}.npy")
-            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-        except DAMAGE as error:
-            raise _broken(self.path, error) from None
+        with _archive(self.path) as archive:
+            return np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -181,33 +189,24 @@ class Pictures(Mapping[str, bytes]):
         """Image id -> name of its file in the archive."""
         if not self.path.is_file():
             return {}
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                names = json.loads(archive.read("index.json").decode("utf-8", "surrogatepass"))
-        except DAMAGE as error:
-            raise _broken(self.path, error) from None
+        with _archive(self.path) as archive:
+            names = json.loads(archive.read("index.json").decode("utf-8", "surrogatepass"))
         if not isinstance(names, dict):
             raise _broken(self.path, ValueError("index.json is not an object"))
         return names
 
     def __getitem__(self, image_id: str) -> bytes:
         name = self.index[image_id]
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(name)
-        except DAMAGE as error:
-            raise _broken(self.path, error) from None
+        with _archive(self.path) as archive:
+            return archive.read(name)
 
     def many(self, image_ids: Iterable[str]) -> dict[str, bytes]:
         """Those of `image_ids` that were kept, opening the archive once."""
         wanted = [image_id for image_id in dict.fromkeys(image_ids) if image_id in self.index]
         if not wanted:
             return {}
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return {image_id: archive.read(self.index[image_id]) for image_id in wanted}
-        except DAMAGE as error:
-            raise _broken(self.path, error) from None
+        with _archive(self.path) as archive:
+            return {image_id: archive.read(self.index[image_id]) for image_id in wanted}
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.index

@@ -206,7 +206,7 @@ def read(
     asked = ""
     if method or method_variant:
         tables, found = _another(check, tables, place, method, method_variant)
-        fixed = {k: v for k, v in fixed.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
+        fixed = _had(found, fixed)
         asked = "-".join(p for p in (found.name, method_variant) if p)
     given = parse_assignments(sets, SCOPES)
     fixed |= {f"{scope}.{key}": value for scope, values in given.items() for key, value in values.items()}
@@ -233,9 +233,14 @@ def _another(
     if isinstance(space := one.get("space"), dict):
         # What the method has no field for cannot vary; where nothing else does, the unknown field is told later.
         axes = check.scoped(space, f"{place}[0].space")
-        has = {k: v for k, v in axes.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
+        has = _had(found, axes)
         one = {**one, "space": has if has or "points" in one else axes}
     return [{**one, "label": found.name, "method": method or one["method"], "variants": [variant]}], found
+
+
+def _had(found: plugins.MethodFile, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the fields that are not the method's, or that it has."""
+    return {k: v for k, v in fields.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
 
 
 def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:

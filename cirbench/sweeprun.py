@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import sweepfile
+from cirbench.specs import Plan
 from cirbench.sweep import Options, Worker, finished, summary
 from cirbench.sweepshow import Progress, records_of
 from cirbench.sweepspec import Point, Sweep
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, Dataset
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -164,16 +165,10 @@ def check_select(sweep: Sweep) -> None:
     Raises:
         CirbenchError: no split `select`, or an empty one: each point would run in full and then fail.
     """
-    from cirbench import specs
-
-    seen = set[str]()
+    loaded: dict[str, Dataset] = {}
     for point in sweep.corners()[: sweep.total if sweep.sampler == "grid" else None]:
         planned = sweep.plan(point, sweep.seeds[0])
-        key = json.dumps(dict(planned.spec.data), sort_keys=True)
-        if key in seen:
-            continue
-        seen.add(key)
-        split = specs.load(planned).splits.get("select")
+        split = _data(planned, loaded).splits.get("select")
         if split is not None and split.queries:
             continue
         name, share = planned.facts.name, planned.spec.data.get("select_share")
@@ -192,23 +187,30 @@ def check_select(sweep: Sweep) -> None:
         )
 
 
+def _data(planned: Plan, loaded: dict[str, Dataset]) -> Dataset:
+    """The data of a plan; `loaded` keeps it for the other plans of the sweep that share it."""
+    from cirbench import specs
+
+    key = json.dumps(dict(planned.spec.data), sort_keys=True)
+    if key not in loaded:
+        loaded[key] = specs.load(planned)
+    return loaded[key]
+
+
 def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> dict[str, Any]:
     """How long a sweep will take, from a few measured steps of its first point and one evaluation.
 
     Returns:
         `runs`, `kept` (those with a record already), `seconds_run`, `seconds` of all that is left.
     """
-    from cirbench import runs, specs
+    from cirbench import runs
 
     points = sweep.corners() if sweep.sampler != "grid" else sweep.points()[: sweep.total]
-    kept, loaded = dict[str, bool](), dict[str, Any]()
+    kept, loaded = dict[str, bool](), dict[str, Dataset]()
     for point in points if sweep.sampler == "grid" else []:
         for seed in sweep.seeds:
             planned = sweep.plan(point, seed)
-            key = json.dumps(dict(planned.spec.data), sort_keys=True)
-            if key not in loaded:
-                loaded[key] = specs.load(planned)
-            name = runs.identify(planned, loaded[key])[0]
+            name = runs.identify(planned, _data(planned, loaded))[0]
             kept[name] = runs._finished(options.out, name) is not None
     count, done = len(kept) or sweep.total * len(sweep.seeds), sum(kept.values())
     each = sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cirbench import metrics
-from cirbench.records import Record
+from cirbench.records import Rankings, Record
 from cirbench.sweepspec import Sweep
 from cirbench.types import CirbenchError
 
@@ -39,13 +39,13 @@ def blocks(record: Record, sweep: Sweep) -> list[float]:
     from an objective that does: blocks are compared with each other only.
     """
     wanted = sweep.objective
-    with np.load(record.folder / "select.npz") as arrays:
+    arrays = Rankings(record.folder / "select.npz")
 
-        def rows(part: str) -> np.ndarray:
-            stored = f"value/{wanted.protocol}/{part}"
-            if stored in arrays:
-                return arrays[stored].astype(np.float64)
-            return metrics.hits(arrays[f"rank/{wanted.protocol}"], metrics.parse(part)[1]).astype(np.float64)
+    def rows(part: str) -> np.ndarray:
+        stored = f"value/{wanted.protocol}/{part}"
+        if stored in arrays:
+            return arrays[stored].astype(np.float64)
+        return metrics.hits(arrays[f"rank/{wanted.protocol}"], metrics.parse(part)[1]).astype(np.float64)
 
-        values = np.mean([rows(part) for part in metrics.parts(wanted.metric)], axis=0)
+    values = np.mean([rows(part) for part in metrics.parts(wanted.metric)], axis=0)
     return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]

@@ -20,7 +20,7 @@ from cirbench.reports.categories import Joined, joined
 from cirbench.reports.checks import check_arrays, check_queries, check_record
 
 from cirbench import metrics, statistics
-from cirbench.records import Record
+from cirbench.records import Record, chosen_on_report
 from cirbench.types import CirbenchError
 
 __all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]
@@ -108,7 +108,7 @@ class Arm:
     @property
     def oracle(self) -> bool:
         """Whether its checkpoint was chosen on the reported split itself."""
-        return (self.records[0].data.get("selection") or {}).get("rule") == "test-oracle"
+        return chosen_on_report(self.records[0].data)
 
     @property
     def seeds(self) -> list[Any]:

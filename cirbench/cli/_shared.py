@@ -86,14 +86,15 @@ def told(missing: dict[str, Any]) -> str:
 
 def summary_line(record: dict[str, Any]) -> str:
     """One line a protocol: metrics, queries, gallery, ties."""
+    from cirbench.records import chosen_on_report
+
     lines = []
-    oracle = (record.get("selection") or {}).get("rule") == "test-oracle"
     for name, scored in record["protocols"].items():
         shown = {k: v for k, v in scored["metrics"].items() if "/" not in k}
         numbers = "  ".join(f"{k} {v:.2f}" for k, v in shown.items())
         lines.append(
             f"  {name}: {numbers}  ({scored['queries']} queries, gallery {scored['gallery']}, {scored['ties']} ties)"
-            + ("  test-oracle" if oracle else "")
+            + ("  test-oracle" if chosen_on_report(record) else "")
         )
         if "missing" in scored:
             lines.append(f"    {told(scored['missing'])}")

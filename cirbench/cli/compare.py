@@ -58,7 +58,9 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
 
 
 def _named(record: Any, seeds: list[int]) -> str:
-    oracle = ", test-oracle" if (record.data.get("selection") or {}).get("rule") == "test-oracle" else ""
+    from cirbench.records import chosen_on_report
+
+    oracle = ", test-oracle" if chosen_on_report(record.data) else ""
     return f"{record.name}, seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}{oracle}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +188,12 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
                 f"{SPEC.manual} Another name: --set data.{role}=NAME."
             )
     roles = {role: getattr(knobs, role) for role in ("train", "select", "report") if getattr(knobs, role) in present}
-    for role, name in roles.items():
-        for other, its in roles.items():
-            if role < other and name == its:
-                raise CirbenchError(
-                    f"custom: data.{role} and data.{other} are both {name!r}. What is trained on, what may choose a "
-                    "checkpoint and what is reported must be different queries."
-                )
+    for role, other in combinations(roles, 2):
+        if roles[role] == roles[other]:
+            raise CirbenchError(
+                f"custom: data.{role} and data.{other} are both {roles[role]!r}. What is trained on, what may choose a "
+                "checkpoint and what is reported must be different queries."
+            )
     paths, rows, files = _images(folder)
     splits = {role: _split(getattr(knobs, role), role, folder, knobs, paths, rows) for role in ("train", "report")}
     used = [knobs.train, knobs.report]
