@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: demo install test test-all bench lint clean
+.PHONY: demo install test test-all bench numerics lint clean
 
 install: $(STAMP)
 $(STAMP): pyproject.toml
@@ -38,6 +38,10 @@ test-all: install
 
 bench: install
 	$(BIN)/python -m pytest tests/perf --benchmark-enable --benchmark-only
+
+# Shows that a change moves no number, or raises what moves: tests/numerics_check.py, CONTRIBUTING.md.
+numerics: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/numerics_check.py --raise '$(RAISE)' --why '$(WHY)'
 
 lint: install
 	$(BIN)/ruff check .

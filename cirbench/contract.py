@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from cirbench import evaluation, plugins, runs, specs
-from cirbench.encoders import Encoders
+from cirbench.encoders import Encoders, weights_in
 from cirbench.feed import Feed, Triplets
+from cirbench.ranking import checked
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
 
@@ -84,7 +85,7 @@ class Subject:
         """The method, in evaluation mode, from the seed."""
         runs._deterministic(self.seed)
         module = self.planned.method.load()
-        encoders = Encoders(derive(self.seed, "weights"))
+        encoders = Encoders(derive(self.seed, "weights"), declared=weights_in(self.planned.spec.config))
         made = module.build(self.planned.config, encoders, runs._view(self.dataset, "text"), state)
         require(made is not None, "build returns nothing. It returns the method.")
         for name in ("inputs", "encode_queries", "encode_images"):
@@ -187,7 +188,18 @@ def embeddings(subject: Subject) -> None:
     _same(images, single, "an image's embedding depends on the images it is encoded with")
     _same(images, backwards, "an image's embedding depends on its place in the gallery")
     with torch.inference_mode():
+        if hasattr(made, "score"):
+            _score(made, together, images)
         _evidence(made, feed, references, words)
+
+
+def _score(made: Any, queries: Tensor, images: Tensor) -> None:
+    """A method's own score has the shape (B, N), and depends on the query and the image alone."""
+    fewer = images[: QUERIES - 2]
+    whole, part = checked(made.score, queries, images), checked(made.score, queries, fewer)
+    single = torch.cat([checked(made.score, queries[n : n + 1], images) for n in range(QUERIES)])
+    _same(whole[:, : len(fewer)], part, "the score of an image depends on the other gallery images it is given with")
+    _same(whole, single, "the score of a query depends on the other queries it is given with")
 
 
 def _evidence(made: Any, feed: Feed, references: Sequence[str], words: Sequence[str]) -> None:

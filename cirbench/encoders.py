@@ -14,7 +14,7 @@ import socket
 import textwrap
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cirbench.content import file_sha256s
 from cirbench.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from cirbench.seeds import digest
 from cirbench.types import CirbenchError, Pixels
 from cirbench.words import LstmText
 
@@ -30,12 +32,6 @@ ASSETS = Path(__file__).parent / "assets"
 #: CLIPs that ship with the package.
 PACKAGED = ("scenes-small", "scenes-medium")
 PACKAGED_CNN = ("scenes-cnn",)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clip_folder(name: str) -> Path | None:
@@ -46,17 +42,53 @@ def clip_folder(name: str) -> Path | None:
     return folder if (folder / "clip.json").is_file() else None
 
 
-def weights_id(name: str) -> str:
-    """What identifies the weights behind a backbone's name, without loading them."""
-    folder = clip_folder(name)
-    if folder is not None:
-        from cirbench.seeds import digest
-        from cirbench.smallclip import FILES
+#: Endings of files that hold weights.
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
-        return "sha256:" + digest([file_sha256(folder / file) for file in FILES])[:32]
-    if name in PACKAGED_CNN:
-        return "sha256:" + file_sha256(ASSETS / name / "model.safetensors")[:32]
-    return name
+
+def weights_files(name: str) -> list[Path]:
+    """The files behind a name of weights that lie on this machine; none for weights that are published under a name.
+
+    A packaged name, a folder with files of weights in it (all of its files count), or one such file.
+    """
+    if name in (*PACKAGED, *PACKAGED_CNN):
+        return sorted(p for p in (ASSETS / name).iterdir() if p.is_file())
+    path = Path(name)
+    try:
+        if path.is_file():
+            return [path] if path.suffix.lower() in WEIGHTS else []
+        inside = sorted(p for p in path.iterdir() if p.is_file()) if name and path.is_dir() else []
+    except (OSError, ValueError):  # a text that is no path at all
+        return []
+    holds = any(p.suffix.lower() in WEIGHTS or p.name == "clip.json" for p in inside)
+    return inside if holds else []
+
+
+def weights_id(name: str) -> str:
+    """What identifies the weights behind a name: the content of their files, or the name they are published under."""
+    files = weights_files(name)
+    if not files:
+        return name
+    # Names of files in a folder count, its own place does not.
+    named = [(p.name if len(files) > 1 else "", sha) for p, sha in zip(files, file_sha256s(files), strict=True)]
+    return "sha256:" + digest(named)[:32]
+
+
+def weights_in(values: Any) -> dict[str, str]:
+    """Every text in some settings that names weights on this machine -> the hash of their content."""
+    if isinstance(values, str):
+        return {values: weights_id(values)} if weights_files(values) else {}
+    parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
+    return {name: sha for part in parts for name, sha in weights_in(part).items()}
+
+
+def tensors_sha256(module: nn.Module) -> str:
+    """sha256 of a module's parameters and buffers, names and values."""
+    hasher = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def check_clip(name: str) -> None:
@@ -226,7 +258,8 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
         ) from None
     pixels = wanted_pixels(model.visual)
     config = open_clip.get_model_config(model_name) or {}
-    key = f"{name}@{pixels.size}" + (f"#{seed}" if tag == "random" else "")
+    # The name alone would not tell weights that were published anew under it.
+    key = f"{name}@{pixels.size}#{tensors_sha256(model)[:32]}"
     return Clip(model, tokenizer, int(config["embed_dim"]), pixels, key)
 
 
@@ -318,27 +351,47 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
 class Encoders:
     """What `build` receives to make its backbones with: they are loaded once and shared.
 
-    Attributes:
+    Args:
         seed: of the run, for random weights.
+        declared: weights on this machine that the run's identity knows, or None to allow any (measuring, checking).
+
+    Attributes:
+        seed: as given.
+        loaded: name -> sha256 of the tensors of every pretrained encoder that was made.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, declared: Collection[str] | None = None) -> None:
+        self.seed, self.declared = seed, declared
+        self.loaded: dict[str, str] = {}
         self._clips: dict[tuple[Any, ...], Clip] = {}
+
+    def _allow(self, name: str) -> None:
+        """Refuse weights that are no part of the run's identity: trained anew in place they would keep its id."""
+        if self.declared is not None and name not in self.declared and weights_files(name):
+            raise CirbenchError(
+                f"the method loads the weights {name!r}, which no field of its Config names, so the run would not be "
+                f"told from one with other weights there. Give Config a field whose value is {name!r}."
+            )
 
     def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Clip:
         """See `load_clip`; a frozen one is shared between those who ask."""
+        self._allow(name)
         key = (name, image_size)
         if frozen and key in self._clips:
             return self._clips[key]
         clip = load_clip(name, frozen, self.seed, image_size)
+        self.loaded[name] = f"sha256:{tensors_sha256(clip)[:32]}"
         if frozen:
             self._clips[key] = clip
         return clip
 
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
         """See `load_cnn`."""
-        return load_cnn(name, size, pretrained, statistics)
+        self._allow(name)
+        cnn = load_cnn(name, size, pretrained, statistics)
+        if pretrained:
+            self.loaded[name] = f"sha256:{tensors_sha256(cnn)[:32]}"
+        return cnn
 
     def lstm(self, vocabulary: Sequence[str], word_dim: int, hidden: int) -> LstmText:
         """See `LstmText`."""

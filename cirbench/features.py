@@ -1,7 +1,8 @@
 """Frozen features, computed once and kept on disk.
 
-The key holds what can change a feature: the weights, the kind of device, the input size, transform and statistics, the
-pictures themselves (their fingerprint) or the strings, and whether pictures were mirrored.
+The key holds what can change a feature: the weights, the code of the encoder, the kind of device and on a CPU the
+number of threads, the input size, transform and statistics, the pictures themselves (their fingerprint, and the code
+that decodes them) or the strings, and whether pictures were mirrored.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cirbench import numerics
+from cirbench.cache import alone, cache_dir, usable
 from cirbench.encoders import Clip
-from cirbench.images import PixelStore, alone, cache_dir
+from cirbench.images import PixelStore
 from cirbench.seeds import digest
 from cirbench.types import ImageSource
 
@@ -25,14 +28,16 @@ BATCH = 256
 
 
 def _place(clip: Clip, *key: object) -> Path:
-    # A GPU may round products otherwise (TF32), so what it made is not given to a run on the CPU.
+    # A GPU may round products otherwise (TF32), and so may another number of threads: a run is given what it would
+    # have computed itself, whoever filled the cache.
     device = next(clip.parameters()).device.type
-    return cache_dir() / "features" / f"{digest([clip.key, device, *key])[:32]}.npy"
+    where = [device, *([torch.get_num_threads()] if device == "cpu" else [])]
+    code = [numerics.of_part("encoders"), numerics.of_class(type(clip))]
+    return cache_dir() / "features" / f"{digest([clip.key, where, code, *key])[:32]}.npy"
 
 
 def _kept(path: Path, rows: int) -> np.ndarray | None:
-    array = np.load(path, allow_pickle=False) if path.is_file() else None
-    return array if array is not None and len(array) == rows else None
+    return usable(path, (rows, None), np.dtype(np.float32))
 
 
 def _once(path: Path, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -88,7 +93,8 @@ class FeatureStore:
         self, clip: Clip, source: ImageSource, image_ids: Sequence[str], mirrored: bool = False, quiet: bool = True
     ) -> None:
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
-        key = digest([source.fingerprint(image_ids), list(image_ids), repr(clip.pixels)])
+        code = [numerics.of_part("pictures"), numerics.of_class(type(source))]
+        key = digest([source.fingerprint(image_ids), list(image_ids), repr(clip.pixels), code])
 
         def pixels() -> PixelStore:
             """Only asked for where a feature is missing: then pictures must be decoded, or read from their cache."""

@@ -5,11 +5,10 @@ A resized picture is three bytes a pixel: 46,000 FashionIQ images at 224 px are 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cirbench.lease import lock
+from cirbench import numerics
+from cirbench.cache import alone, cache_dir, usable
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError, ImageSource, Pixels
 
@@ -27,28 +27,20 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def cache_dir() -> Path:
-    """Where features, decoded pictures and downloads go: `CIRBENCH_CACHE`, else `~/.cache/cirbench`."""
-    return Path(os.environ.get("CIRBENCH_CACHE") or Path.home() / ".cache" / "cirbench")
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Other processes that want to make the same file of the cache wait; look again for it inside the block."""
-    mark = path.with_suffix(".lock")
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
-            held.enter_context(lock(mark))
-        yield
-        with contextlib.suppress(OSError):
-            mark.unlink()
-
-
 def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
     """Zero padding to this size, or a pixel less; both sides get the same whole number of pixels."""
     x, y = max((width - image.width) // 2, 0), max((height - image.height) // 2, 0)
     out = PIL.Image.new("RGB", (image.width + 2 * x, image.height + 2 * y))
     out.paste(image, (x, y))
+    return out
+
+
+def _padded(image: PIL.Image.Image, size: int, between: PIL.Image.Resampling) -> PIL.Image.Image:
+    """open_clip's `longest`: the longer side becomes `size`, the shorter is rounded and padded, an odd pixel last."""
+    ratio = max(image.size) / size
+    width, height = (round(length / ratio) for length in image.size)
+    out = PIL.Image.new("RGB", (size, size))
+    out.paste(image.resize((max(width, 1), max(height, 1)), between), ((size - width) // 2, (size - height) // 2))
     return out
 
 
@@ -71,8 +63,7 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
     if resize == "squash":
         return image.resize((size, size), between)
     if resize == "pad":
-        side = max(image.size)
-        return _pad(image, side, side).resize((size, size), between)
+        return _padded(image, size, between)
     if resize == "targetpad":
         # CLIP4Cir: pad to an aspect ratio of at most 1.25, then crop as CLIP does.
         if max(image.size) / min(image.size) >= 1.25:
@@ -102,13 +93,20 @@ class PixelStore:
 
     def __init__(self, source: ImageSource, image_ids: Sequence[str], pixels: Pixels, quiet: bool = True) -> None:
         self.pixels, self.rows = pixels, {image_id: row for row, image_id in enumerate(image_ids)}
-        key = digest([source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize, pixels.interpolation])
+        key = digest([
+            source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize, pixels.interpolation,
+            numerics.of_part("pictures"), numerics.of_class(type(source)),
+        ])
         path = cache_dir() / "pixels" / f"{key[:32]}.npy"
-        if not path.is_file():
+        shape = (len(image_ids), pixels.size, pixels.size, 3)
+        kept = usable(path, shape, np.dtype(np.uint8), mapped=True)
+        if kept is None:
             with alone(path):
-                if not path.is_file():
+                kept = usable(path, shape, np.dtype(np.uint8), mapped=True)
+                if kept is None:
                     self._decode(source, image_ids, path, quiet)
-        self.bytes = np.load(path, mmap_mode="r")
+                    kept = np.load(path, mmap_mode="r")
+        self.bytes = kept
         self.mean = torch.tensor(pixels.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(pixels.std).view(1, 3, 1, 1) * 255
 

@@ -7,13 +7,12 @@ Listing must not import torch, so a method file is *read*, not imported: its doc
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
-import io
 import sys
-import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -26,8 +25,6 @@ from cirbench.types import CirbenchError, DatasetSpec
 
 #: Top-level names of a method file that are read without importing it.
 DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS", "TUNE")
-#: Tokens after which a statement begins.
-STATEMENT_ENDS = (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
 #: Modules that declarations may import; all of them are cheap.
 CHEAP = ("__future__", "typing", "collections", "dataclasses", "enum", "math", "pydantic", "cirbench.settings")
 
@@ -59,11 +56,6 @@ class MethodFile:
     module: str = ""
     source: str = field(default="", repr=False)
 
-    @property
-    def digest(self) -> str:
-        """Of the code (`code_digest`)."""
-        return code_digest(self.source)
-
     def load(self) -> ModuleType:
         """Import the file, torch and all."""
         if self.module:
@@ -71,44 +63,12 @@ class MethodFile:
         return import_path(self.path)
 
 
-@lru_cache(maxsize=256)
-def code_digest(source: str) -> str:
-    """sha256 of the `code` of a Python file: words about code change no number, so they change no identity."""
-    return hashlib.sha256(code(source).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def code(source: str) -> str:
-    """Python source without comments, docstrings and blank lines; what is no valid Python is returned as it is.
-
-    They are cut out where they stand, since another version of Python would write a parsed file back otherwise.
-    """
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (SyntaxError, tokenize.TokenError):
-        return source
-    lines, touched = source.split("\n"), set[int]()
-    # Backwards, so that what is cut moves nothing that is still to be cut.
-    for before, token, after in reversed(list(zip([None, *tokens], tokens, tokens[1:], strict=False))):
-        # A string that is a statement: a docstring, or the like below an attribute. One with an f in front may call.
-        stands_alone = token.type == tokenize.STRING and after.type == tokenize.NEWLINE and "f" not in _prefix(token) \
-            and (before is None or before.type in STATEMENT_ENDS)
-        (top, left), (bottom, right) = token.start, token.end
-        if token.type == tokenize.COMMENT or stands_alone:
-            lines[top - 1] = lines[top - 1][:left].rstrip() + lines[bottom - 1][right:]
-            lines[top:bottom] = [""] * (bottom - top)
-            touched.update(range(top - 1, bottom))
-        elif token.type == tokenize.NL:
-            touched.add(top - 1)
-    return "\n".join(line for row, line in enumerate(lines) if row not in touched or line.strip()).strip("\n")
-
-
-def _prefix(token: tokenize.TokenInfo) -> str:
-    """The letters before a string's first quote, in lower case."""
-    return token.string[:min(i for i in map(token.string.find, "'\"") if i >= 0)].lower()
-
-
 def import_path(path: Path) -> ModuleType:
-    """Import a loose Python file under a name of its own."""
+    """Import a loose Python file under a name of its own; files beside it can be imported by it.
+
+    Raises:
+        CirbenchError: it fails, or another file of the name of one of its helpers was imported before.
+    """
     name = f"cirbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -116,13 +76,35 @@ def import_path(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _beside(path):
+            spec.loader.exec_module(module)
     except CirbenchError:
         raise
     except Exception as error:
         sys.modules.pop(name, None)
         raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.") from error
     return module
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Let a loose file import its neighbours, and refuse a neighbour in whose place another file was imported."""
+    folder = path.resolve().parent
+    for helper in folder.glob("*.py"):
+        known = sys.modules.get(helper.stem)
+        file = getattr(known, "__file__", None)
+        if known is not None and file is not None and Path(file).resolve() != helper.resolve():
+            if f"import {helper.stem}" in (text := path.read_text(encoding="utf-8")) or f"from {helper.stem} " in text:
+                raise CirbenchError(
+                    f"{path} imports {helper.stem}, but {file} was already imported under that name. Rename one of the "
+                    "two files."
+                )
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
 
 
 def _targets(node: ast.stmt) -> set[str]:

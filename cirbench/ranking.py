@@ -75,8 +75,20 @@ class _Scores:
 
     def __init__(self, queries: Tensor, gallery: Tensor, score: Score) -> None:
         self.count, self.gallery, self.score = queries.shape[0], gallery, score
-        self.queries = _padded(queries, BLOCK[0])
+        # A dot product does not see other rows; a method's own score may, so it is given real rows alone.
+        self.padded = score is dot
+        self.queries = _padded(queries, BLOCK[0]) if self.padded else queries
         self.kept: list[Tensor] | None = [] if gallery.shape[0] <= KEEP else None
+
+    def _block(self, start: int) -> Tensor:
+        """(B, <= BLOCK[1]) scores of the gallery images from `start`."""
+        width = BLOCK[1]
+        part = self.gallery[start : start + width]
+        if self.padded:
+            return self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
+        # The last block reaches back instead: rows scored before fill it up to the shape of the others.
+        before = min(start, width - part.shape[0])
+        return checked(self.score, self.queries, self.gallery[start - before : start + width])[:, before:]
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first column, (B, <= BLOCK[1]) scores) in gallery order."""
@@ -85,16 +97,35 @@ class _Scores:
             if self.kept is not None and index < len(self.kept):
                 yield start, self.kept[index]
                 continue
-            part = self.gallery[start : start + width]
-            block = self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
+            block = self._block(start)
             if bool(block.isnan().any()):  # no comparison with NaN holds, so it would stand before nothing
                 raise CirbenchError(
-                    f"NaN among the scores of gallery images {start} to {start + part.shape[0] - 1}; nothing can be "
+                    f"NaN among the scores of gallery images {start} to {start + block.shape[1] - 1}; nothing can be "
                     "ranked. Embeddings overflow, or the method's `score` divides by zero."
                 )
             if self.kept is not None:
                 self.kept.append(block)
             yield start, block
+
+
+def checked(score: Score, queries: Tensor, gallery: Tensor) -> Tensor:
+    """What a method's own `score` returns for (B, D) queries and (n, D) gallery images.
+
+    Raises:
+        CirbenchError: it is no floating-point tensor of shape (B, n).
+    """
+    found, wanted = score(queries, gallery), (queries.shape[0], gallery.shape[0])
+    good = isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == wanted
+    if good and wanted[0] == wanted[1] > 1:
+        # A square does not tell queries from images; one query does.
+        good = tuple(score(queries[:1], gallery).shape) == (1, wanted[1])
+    if not good:
+        received = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise CirbenchError(
+            f"the method's `score` returned {received} for {wanted[0]} queries and {wanted[1]} gallery images. It must "
+            f"return a floating-point tensor of shape (B, N) = {wanted}, one row a query."
+        )
+    return found
 
 
 def _flat(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +141,23 @@ def _allowed(view: View, rows: slice, start: int, stop: int, device: torch.devic
     assert view.member_of is not None
     part = torch.from_numpy(np.ascontiguousarray(view.members[:, start:stop])).to(device)
     return part[torch.from_numpy(view.member_of[rows].astype(np.int64)).to(device)]
+
+
+def _at_least(block: Tensor, counted: Tensor, own: Tensor, place: Tensor, target_scores: Tensor) -> Tensor:
+    """(T,) how many counted images of a block score at least as much as each target, by a search in sorted rows.
+
+    Args:
+        block: (B, n) scores, minus infinity where an image does not count.
+        counted: (B,) how many images count.
+        own: (T,) row of each target.
+        place: (T,) which target of its row it is.
+        target_scores: (T,).
+    """
+    wanted = block.new_full((block.shape[0], int(place.max()) + 1 if len(place) else 1), torch.inf)
+    wanted[own, place] = target_scores
+    below = torch.searchsorted(block.sort(dim=1).values, wanted)[own, place]
+    # At minus infinity the images that do not count would be counted as well.
+    return torch.where(target_scores == -torch.inf, counted[own], block.shape[1] - below)
 
 
 def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
@@ -133,6 +181,7 @@ def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, n
     ties = torch.zeros_like(above)
     # For ranks of every target: how many non-targets score at least as much as each of them.
     above_each = torch.zeros(len(own), dtype=torch.int64, device=device)
+    place = torch.from_numpy(np.arange(len(owner_kept)) - np.searchsorted(owner_kept, owner_kept)).to(device)
     for start, block in scores.blocks():
         stop = start + block.shape[1]
         counted = torch.ones(block.shape, dtype=torch.bool, device=device)
@@ -146,25 +195,22 @@ def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, n
         above += ((block >= best[:, None]) & counted).sum(1)
         ties += ((block == best[:, None]) & counted).sum(1)
         if view.every_target:
-            for index in range(len(own)):
-                above_each[index] += ((block[own[index]] >= target_scores[index]) & counted[own[index]]).sum()
+            above_each += _at_least(block.masked_fill(~counted, -torch.inf), counted.sum(1), own, place, target_scores)
     found = torch.zeros(count, dtype=torch.bool, device=device)
     found[own] = True
     rank = torch.where(found, above + 1, 0).to(torch.int32).cpu().numpy()
     tied = torch.where(found, ties, 0).to(torch.int32).cpu().numpy()
     if not view.every_target:
         return rank, tied, None
-    every = [np.zeros(len(t), dtype=np.int32) for t in view.targets[rows]]
     first = np.concatenate([[0], np.cumsum([len(t) for t in view.targets[rows]])])
-    inner = np.arange(len(owner)) - first[owner]
     score, before = target_scores.cpu().numpy(), above_each.cpu().numpy()
-    for row in range(count):
-        mine = np.flatnonzero(owner_kept == row)
-        # Among the targets themselves: by score, equal ones in the order given.
-        order = mine[np.argsort(-score[mine], kind="stable")]
-        for place, index in enumerate(order):
-            every[row][inner[present][index]] = before[index] + place + 1
-    return rank, tied, every
+    # Among the targets themselves: by score, equal ones in the order given.
+    order = np.lexsort((-score, owner_kept))
+    among = np.empty(len(order), dtype=np.int64)
+    among[order] = np.arange(len(order)) - np.searchsorted(owner_kept, owner_kept[order])
+    ranks = np.zeros(len(owner), dtype=np.int32)
+    ranks[present] = before + among + 1
+    return rank, tied, np.split(ranks, first[1:-1])
 
 
 def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor, Tensor]:

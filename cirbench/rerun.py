@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import lease, specs
-from cirbench.plugins import find_dataset
+from cirbench.plugins import find_dataset, find_method
 from cirbench.records import Record, is_finished, write_json
 from cirbench.seeds import digest
-from cirbench.settings import parse_assignments
+from cirbench.settings import TrainSettings, parse_assignments
 from cirbench.specs import Plan
 from cirbench.types import CirbenchError
 
@@ -66,19 +66,21 @@ def plan_eval(
         raise CirbenchError(
             f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force."
         )
-    over = {f"method.{k}": v for k, v in inputs["config"].items()}
+    method = record.data.get("method_path") or inputs["method"]
+    # A field that is younger than the record was at the value that changes nothing, whatever its default is now.
+    over = {f"method.{k}": v for k, v in {**find_method(method).config.neutral(), **inputs["config"]}.items()}
     name = dataset or record.data.get("dataset_path") or inputs["dataset"]
     if not name:
         raise CirbenchError(f"{folder} holds converted weights of no dataset here: name one with --dataset.")
     own = find_dataset(name).SPEC.name == inputs["dataset"]
     # Names of a dataset's own protocols and text forms say nothing on another, nor does what once chose the checkpoint.
     bound = () if own else ("protocol", "form", "selection")
-    over |= {f"train.{k}": v for k, v in inputs["train"].items() if k not in bound}
+    over |= {f"train.{k}": v for k, v in {**TrainSettings.neutral(), **inputs["train"]}.items() if k not in bound}
     if own:
-        over |= {f"data.{k}": v for k, v in inputs["data"].items()}
+        neutral = find_dataset(name).Knobs.neutral()
+        over |= {f"data.{k}": v for k, v in {**neutral, **inputs["data"]}.items()}
     for field, value in parse_assignments(sets, ("data",))["data"].items():
         over[f"data.{field}"] = value
-    method = record.data.get("method_path") or inputs["method"]
     return specs.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
 
 
@@ -91,9 +93,10 @@ def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[
     if not isinstance(record, Record):
         return {}
     training = record.data["inputs"]
-    rest = {k: v for k, v in training.items() if k not in ("seed", "source", "train") and inputs.get(k) != v}
+    code = ("source", "numerics")  # records of schema 1 name the digests of files
+    rest = {k: v for k, v in training.items() if k not in ("seed", *code, "train") and inputs.get(k) != v}
     rest["train"] = {k: v for k, v in training["train"].items() if inputs["train"].get(k) != v}
-    out = {"inputs": digest(rest), "source": digest(training["source"])}
+    out = {"inputs": digest(rest), "source": digest([training[k] for k in code if k in training])}
     if (record.data.get("selection") or {}).get("rule") != "untrained":
         out |= {"dataset": training["dataset"], "data": training["data"]}
     return out
@@ -109,7 +112,7 @@ def evaluate_run(
         CirbenchError: weights that do not fit, or pictures that are missing.
     """
     from cirbench import missing, runs
-    from cirbench.encoders import file_sha256
+    from cirbench.content import file_sha256
     from cirbench.training import pick_device
 
     where = pick_device(device)
@@ -117,7 +120,7 @@ def evaluate_run(
     weights = record.folder / "model.safetensors"
     _, inputs, _ = runs.identify(planned, dataset)
     inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights), **_training_of(record, inputs)}
-    run_id = digest(inputs)
+    run_id = specs.run_id(inputs)
     folder = out / f"{specs.run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
     if is_finished(folder):
         return Record(folder)

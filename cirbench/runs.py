@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cirbench import cost, evaluation, lease, missing, specs
-from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
+from cirbench.cache import renewing
+from cirbench.encoders import Encoders, check_clip, check_cnn, weights_in
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
 from cirbench.information import bounds
@@ -53,11 +54,6 @@ def _deterministic(seed: int) -> None:
     torch.manual_seed(derive(seed, "torch") % 2**63)
 
 
-def _used_weights(config: Mapping[str, Any]) -> dict[str, str]:
-    """Backbones named in a config -> what identifies their weights."""
-    return {str(config[k]): weights_id(str(config[k])) for k in ("clip", "cnn") if config.get(k)}
-
-
 def _check_backbones(config: Mapping[str, Any]) -> None:
     if config.get("clip") and config.get("streams") != "cnn":
         check_clip(str(config["clip"]))
@@ -69,7 +65,7 @@ def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]
     """(run id, inputs, fingerprint of the image set)."""
     ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
     images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
-    inputs = specs.inputs(planned, dataset, images, _used_weights(planned.spec.config))
+    inputs = specs.inputs(planned, dataset, images, weights_in(planned.spec.config))
     return specs.run_id(inputs), inputs, images
 
 
@@ -149,7 +145,8 @@ def run(planned: Plan, options: Options = Options()) -> Record:
                     shutil.rmtree(existing, ignore_errors=True)
             elif is_finished(folder):  # by another process, while this one waited for the lease
                 return Record(folder)
-            return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
+            with renewing() if options.force else contextlib.nullcontext():
+                return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
     except CirbenchError:
         with contextlib.suppress(OSError):  # weights that cannot be had leave no folder; what was begun stays
             folder.rmdir()
@@ -174,9 +171,8 @@ def _run(
     began = time.perf_counter()
     _deterministic(planned.spec.seed)
     form = specs.training_form(planned, dataset)
-    method = planned.method.load().build(
-        planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), None
-    )
+    encoders = Encoders(derive(planned.spec.seed, "weights"), declared=inputs["weights"])
+    method = planned.method.load().build(planned.config, encoders, _view(dataset, form), None)
     if isinstance(method, torch.nn.Module):
         method.to(device)
     trained = Trained()
@@ -203,7 +199,7 @@ def _run(
         folder, planned, method, dataset, absent, device, options,
         {
             "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
-            **places(planned), "selection": selection, "select": selected,
+            **places(planned), "loaded": encoders.loaded, "selection": selection, "select": selected,
             "split": "report", "started": started.isoformat(timespec="seconds"),
             "notes": list(dataset.notes) + (
                 ["The checkpoint was chosen on the reported split (test-oracle)."]
@@ -309,6 +305,11 @@ def _weights(method: Any, feed: Feed, dataset: Dataset, split: Split, form: str)
             queries = split.queries[start : start + evaluation.BATCH]
             batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
             for name, weight in method.modality_weights(batch).items():
+                if tuple(weight.shape) != (len(queries),):
+                    raise CirbenchError(
+                        f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "
+                        f"{len(queries)} queries. It must return one share of the image a query, shape (B,)."
+                    )
                 parts.setdefault(name, []).append(weight.float().cpu().numpy())
     return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
 

@@ -24,6 +24,29 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
     )
 
+    @classmethod
+    def neutral(cls) -> dict[str, Any]:
+        """Field -> the value at which it changes nothing, for fields that are younger than records that exist.
+
+        Declared as `Field(default, json_schema_extra={"neutral": value})`.
+        """
+        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+        return {name: more["neutral"] for name, more in extras.items() if isinstance(more, dict) and "neutral" in more}
+
+    def identity(self) -> dict[str, Any]:
+        """The values that identify a run: all fields but those at their neutral value, and those that change nothing.
+
+        So a new field that is left alone changes no identity.
+        """
+        extras = {name: info.json_schema_extra or {} for name, info in type(self).model_fields.items()}
+        neutral, out = self.neutral(), {}
+        for name, value in self.model_dump().items():
+            more = extras[name]
+            silent = isinstance(more, dict) and more.get("identity") is False
+            if not silent and not (name in neutral and neutral[name] == value):
+                out[name] = value
+        return out
+
 
 class TrainSettings(Settings):
     """How a method is trained; everything here is part of a run's identity."""
@@ -59,6 +82,7 @@ class TrainSettings(Settings):
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
     seconds_between_checkpoints: float = Field(
         20.0, ge=0, description="for resuming; 0 writes one after every step. No effect on results",
+        json_schema_extra={"identity": False},
     )
 
 

@@ -8,17 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cirbench import plugins
+from cirbench import numerics, plugins
 from cirbench.seeds import digest
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, RunSpec
 
 PACKAGE = Path(__file__).parent
-#: Files whose change may change a number; the hashes of their code are part of a run's identity.
-NUMERICS = (
-    "encoders", "evaluation", "features", "feed", "images", "information", "judging", "layers", "metrics", "ranking",
-    "seeds", "smallclip", "smallcnn", "streams", "training", "words",
-)
 
 
 @dataclass(frozen=True)
@@ -187,30 +182,28 @@ def training_form(planned: Plan, dataset: Dataset) -> str:
     return planned.train.form or dataset.protocols[0].form
 
 
-def sources(planned: Plan) -> dict[str, str]:
-    """File -> sha256 of the code a number of this run depends on, comments and docstrings left out."""
-    name = Path(planned.dataset.__file__ or "").stem
-    files = [PACKAGE / f"{n}.py" for n in NUMERICS]
-    own = Path(planned.dataset.__file__ or "")
-    files += [own, *sorted(own.parent.glob(f"_{name}*.py"))]
-    text = own.read_text(encoding="utf-8") if own.is_file() else ""
-    files += [PACKAGE / "datasets" / f"{shared}.py" for shared in ("_common", "_folder") if shared in text]
-    out = {f.name: plugins.code_digest(f.read_text(encoding="utf-8")) for f in files if f.is_file()}
-    out[f"methods/{planned.method.path.name}"] = planned.method.digest
-    return out
+def code(planned: Plan) -> dict[str, int | str]:
+    """Part of the code that a number of this run depends on -> its released number, or its digest (numerics.py)."""
+    method = planned.method
+    file = method.path if not method.module else method.module
+    dataset = planned.dataset.__name__
+    source = dataset if dataset.startswith("cirbench.") else Path(str(planned.dataset.__file__))
+    return {
+        "harness": numerics.of_part("harness"),
+        "method": numerics.of_plugin("methods", method.name, numerics.entry(file)),
+        "dataset": numerics.of_plugin("datasets", planned.facts.name, numerics.entry(source)),
+    }
 
 
 def inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, str]) -> dict[str, Any]:
     """What identifies a run, in the form the record keeps."""
-    # A checkpoint interval changes no number.
-    train = {k: v for k, v in planned.spec.train.items() if k != "seconds_between_checkpoints"}
     protocols, left = scored(planned, dataset)
     # A record with fewer protocols is another record, though its numbers are the same.
     fewer = {"forms": list(dict.fromkeys(p.form for p in protocols))} if left else {}
     return {
-        "dataset": dataset.name, "data": dict(planned.spec.data), "fingerprint": dataset.fingerprint, "images": images,
-        "method": planned.method.name, "config": dict(planned.spec.config), "train": train,
-        "seed": planned.spec.seed, "weights": dict(weights), "source": sources(planned), **fewer,
+        "dataset": dataset.name, "data": planned.knobs.identity(), "fingerprint": dataset.fingerprint, "images": images,
+        "method": planned.method.name, "config": planned.config.identity(), "train": planned.train.identity(),
+        "seed": planned.spec.seed, "weights": dict(weights), "numerics": code(planned), **fewer,
     }
 
 
@@ -221,5 +214,14 @@ def run_name(planned: Plan, run_id: str) -> str:
 
 
 def run_id(inputs_: Mapping[str, Any]) -> str:
-    """Hash of the resolved inputs."""
-    return digest(dict(inputs_))
+    """Hash of the resolved inputs; weights on this machine stand in it by their content, not by their place."""
+    weights = {name: sha for name, sha in inputs_["weights"].items() if sha.startswith("sha256:")}
+
+    def by_content(value: Any) -> Any:
+        if isinstance(value, str):
+            return weights.get(value, value)
+        if isinstance(value, Mapping):
+            return {key: by_content(part) for key, part in value.items()}
+        return [by_content(part) for part in value] if isinstance(value, list | tuple) else value
+
+    return digest({**inputs_, "config": by_content(inputs_["config"]), "weights": sorted(set(weights.values()))})

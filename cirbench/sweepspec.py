@@ -160,7 +160,7 @@ class Sweep:
 
     def study(self) -> str:
         """Name of the study: another design, or code that may give another number, is another study."""
-        some = {p.method: specs.sources(self.plan(p, self.seeds[0])) for p in self.corners()}
+        some = {p.method: specs.code(self.plan(p, self.seeds[0])) for p in self.corners()}
         parts = [self.name, self.asked, self.dataset.removesuffix(".py").split("/")[-1]]
         return "-".join([*filter(None, parts), digest([self.definition(), some])[:10]])
 

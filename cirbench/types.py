@@ -89,7 +89,7 @@ class ImageSource(Interface):
         ...
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
-        """A hash of what `open` returns for these ids, cheap to compute (sizes and names, not pixels)."""
+        """A hash of what `open` returns for these ids: other pictures under equal names give another."""
         ...
 
 

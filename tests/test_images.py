@@ -59,6 +59,18 @@ def test_every_published_clip_says_how_pictures_are_cut() -> None:
         assert resized(noise(30, 40), 64, pixels.resize, pixels.interpolation).size == (64, 64)
 
 
+@pytest.mark.parametrize("size", [(100, 125), (125, 100), (301, 97), (64, 64), (31, 200), (7, 5)])
+@pytest.mark.parametrize("between", ["bicubic", "bilinear"])
+def test_pad_equals_open_clip(size: tuple[int, int], between: str) -> None:
+    """`longest` of open_clip, which no published tag uses but whose own models may."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    cfg = PreprocessCfg(size=64, interpolation=between, resize_mode="longest")
+    expected = image_transform_v2(cfg, is_train=False)(noise(*size)).permute(1, 2, 0).numpy()
+    ours = np.asarray(resized(noise(*size), 64, "pad", between), np.float32) / 255
+    assert np.allclose((ours - cfg.mean) / cfg.std, expected, atol=1e-5)
+
+
 def test_target_pad_known_answer() -> None:
     padded = _pad(noise(100, 300), int(300 / 1.25), int(300 / 1.25))
     assert padded.size == (240, 300)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -13,7 +12,6 @@ import pytest
 
 from cirbench import contract
 from cirbench.cli import main
-from cirbench.plugins import code, code_digest
 
 TINY = ["--set", "data.train_scenes=48", "--set", "data.select_scenes=8", "--set", "data.report_scenes=12",
         "--set", "data.distractors=12", "--set", "method.clip=scenes-small", "--set", "train.epochs=1",
@@ -219,6 +217,11 @@ BROKEN = [
     ("half a contrast", _break("    def optimizers(self)", "    def contrasts(self, batch):\n        q = self.encode_queries("
      "batch)[:2]\n        return {'all': (q, self.encode_images(batch.target), 0.07)}\n\n    def optimizers(self)"),
      "embeddings", "contrasts gives (2, 256)"),
+    ("a score of another shape", _break("    def optimizers(self)", "    def score(self, queries, gallery):\n        "
+     "return gallery @ queries.T\n\n    def optimizers(self)"), "embeddings", "one row a query"),
+    ("a score that sees the gallery", _break("    def optimizers(self)", "    def score(self, queries, gallery):\n        "
+     "s = queries @ gallery.T\n        return (s - s.mean(1, keepdim=True)) / s.std(1, keepdim=True)\n\n    "
+     "def optimizers(self)"), "embeddings", "other gallery images"),
     ("what is not saved", _break("        self.edit = nn.Sequential(",
                                  "        self.secret = [torch.randn(config.dim) * __import__('time').time_ns() % 7]\n"
                                  "        self.edit = nn.Sequential("), "weights survive", "other"),
@@ -239,91 +242,3 @@ def test_the_contract_finds(what: str, change: Callable[[str], str], check: str,
     problem = contract._problem(contract.CHECKS[name], contract.Subject(str(mine)))
     assert said in problem, problem
     assert call("check", str(mine)) == 1
-
-
-# ---------------------------------------------------------------------------- what identifies code
-
-WORDY = '''"""Doc.
-
-with a # hash
-"""
-import os  # why
-
-# a comment
-
-X = 1
-"""of X"""
-
-
-class A:
-    # before the docstring
-    """A."""
-
-    y = """kept # text
-
-    with a blank line"""
-
-    def f(self):
-        """Doc."""
-
-        # only a comment
-        f"{os.getpid()}"
-        return (
-            X,  # one
-
-            "# two",
-        )
-'''
-BARE = '''import os
-X = 1
-class A:
-    y = """kept # text
-
-    with a blank line"""
-    def f(self):
-        f"{os.getpid()}"
-        return (
-            X,
-            "# two",
-        )'''
-
-
-def test_words_about_code_do_not_identify_it() -> None:
-    assert code(WORDY) == BARE and code_digest(WORDY) == code_digest(BARE)
-
-
-@pytest.mark.parametrize("was, new", [
-    ("X = 1", "X = 2"), ("kept # text", "kept # texts"), ("text\n\n", "text\n"), ("# two", "# 2"), ("            X", "X"),
-    ('f"{os.getpid()}"', 'f"{os.getppid()}"'), ("        return", "    return"),
-])
-def test_code_identifies_code(was: str, new: str) -> None:
-    assert was in WORDY and code_digest(WORDY.replace(was, new)) != code_digest(WORDY)
-
-
-def test_nothing_but_words_is_cut() -> None:
-    """Over our own files: what is left parses to the same tree, but for the strings that stand alone."""
-    def tree(source: str) -> str:
-        parsed = ast.parse(source)
-        for node in ast.walk(parsed):
-            for name in ("body", "orelse", "finalbody"):
-                if isinstance(statements := getattr(node, name, None), list):
-                    setattr(node, name, [s for s in statements if not _words(s)])
-        return ast.dump(parsed)
-
-    def _words(node: ast.AST) -> bool:
-        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-    compared, files = 0, list((Path(__file__).parents[1] / "cirbench").rglob("*.py"))
-    for file in files:
-        source = file.read_text(encoding="utf-8")
-        try:
-            left = tree(code(source))
-        except SyntaxError:  # a body that was a docstring alone
-            continue
-        assert left == tree(source), file
-        compared += 1
-    assert compared > 0.8 * len(files)
-
-
-def test_broken_code_is_hashed_as_it_is() -> None:
-    assert code("def (  # no\n") == "def (  # no\n"

@@ -41,7 +41,7 @@ def test_a_record_holds_what_it_promises(tmp_path: Path) -> None:
     record = tiny.run("dwc", tmp_path, seed=3)
     data = record.data
     assert set(data["inputs"]) == {
-        "dataset", "data", "fingerprint", "images", "method", "config", "train", "seed", "weights", "source",
+        "dataset", "data", "fingerprint", "images", "method", "config", "train", "seed", "weights", "numerics",
     }
     scored = data["protocols"]["scenes"]
     assert scored["queries"] == 48 and scored["metrics"].keys() >= {"R@1", "R@10", "balanced/R@1"}
@@ -77,7 +77,7 @@ def test_same_inputs_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = run_id(tiny.plan("dwc"))
+    base, code = run_id(tiny.plan("dwc")), specs.code
     assert run_id(tiny.plan("dwc", train__seconds_between_checkpoints=0)) == base
     for other in (
         tiny.plan("dwc", seed=1), tiny.plan("dwc", variant="no-ssg"), tiny.plan("dwc", data__noise_kind="text"),
@@ -85,10 +85,10 @@ def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pyte
         tiny.plan("dwc", train__epochs=2),
     ):
         assert run_id(other) != base
-    sources = specs.sources(tiny.plan("dwc"))
-    assert {"methods/dwc.py", "training.py", "ranking.py", "scenes.py", "_scenes_render.py"} <= set(sources)
-    monkeypatch.setattr(specs, "sources", lambda planned: {**sources, "ranking.py": "changed"})
-    assert run_id(tiny.plan("dwc")) != base
+    for part, number in specs.code(tiny.plan("dwc")).items():
+        with monkeypatch.context() as patch:
+            patch.setattr(specs, "code", lambda planned, p=part, n=number: {**code(planned), p: f"not {n}"})
+            assert run_id(tiny.plan("dwc")) != base
 
 
 def test_force_deletes_nothing_while_another_process_works_there(tmp_path: Path) -> None:

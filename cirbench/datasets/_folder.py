@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cirbench.content import file_sha256s
 from cirbench.types import CirbenchError
 
 if TYPE_CHECKING:
@@ -115,12 +116,16 @@ class FolderImages:
             raise CirbenchError(f"{path}: {DESCRIBED[word]} ({error}). Fetch this picture again.") from None
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
-        """Hash of ids and file sizes, in sorted order; an absent picture counts as such."""
+        """Hash of ids and contents of files, in sorted order; an absent picture counts as such."""
+        names = sorted(set(image_ids))
+        paths = [self.path(name) for name in names]
+        try:
+            contents = iter(file_sha256s([path for path in paths if path is not None]))
+        except OSError as error:
+            raise CirbenchError(f"a picture under {self.root} cannot be read: {error}.") from None
         hasher = hashlib.sha256()
-        for name in sorted(set(image_ids)):
-            path = self.path(name)
-            size = path.stat().st_size if path is not None else -1
-            hasher.update(f"{name}\t{size}\n".encode())
+        for name, path in zip(names, paths, strict=True):
+            hasher.update(f"{name}\t{next(contents) if path is not None else 'absent'}\n".encode())
         return hasher.hexdigest()
 
 

@@ -17,6 +17,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import PIL.Image
 
+from cirbench import numerics
+from cirbench.cache import cache_dir, usable
+from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 
 #: Part of every hash of pictures; raise it when a byte of any picture changes.
@@ -195,12 +198,6 @@ def draw(scene: Scene, image_id: str, side: int, data_seed: int) -> np.ndarray:
     return np.clip(picture + (noise & 15).astype(np.int32) - 8, 0, 255).astype(np.uint8)
 
 
-def cache_folder() -> Path:
-    """$CIRBENCH_CACHE, else ~/.cache/cirbench."""
-    given = os.environ.get("CIRBENCH_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "cirbench"
-
-
 class Pictures:
     """The pictures of one generated dataset, painted on first use and kept as one uint8 file."""
 
@@ -239,14 +236,11 @@ class Pictures:
             ) from None
 
     def _load(self) -> np.ndarray:
-        path = cache_folder() / f"scenes-{self.fingerprint(list(self._scenes))[:24]}.npy"
-        shape = (len(self._scenes), self.side, self.side, 3)
-        try:
-            found = np.load(path, mmap_mode="r")
-            if found.shape == shape and found.dtype == np.uint8:
-                return found
-        except (OSError, ValueError, EOFError):
-            pass  # not there, or cut short by something else than this program: paint again
+        name = digest([self.fingerprint(list(self._scenes)), numerics.of_class(type(self))])
+        path, shape = cache_dir() / f"scenes-{name[:24]}.npy", (len(self._scenes), self.side, self.side, 3)
+        kept = usable(path, shape, np.dtype(np.uint8), mapped=True)
+        if kept is not None:
+            return kept
         painted = np.empty(shape, np.uint8)
         for row, (image_id, scene) in enumerate(self._scenes.items()):
             painted[row] = draw(scene, image_id, self.side, self.data_seed)

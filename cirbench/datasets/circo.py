@@ -124,7 +124,7 @@ def _dataset(knobs: Knobs, root: Path, split: Split, files: list[Path]) -> Datas
     notes = () if knobs.gallery == "coco" else ("gallery: the annotated pictures alone, not the published protocol",)
     return Dataset(
         "circo", {split.name: split}, FolderImages(root, SPEC.template, paths, "circo"), SPEC.protocols,
-        c.annotations_fingerprint("circo", files, knobs.model_dump()), forms={"text": c.plain}, notes=notes,
+        c.annotations_fingerprint("circo", files, knobs.identity()), forms={"text": c.plain}, notes=notes,
     )
 
 

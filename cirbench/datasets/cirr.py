@@ -136,5 +136,5 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     splits["report"] = Split("report", tuple(report), {"all": {"": tuple(paths)}})
     return Dataset(
         "cirr", splits, _images(folder, {**train_paths, **paths}), SPEC.protocols,
-        c.annotations_fingerprint("cirr", [*files, *train_files], knobs.model_dump()), forms={"text": c.plain},
+        c.annotations_fingerprint("cirr", [*files, *train_files], knobs.identity()), forms={"text": c.plain},
     )

@@ -173,4 +173,4 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     if carved:
         splits["select"] = Split("select", tuple(carved), {"all": {"": c.images_of(carved)}})
     splits["report"] = _split(data, path, "test", "report")
-    return _dataset(folder, splits, path, knobs.model_dump())
+    return _dataset(folder, splits, path, knobs.identity())

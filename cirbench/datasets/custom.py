@@ -168,7 +168,7 @@ def _dataset(
         held_out = {i for role, s in splits.items() if role != "train" for i in s.images()}
         in_train = [r for r in rows if r["image_id"] not in held_out and r.get("split", knobs.train) == knobs.train]
         captions = {r["image_id"]: (r[knobs.caption],) for r in in_train if r[knobs.caption].strip()}
-    fingerprint = c.annotations_fingerprint("custom", files, knobs.model_dump(), sorted(paths) if not rows else None)
+    fingerprint = c.annotations_fingerprint("custom", files, knobs.identity(), sorted(paths) if not rows else None)
     images = FolderImages(root, ("{path}",), paths, "custom")
     return Dataset(
         "custom", splits, images, SPEC.protocols, fingerprint, captions=captions, forms={"text": c.plain}, notes=notes

@@ -266,6 +266,6 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     splits["report"] = report
     return Dataset(
         "fashion200k", splits, FolderImages(folder, SPEC.template, None, "fashion200k"), SPEC.protocols,
-        c.annotations_fingerprint("fashion200k", [*files, *report_files], knobs.model_dump()),
+        c.annotations_fingerprint("fashion200k", [*files, *report_files], knobs.identity()),
         captions={image: (text,) for image, text in train.items()}, forms=FORMS, notes=_notes(stray),
     )

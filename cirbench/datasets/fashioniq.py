@@ -240,5 +240,5 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     ) if shared else ()
     return Dataset(
         "fashioniq", splits, _images(folder), SPEC.protocols,
-        c.annotations_fingerprint("fashioniq", [*files, *train_files], knobs.model_dump()), forms=FORMS, notes=notes,
+        c.annotations_fingerprint("fashioniq", [*files, *train_files], knobs.identity()), forms=FORMS, notes=notes,
     )

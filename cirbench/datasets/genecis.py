@@ -143,7 +143,7 @@ def _load(knobs: Knobs, root: Path, name: str) -> Dataset:
     notes = (f"tasks left out: {', '.join(left)}; the mean is over the others",) if left else ()
     return Dataset(
         "genecis", {name: Split(name, tuple(queries))}, Pictures(root), SPEC.protocols,
-        c.annotations_fingerprint("genecis", files, knobs.model_dump()), forms={"text": c.plain}, notes=notes,
+        c.annotations_fingerprint("genecis", files, knobs.identity()), forms={"text": c.plain}, notes=notes,
     )
 
 

@@ -275,7 +275,7 @@ def _split(knobs: Knobs, role: str, scenes: dict[str, Scene]) -> Split:
 def _fingerprint(knobs: Knobs, splits: dict[str, Split], scenes: dict[str, Scene]) -> str:
     """sha256 of the knobs, every query and every scene."""
     digest = hashlib.sha256(f"{GENERATOR} {RENDERER}".encode())
-    digest.update(json.dumps(knobs.model_dump(), sort_keys=True).encode())
+    digest.update(json.dumps(knobs.identity(), sort_keys=True).encode())
     for role, split in splits.items():
         for q in split.queries:
             digest.update(f"\n{role} {q.id} {q.reference} {q.texts} {q.targets} {q.group}".encode())

@@ -168,5 +168,5 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
         notes = (*notes, f"{outside} annotations name images outside both lists of names and are in no split")
     return Dataset(
         "shoes", splits, FolderImages(folder, SPEC.template, None, "shoes"), SPEC.protocols,
-        c.annotations_fingerprint("shoes", files, knobs.model_dump()), forms=FORMS, notes=notes,
+        c.annotations_fingerprint("shoes", files, knobs.identity()), forms=FORMS, notes=notes,
     )

@@ -1,0 +1,65 @@
+"""The folder of things that can be made again: features, decoded pictures, content hashes of files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cirbench.lease import lock
+
+__all__ = ["alone", "cache_dir", "renewing", "usable"]
+
+#: Files made since `renewing` began, or None where what lies in the cache is used.
+_renewed: set[Path] | None = None
+
+
+def cache_dir() -> Path:
+    """`CIRBENCH_CACHE`, else `~/.cache/cirbench`."""
+    return Path(os.environ.get("CIRBENCH_CACHE") or "~/.cache/cirbench").expanduser()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Other processes that want to make the same file of the cache wait; look for it again inside the block."""
+    mark = path.with_suffix(".lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
+            held.enter_context(lock(mark))
+        yield
+        with contextlib.suppress(OSError):
+            mark.unlink()
+
+
+@contextlib.contextmanager
+def renewing() -> Iterator[None]:
+    """Inside the block nothing is taken from the cache that was made before it (`--force`)."""
+    global _renewed
+    before, _renewed = _renewed, set()
+    try:
+        yield
+    finally:
+        _renewed = before
+
+
+def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bool = False) -> np.ndarray | None:
+    """The array kept at `path`, or None where it has to be made: it is absent, damaged, or being renewed.
+
+    Args:
+        path: of an .npy file.
+        shape: what it must have; None for any length of an axis.
+        kind: what its values must be.
+        mapped: leave the values on disk until they are read.
+    """
+    if _renewed is not None and path not in _renewed:
+        _renewed.add(path)  # whoever asks makes it now
+        return None
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None  # not there, or cut off by something else than this program
+    fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
+    return array if fits and array.dtype == kind else None
