@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from cirbench import evaluation, plugins, runs, specs
+from cirbench.data.batches import Feed, Triplets
 from cirbench.encoders import Encoders, weights_in
-from cirbench.feed import Feed, Triplets
 from cirbench.ranking import checked
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch

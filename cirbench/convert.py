@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cirbench import plugins
-from cirbench.content import file_sha256
+from cirbench.data.file_hashes import file_sha256
 from cirbench.records import write_json
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError

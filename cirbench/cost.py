@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cirbench.feed import Feed
+from cirbench.data.batches import Feed
 from cirbench.ranking import View, dot, rank
 from cirbench.types import Frozen, Inputs, QueryBatch
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cirbench.content import file_sha256s
-from cirbench.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from cirbench.data.file_hashes import file_sha256s
+from cirbench.data.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError, Pixels
 from cirbench.words import LstmText

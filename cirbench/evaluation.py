@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import judging
-from cirbench.feed import Feed
+from cirbench.data.batches import Feed
 from cirbench.ranking import Ranks, Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cirbench.feed import Feed, first_text
+from cirbench.data.batches import Feed, first_text
 from cirbench.seeds import derive
 from cirbench.types import Dataset, Query, Split, TrainBatch
 

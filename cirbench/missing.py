@@ -26,14 +26,14 @@ SHOWN = 20
 
 def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[str]:
     """Ids of the roles' pictures that have no file; `closely`, also those whose file is no whole picture."""
-    from cirbench.datasets._folder import FolderImages
+    from cirbench.data.image_files import FolderImages
 
     if not isinstance(dataset.images, FolderImages):
         return []
     ids = list(dict.fromkeys(i for role in roles if role in dataset.splits for i in _named(dataset.splits[role])))
     if not closely:
         return dataset.images.missing(ids)
-    from cirbench.datacheck import broken
+    from cirbench.data.check import broken
 
     bad = {i for found in broken(dataset.images, ids).values() for i in found}
     return [i for i in ids if i in bad]
@@ -253,6 +253,13 @@ def bounds(
         "queries_lost": sum(x.lost for x in lacks.values()), "gallery_lost": max(x.gallery for x in lacks.values()),
         "bounds": out,
     }
+
+
+def beforehand_all(dataset: Dataset, gone: Collection[str]) -> dict[str, Any]:
+    """`beforehand` of every protocol of the `report` split: protocol name -> what missing pictures imply."""
+    report = dataset.splits["report"]
+    usable = [p for p in dataset.protocols if p.gallery in ("own", *report.galleries)]
+    return {p.name: beforehand(dataset, report, p, gone) for p in usable}
 
 
 def beforehand(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[str]) -> dict[str, Any]:

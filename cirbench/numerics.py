@@ -35,7 +35,7 @@ __all__ = ["PARTS", "closure", "digest", "released", "vouched"]
 PARTS: Mapping[str, tuple[str, ...]] = {
     "harness": ("cirbench.runs",),
     # What the keys of the caches hold beside their inputs.
-    "pictures": ("cirbench.images", "cirbench.datasets._folder"),
+    "pictures": ("cirbench.data.images", "cirbench.data.image_files"),
     "encoders": ("cirbench.encoders",),
 }
 RELEASED = Path(__file__).with_name("numerics.json")
@@ -404,17 +404,21 @@ def of_part(name: str) -> int | str:
     return vouched(name, _part(name)[1])
 
 
-@lru_cache(maxsize=256)
 def of_class(kind: type) -> int | str:
     """What identifies the code of a class that fills a cache: a part that holds it, else the digest of its modules."""
-    module = sys.modules.get(kind.__module__)
-    if module is None or not getattr(module, "__file__", None):
-        return kind.__qualname__
-    path = Path(str(module.__file__)).resolve()
+    return _of_module(kind.__module__) or kind.__qualname__
+
+
+@lru_cache(maxsize=256)
+def _of_module(name: str) -> int | str:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file:
+        return ""
+    path = Path(file).resolve()
     for part in ("pictures", "encoders"):
         if path in {m.path for m in _part(part)[0].values()}:
             return of_part(part)
-    return digest(closure(entry(kind.__module__) if kind.__module__.startswith("cirbench.") else entry(path)))
+    return digest(closure(entry(name) if name.startswith("cirbench.") else entry(path)))
 
 
 def own_modules(start: Module) -> dict[str, Module]:

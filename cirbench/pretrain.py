@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cirbench import smallclip
-from cirbench.images import resized
+from cirbench.data.images import resized
 from cirbench.smallclip import WordTokenizer, half
 from cirbench.smallcnn import MEAN as CNN_MEAN
 from cirbench.smallcnn import STD as CNN_STD

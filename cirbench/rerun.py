@@ -112,7 +112,7 @@ def evaluate_run(
         CirbenchError: weights that do not fit, or pictures that are missing.
     """
     from cirbench import missing, runs
-    from cirbench.content import file_sha256
+    from cirbench.data.file_hashes import file_sha256
     from cirbench.training import pick_device
 
     where = pick_device(device)
@@ -213,7 +213,7 @@ def explain_run(
     chosen = [queries[n] for n in sample([q.group for q in queries], count)]
     texts = [dataset.forms[form](q)[0][0] for q in chosen]
     images = list(dict.fromkeys(q.reference for q in chosen))
-    from cirbench.feed import Feed
+    from cirbench.data.batches import Feed
 
     feed = Feed(dataset, images, list(dict.fromkeys(texts)), method.inputs, where, quiet=quiet)
     told: dict[str, dict[str, Any]] = {}

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cirbench import cost, evaluation, lease, missing, specs
-from cirbench.cache import renewing
+from cirbench.data.batches import Feed, Triplets
+from cirbench.data.cache import renewing
+from cirbench.data.images import image_set_fingerprint, webp
 from cirbench.encoders import Encoders, check_clip, check_cnn, weights_in
-from cirbench.feed import Feed, Triplets
-from cirbench.images import image_set_fingerprint, webp
 from cirbench.information import bounds
 from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
 from cirbench.seeds import derive

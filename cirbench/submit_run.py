@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cirbench import evaluation, judging, missing, submissions
-from cirbench.feed import Feed
+from cirbench.data.batches import Feed
 from cirbench.ranking import dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Split
 

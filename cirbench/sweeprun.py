@@ -240,8 +240,8 @@ def measure(planned: Any, device: str, steps: int) -> float:
     import torch
 
     from cirbench import evaluation, runs, specs
+    from cirbench.data.batches import Feed, Triplets
     from cirbench.encoders import Encoders
-    from cirbench.feed import Feed, Triplets
     from cirbench.seeds import derive
     from cirbench.training import keep_freed_memory, pick_device
 

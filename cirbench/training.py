@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from cirbench.feed import Feed, Triplets
+from cirbench.data.batches import Feed, Triplets
 from cirbench.information import Bounds
 from cirbench.settings import TrainSettings
 from cirbench.types import CirbenchError

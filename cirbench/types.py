@@ -168,15 +168,41 @@ class Pixels:
     interpolation: str = "bicubic"
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Features of a frozen encoder, (B, D) float32, computed once and cached.
+class Encoder(Interface):
+    """An encoder of pictures, texts or both whose features can be cached; `Encoders.clip` makes one.
 
     Attributes:
-        encoder: an object of encoders.py with `key`, `pixels`, `encode_images` and `encode_texts`.
+        key: identifies its weights, whatever they are called.
+        dim: D, width of a feature.
+        pixels: what its image tower wants.
     """
 
-    encoder: Any
+    key: str
+    dim: int
+    pixels: Pixels
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> (B, D)."""
+        ...
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Its weights; where they lie is where it computes."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """Itself, moved to a device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Features of a frozen encoder, (B, D) float32, computed once and cached."""
+
+    encoder: Encoder
 
 
 @dataclass(frozen=True)

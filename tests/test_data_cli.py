@@ -18,8 +18,8 @@ import pytest
 from make_standins import jpeg
 from small_data import build
 
-from cirbench import download
 from cirbench.cli import main
+from cirbench.data import download
 from cirbench.plugins import dataset_names, find_dataset
 from cirbench.types import CirbenchError, Download
 

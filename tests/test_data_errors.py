@@ -14,8 +14,8 @@ from small_data import SCORED, build, css3d_data, write
 from test_score import embeddings, write_npz
 
 from cirbench.cli import main
+from cirbench.data.splits import load_named
 from cirbench.datasets import _folder
-from cirbench.splits import load_named
 from cirbench.types import CirbenchError
 
 Damage = Callable[[Path], Any]

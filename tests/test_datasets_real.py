@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from cirbench.data.splits import load_named
 from cirbench.datasets import _common as common
 from cirbench.plugins import find_dataset
-from cirbench.splits import load_named
 
 PINNED: list[tuple[str, str, str, int, dict[int, Any]]] = [
     ("fashioniq", "annotations/fashion_iq", "val", 6016, {

@@ -14,9 +14,9 @@ import tiny
 import torch
 
 from cirbench import encoders, specs
+from cirbench.data.features import FeatureStore, TextStore
+from cirbench.data.images import PixelStore
 from cirbench.encoders import Encoders, load_clip, load_cnn
-from cirbench.features import FeatureStore, TextStore
-from cirbench.images import PixelStore
 from cirbench.types import CirbenchError
 from cirbench.words import LstmText, build_vocabulary, split_words
 

@@ -13,9 +13,9 @@ import torch
 import torchvision.transforms.functional as tv
 
 from cirbench import specs
+from cirbench.data.batches import Feed, Triplets
+from cirbench.data.images import PixelStore, _pad, resized
 from cirbench.encoders import Encoders, wanted_pixels
-from cirbench.feed import Feed, Triplets
-from cirbench.images import PixelStore, _pad, resized
 from cirbench.types import Frozen, Inputs, Pixels
 
 

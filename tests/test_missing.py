@@ -18,7 +18,7 @@ from test_standins import NAMES, standins
 
 from cirbench import evaluation, judging, missing
 from cirbench.cli import main
-from cirbench.splits import load_named
+from cirbench.data.splits import load_named
 from cirbench.types import CirbenchError, Dataset, Split
 
 

@@ -240,7 +240,7 @@ print(json.dumps(sorted(n for n in sys.modules if n.split(".")[0] == "cirbench")
 def test_new_methods_and_datasets_change_no_identity() -> None:
     names = set(numerics._part("harness")[0])
     assert not any(n.startswith(("cirbench.methods.", "cirbench.reports")) for n in names)
-    assert {n for n in names if n.startswith("cirbench.datasets.")} <= {"cirbench.datasets._folder"}
+    assert {n for n in names if n.startswith("cirbench.datasets.")} <= {"cirbench.data.image_files"}
 
 
 def test_released_code_is_known() -> None:

@@ -14,8 +14,8 @@ from tiny import DATA
 
 from cirbench import scoring_run
 from cirbench.cli import main
+from cirbench.data.splits import load_named
 from cirbench.plugins import dataset_names
-from cirbench.splits import load_named
 from cirbench.types import Dataset, Protocol, Query, Split
 
 SHARED = Path(os.environ.get("CIRBENCH_SHARED") or Path(__file__).parents[1].parent / "shared") / "data" / "annotations"

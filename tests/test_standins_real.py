@@ -14,7 +14,7 @@ import pytest
 
 from cirbench import submissions
 from cirbench.cli import main
-from cirbench.splits import load_named
+from cirbench.data.splits import load_named
 
 SMALL = ("--recipe", "scenes", "--backbone", "scenes-small", "--set", "train.epochs=1")
 

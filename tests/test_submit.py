@@ -13,7 +13,7 @@ from small_data import build
 
 from cirbench import submissions
 from cirbench.cli import main
-from cirbench.splits import load_named
+from cirbench.data.splits import load_named
 from cirbench.types import CirbenchError
 
 

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from cirbench import specs
-from cirbench.feed import Triplets
+from cirbench.data.batches import Triplets
 from cirbench.plugins import find_method
 from cirbench.settings import TrainSettings
 from cirbench.training import learning_rate

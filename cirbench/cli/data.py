@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cirbench.cli._shared import is_quiet
+from cirbench.types import Dataset
 
 
 @click.group()
@@ -50,7 +52,7 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
     """
     from dataclasses import replace
 
-    from cirbench.download import fetch
+    from cirbench.data.download import fetch
     from cirbench.plugins import find_dataset
     from cirbench.types import CirbenchError
 
@@ -105,7 +107,7 @@ def ids(name: str, root: Path | None, split: str, sets: tuple[str, ...]) -> None
 
     docs/protocols.md has the sha256 of these lists.
     """
-    from cirbench.splits import load_named
+    from cirbench.data.splits import load_named
 
     # `train` is what remains; the official one is what `select` is carved out of.
     _, part = load_named(name, root, split, sets, whole=False)
@@ -122,9 +124,14 @@ def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) ->
 
     Exit code 1 where something is wrong.
     """
-    from cirbench.datacheck import check as look
+    from cirbench.data.check import check as look
 
-    result = look(name, root, sets, is_quiet(as_json))
+    def implied(dataset: Dataset, missing: Collection[str]) -> dict[str, Any]:
+        from cirbench.missing import beforehand_all  # with torch, which a check of complete data does not need
+
+        return beforehand_all(dataset, missing)
+
+    result = look(name, root, sets, is_quiet(as_json), implied)
     click.echo(json.dumps(result, indent=1) if as_json else _table(result))
     if not result["ok"]:
         sys.exit(1)

@@ -36,7 +36,7 @@ def score(
     if bool(embeddings) == bool(rankings):
         raise CirbenchError("give either --embeddings FILE.npz or --rankings FILE.json, one kind at a time.")
     files = (*embeddings, *rankings, *more)
-    from cirbench.splits import load_named
+    from cirbench.data.splits import load_named
 
     data, part = load_named(dataset, root, split, sets)
     from cirbench import scoring, scoring_run

@@ -45,7 +45,7 @@ def submit(
     if name not in SERVERS:
         raise CirbenchError(f"there is no server for {name}; --dataset chooses {' or '.join(SERVERS)}.")
     from cirbench import runs, specs
-    from cirbench.splits import load_named
+    from cirbench.data.splits import load_named
     from cirbench.training import pick_device
 
     data, split = load_named(name, root, SERVERS[name])
@@ -57,8 +57,8 @@ def submit(
 
 def validate(paths: tuple[Path, ...], root: Path | None) -> None:
     """Check files one by one; the first that is wrong ends it."""
+    from cirbench.data.splits import load_named
     from cirbench.datasets._common import read_json
-    from cirbench.splits import load_named
     from cirbench.submissions import validate as one
 
     for path in paths:

@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 
 from cirbench import numerics
-from cirbench.cache import cache_dir, usable
+from cirbench.data.cache import cache_dir, usable
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
-from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
 

@@ -10,8 +10,8 @@ import pickle
 from pathlib import Path
 from typing import IO, Any
 
+from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
-from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
 

@@ -6,8 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cirbench.data.image_files import EXTENSIONS, FolderImages
 from cirbench.datasets import _common as c
-from cirbench.datasets._folder import EXTENSIONS, FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, Query, Split
 

@@ -7,8 +7,8 @@ import random
 import re
 from pathlib import Path
 
+from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
-from cirbench.datasets._folder import FolderImages
 from cirbench.seeds import derive
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split

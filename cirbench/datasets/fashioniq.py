@@ -7,9 +7,9 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
-from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
-from cirbench.datasets._folder import FolderImages
 from cirbench.settings import Field, Settings, unknown
 from cirbench.types import Dataset, DatasetSpec, Download, Protocol, Query, Split
 

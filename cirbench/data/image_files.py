@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cirbench.content import file_sha256s
+from cirbench.data.file_hashes import file_sha256s
 from cirbench.types import CirbenchError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cirbench.cache import cache_dir
+from cirbench.data.cache import cache_dir
 
 __all__ = ["file_sha256", "file_sha256s"]
 

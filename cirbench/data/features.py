@@ -18,22 +18,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.cache import alone, cache_dir, usable
-from cirbench.encoders import Clip
-from cirbench.images import PixelStore
+from cirbench.data.cache import alone, cache_dir, usable
+from cirbench.data.images import PixelStore
 from cirbench.seeds import digest
-from cirbench.types import ImageSource
+from cirbench.types import Encoder, ImageSource
 
 BATCH = 256
 
 
-def _place(clip: Clip, *key: object) -> Path:
+def _place(encoder: Encoder, *key: object) -> Path:
     # A GPU may round products otherwise (TF32), and so may another number of threads: a run is given what it would
     # have computed itself, whoever filled the cache.
-    device = next(clip.parameters()).device.type
+    device = next(encoder.parameters()).device.type
     where = [device, *([torch.get_num_threads()] if device == "cpu" else [])]
-    code = [numerics.of_part("encoders"), numerics.of_class(type(clip))]
-    return cache_dir() / "features" / f"{digest([clip.key, where, code, *key])[:32]}.npy"
+    code = [numerics.of_part("encoders"), numerics.of_class(type(encoder))]
+    return cache_dir() / "features" / f"{digest([encoder.key, where, code, *key])[:32]}.npy"
 
 
 def _kept(path: Path, rows: int) -> np.ndarray | None:
@@ -65,16 +64,16 @@ def _in_batches(rows: int, what: str, quiet: bool, encode: Callable[[slice], Ten
 
 
 def _image_features(
-    clip: Clip, pixels: Callable[[], PixelStore], image_ids: Sequence[str], mirrored: bool, quiet: bool
+    encoder: Encoder, pixels: Callable[[], PixelStore], image_ids: Sequence[str], mirrored: bool, quiet: bool
 ) -> np.ndarray:
-    device, store = next(clip.parameters()).device, pixels()
+    device, store = next(encoder.parameters()).device, pixels()
 
     def encode(rows: slice) -> Tensor:
         ids = image_ids[rows]
         # A batch of one fixed shape: a product of another shape may round differently in its last bit.
         padded = [*ids, *([ids[0]] * (BATCH - len(ids)))] if len(image_ids) > BATCH else list(ids)
         flip = np.ones(len(padded), bool) if mirrored else None
-        return clip.encode_images(store(padded, flip).to(device))[: len(ids)]
+        return encoder.encode_images(store(padded, flip).to(device))[: len(ids)]
 
     return _in_batches(len(image_ids), "image features", quiet, encode)
 
@@ -83,27 +82,28 @@ class FeatureStore:
     """Image features of one frozen encoder for one image set, in one or both orientations.
 
     Args:
-        clip: the encoder.
+        encoder: the encoder.
         source, image_ids: the pictures, in the order of the rows.
         mirrored: keep features of the mirrored pictures as well, for training with flips.
         quiet: no progress bar.
     """
 
     def __init__(
-        self, clip: Clip, source: ImageSource, image_ids: Sequence[str], mirrored: bool = False, quiet: bool = True
+        self, encoder: Encoder, source: ImageSource, image_ids: Sequence[str], mirrored: bool = False,
+        quiet: bool = True,
     ) -> None:
         self.rows = {image_id: row for row, image_id in enumerate(image_ids)}
         code = [numerics.of_part("pictures"), numerics.of_class(type(source))]
-        key = digest([source.fingerprint(image_ids), list(image_ids), repr(clip.pixels), code])
+        key = digest([source.fingerprint(image_ids), list(image_ids), repr(encoder.pixels), code])
 
         def pixels() -> PixelStore:
             """Only asked for where a feature is missing: then pictures must be decoded, or read from their cache."""
-            return PixelStore(source, image_ids, clip.pixels, quiet)
+            return PixelStore(source, image_ids, encoder.pixels, quiet)
 
         self.tables = []
         for orientation in (False, True) if mirrored else (False,):
-            path = _place(clip, "images", key, orientation)
-            make = partial(_image_features, clip, pixels, image_ids, orientation, quiet)
+            path = _place(encoder, "images", key, orientation)
+            make = partial(_image_features, encoder, pixels, image_ids, orientation, quiet)
             self.tables.append(torch.from_numpy(_once(path, len(image_ids), make)))
 
     def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
@@ -118,12 +118,12 @@ class FeatureStore:
 class TextStore:
     """Text features of one frozen encoder for a list of strings."""
 
-    def __init__(self, clip: Clip, texts: Sequence[str], quiet: bool = True) -> None:
+    def __init__(self, encoder: Encoder, texts: Sequence[str], quiet: bool = True) -> None:
         unique = list(dict.fromkeys(texts))
         self.rows = {text: row for row, text in enumerate(unique)}
-        path = _place(clip, "texts", unique)
+        path = _place(encoder, "texts", unique)
         array = _once(path, len(unique), lambda: _in_batches(
-            len(unique), "text features", quiet, lambda rows: clip.encode_texts(unique[rows])
+            len(unique), "text features", quiet, lambda rows: encoder.encode_texts(unique[rows])
         ))
         self.table = torch.from_numpy(array)
 

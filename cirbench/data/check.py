@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cirbench.datasets._folder import FolderImages, quick_problem
+from cirbench.data.image_files import FolderImages, quick_problem
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
 from cirbench.types import CirbenchError, Dataset
@@ -84,8 +84,18 @@ def pictures(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> di
     return out
 
 
-def check(name: str, root: Path | None, sets: Sequence[str] = (), quiet: bool = True) -> dict[str, Any]:
+def check(
+    name: str, root: Path | None, sets: Sequence[str] = (), quiet: bool = True,
+    implied: Callable[[Dataset, Collection[str]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Everything about one dataset on disk, as JSON values; `ok` sums it up.
+
+    Args:
+        name: of the dataset.
+        root: folder of the data.
+        sets: `data.field=value` texts.
+        quiet: no progress bar.
+        implied: what missing pictures imply for the numbers, protocol by protocol; asked only where some are missing.
 
     Raises:
         CirbenchError: annotations that cannot be read at all.
@@ -117,11 +127,6 @@ def check(name: str, root: Path | None, sets: Sequence[str] = (), quiet: bool = 
         "notes": list(dataset.notes),
         "ok": all(c["ok"] for c in counts) and not bad,
     }
-    if bad and "report" in dataset.splits:
-        from cirbench import missing  # with torch, which a check of whole data does not need
-
-        result["bounds"] = {
-            p.name: missing.beforehand(dataset, dataset.splits["report"], p, bad) for p in dataset.protocols
-            if p.gallery in ("own", *dataset.splits["report"].galleries)
-        }
+    if bad and implied is not None and "report" in dataset.splits:
+        result["bounds"] = implied(dataset, bad)
     return result

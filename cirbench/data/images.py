@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.cache import alone, cache_dir, usable
+from cirbench.data.cache import alone, cache_dir, usable
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError, ImageSource, Pixels
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench.features import FeatureStore, TextStore
-from cirbench.images import PixelStore
+from cirbench.data.features import FeatureStore, TextStore
+from cirbench.data.images import PixelStore
 from cirbench.seeds import derive
 from cirbench.types import Dataset, Frozen, Inputs, Query, QueryBatch, TrainBatch
 
