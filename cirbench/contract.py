@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cirbench import evaluation, plugins, runs, specs
 from cirbench.data.batches import Feed, Triplets
-from cirbench.encoders import Encoders, weights_in
+from cirbench.models.encoders import Encoders, weights_in
 from cirbench.ranking import checked
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
@@ -145,8 +145,8 @@ def _read_of_config(tree: ast.Module) -> set[str]:
 def fields_are_used(subject: Subject) -> None:
     """Every field of Config is read somewhere in the method's code, or in the streams it is built on."""
     texts = [subject.found.source]
-    if "cirbench.streams" in subject.found.source:
-        texts.append((specs.PACKAGE / "streams.py").read_text(encoding="utf-8"))
+    if "cirbench.models.two_stream" in subject.found.source:
+        texts.append((specs.PACKAGE / "models" / "two_stream.py").read_text(encoding="utf-8"))
     read = set().union(*(_read_of_config(ast.parse(text)) for text in texts))
     idle = [name for name in subject.found.config.model_fields if name not in read]
     require(not idle, f"fields of Config that no code reads: {', '.join(idle)}. Read them (config.NAME) or drop them.")

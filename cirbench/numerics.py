@@ -36,7 +36,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "harness": ("cirbench.runs",),
     # What the keys of the caches hold beside their inputs.
     "pictures": ("cirbench.data.images", "cirbench.data.image_files"),
-    "encoders": ("cirbench.encoders",),
+    "encoders": ("cirbench.models.encoders",),
 }
 RELEASED = Path(__file__).with_name("numerics.json")
 #: Packages whose folders lie beside cirbench/ in a checkout (pyproject.toml).

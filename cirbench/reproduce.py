@@ -157,7 +157,7 @@ def _random_weights(planned: Plan) -> Any:
     """The same shapes without fetching anything: time and memory do not depend on what weights hold."""
     fields: dict[str, Any] = {}
     config = planned.config.model_dump()
-    from cirbench.encoders import clip_folder
+    from cirbench.models.encoders import clip_folder
 
     if config.get("clip") and clip_folder(config["clip"]) is None:
         fields["clip"] = config["clip"].partition(":")[0] + ":random"
@@ -187,7 +187,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     from tqdm import tqdm
 
     from cirbench import cost, evaluation, runs
-    from cirbench.encoders import Encoders
+    from cirbench.models.encoders import Encoders
     from cirbench.training import keep_freed_memory, pick_device
     from cirbench.types import QueryBatch, TrainBatch
 

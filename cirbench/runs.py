@@ -22,8 +22,8 @@ from cirbench import cost, evaluation, lease, missing, specs
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
 from cirbench.data.images import image_set_fingerprint, webp
-from cirbench.encoders import Encoders, check_clip, check_cnn, weights_in
 from cirbench.information import bounds
+from cirbench.models.encoders import Encoders, check_clip, check_cnn, weights_in
 from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
 from cirbench.seeds import derive
 from cirbench.specs import Plan

@@ -241,7 +241,7 @@ def measure(planned: Any, device: str, steps: int) -> float:
 
     from cirbench import evaluation, runs, specs
     from cirbench.data.batches import Feed, Triplets
-    from cirbench.encoders import Encoders
+    from cirbench.models.encoders import Encoders
     from cirbench.seeds import derive
     from cirbench.training import keep_freed_memory, pick_device
 

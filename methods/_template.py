@@ -53,8 +53,8 @@ TUNE = {"temperature": {"low": 0.01, "high": 0.5, "log": True}, "lr": {"low": 1e
 import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor, nn  # noqa: E402
 
-from cirbench.encoders import Clip, Encoders  # noqa: E402
-from cirbench.layers import adam, contrastive, hard_labels, l2norm  # noqa: E402
+from cirbench.models.encoders import Clip, Encoders  # noqa: E402
+from cirbench.models.layers import adam, contrastive, hard_labels, l2norm  # noqa: E402
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
 
 

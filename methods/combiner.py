@@ -64,14 +64,14 @@ DATASETS = {
     "scenes/like-dwc-cnn": _LIKE_DWC,
 }
 
-from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.layers import Combiner  # noqa: E402
-from cirbench.streams import Streams, WeightedStreams, build_streams  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402  declarations above are read without torch
+from cirbench.models.layers import Combiner  # noqa: E402
+from cirbench.models.two_stream import Streams, WeightedStreams, build_streams  # noqa: E402
 from cirbench.types import TrainView  # noqa: E402
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `Combiner` of layers.py."""
+    """See two_stream.py; the composition is `Combiner` of layers.py."""
     return build_streams(
         config, encoders, train, state,
         lambda name, dim: Combiner(dim, config.projection, config.hidden, config.dropout), kind=WeightedStreams,

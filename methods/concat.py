@@ -33,14 +33,14 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}}
 
-from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.layers import Concat  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402  declarations above are read without torch
+from cirbench.models.layers import Concat  # noqa: E402
+from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
 from cirbench.types import TrainView  # noqa: E402
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `Concat` of layers.py."""
+    """See two_stream.py; the composition is `Concat` of layers.py."""
     return build_streams(
         config, encoders, train, state, lambda name, dim: Concat(dim, config.layers, config.fusion_dropout)
     )

@@ -145,8 +145,8 @@ DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dro
 import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor, nn  # noqa: E402
 
-from cirbench.encoders import Clip, Cnn, Encoders  # noqa: E402
-from cirbench.layers import (  # noqa: E402
+from cirbench.models.encoders import Clip, Cnn, Encoders  # noqa: E402
+from cirbench.models.layers import (  # noqa: E402
     GeM,
     Inception1d,
     Inception2d,
@@ -160,8 +160,8 @@ from cirbench.layers import (  # noqa: E402
     side_by_side,
     similarities,
 )
+from cirbench.models.lstm_text import LstmText, build_vocabulary  # noqa: E402
 from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
-from cirbench.words import LstmText, build_vocabulary  # noqa: E402
 
 
 class Combine(nn.Module):

@@ -28,8 +28,8 @@ DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.0005, "cnn_lr": 0.001, "dr
 
 from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
 
-from cirbench.encoders import Encoders  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402
+from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
 from cirbench.types import TrainView  # noqa: E402
 
 
@@ -42,5 +42,5 @@ class Image(nn.Module):
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py."""
+    """See two_stream.py."""
     return build_streams(config, encoders, train, state, lambda name, dim: Image(), uses_text=False)

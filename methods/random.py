@@ -28,7 +28,7 @@ import torch  # noqa: E402  declarations above are read without torch
 from torch import Tensor  # noqa: E402
 
 from cirbench.data.images import CLIP_MEAN, CLIP_STD  # noqa: E402
-from cirbench.encoders import Encoders  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402
 from cirbench.types import Inputs, Pixels, QueryBatch, TrainView  # noqa: E402
 
 

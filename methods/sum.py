@@ -30,8 +30,8 @@ DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dro
 
 from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
 
-from cirbench.encoders import Encoders  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402
+from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
 from cirbench.types import TrainView  # noqa: E402
 
 
@@ -44,5 +44,5 @@ class Sum(nn.Module):
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py."""
+    """See two_stream.py."""
     return build_streams(config, encoders, train, state, lambda name, dim: Sum())

@@ -14,7 +14,7 @@ projections, loss, optimiser and budget, over both streams; `like-dwc-clip` and 
 Differences from the paper and its code:
 - several targets of a batch that are hits share the label, and are no negatives of a triplet; in the paper the others
   count as wrong;
-- the LSTM's words and padding are DWC's (cirbench/words.py): punctuation is dropped, padding is never read;
+- the LSTM's words and padding are DWC's (cirbench/models/lstm_text.py): punctuation is dropped, padding is never read;
 - the length of training is given in epochs: 30 of Fashion200K are the paper's 160,000 steps. On `scenes` the rate
   decays with the epochs, as for every method there.
 """
@@ -70,14 +70,14 @@ DATASETS = {
     "scenes/like-dwc-cnn": _LIKE_DWC,
 }
 
-from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.layers import GatedResidual  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
+from cirbench.models.encoders import Encoders  # noqa: E402  declarations above are read without torch
+from cirbench.models.layers import GatedResidual  # noqa: E402
+from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
 from cirbench.types import TrainView  # noqa: E402
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `GatedResidual` of layers.py."""
+    """See two_stream.py; the composition is `GatedResidual` of layers.py."""
     return build_streams(
         config, encoders, train, state, lambda name, dim: GatedResidual(dim),
         compose_map=(lambda channels, dim: GatedResidual(dim, channels)) if config.layer == "last-conv" else None,

@@ -7,7 +7,7 @@ import torch
 from cirbench.methods import combiner, dwc
 
 from cirbench import specs
-from cirbench.encoders import Encoders, load_clip
+from cirbench.models.encoders import Encoders, load_clip
 from cirbench.types import CirbenchError, Frozen, QueryBatch, TrainView
 
 TEXTS = ["the same but in red", "longer"]

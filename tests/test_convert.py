@@ -12,11 +12,11 @@ import pytest
 import released_dwc as released
 import torch
 
-from cirbench import convert
 from cirbench.cli import main
+from cirbench.models import convert_dwc
+from cirbench.models.lstm_text import build_vocabulary
 from cirbench.records import Record
 from cirbench.types import CirbenchError
-from cirbench.words import build_vocabulary
 
 PAGE = Path(__file__).parents[1] / "docs" / "dwc.md"
 TEXTS = ["same shoe but red", "a much higher heel and no strap at all", "red"]
@@ -56,7 +56,7 @@ def test_converted_weights_compute_what_the_release_computes(
         "loss_weight", "combine", "fc_ret", "fc_rei", "txt_model"
     }
     assert told["config"]["clip"] == "RN50-quickgelu:openai" and not told["config"]["padding_mask"]
-    method = convert.load(out)
+    method = convert_dwc.load(out)
     assert sum(p.numel() for p in method.parameters()) > 70e6 and len(method.state_dict()) == told["used"]
     g = torch.Generator().manual_seed(5)
     clip_in = [torch.randn(3, 1024, generator=g) for _ in range(3)]
@@ -104,7 +104,7 @@ def test_the_printed_lines_call_both_streams(
 
 def test_a_folder_that_was_not_converted(tmp_path: Path) -> None:
     with pytest.raises(CirbenchError, match="convert-dwc"):
-        convert.load(tmp_path)
+        convert_dwc.load(tmp_path)
 
 
 def _far(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -164,11 +164,11 @@ def test_width_that_does_not_tell_the_clip(tmp_path: Path, capsys: pytest.Captur
 def test_a_cnn_stream_that_is_not_the_release_is_refused(
     change: Any, said: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = convert.read_checkpoint(files["cnn"])
+    checkpoint = convert_dwc.read_checkpoint(files["cnn"])
     change(checkpoint)
-    monkeypatch.setattr(convert, "read_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(convert_dwc, "read_checkpoint", lambda _: checkpoint)
     with pytest.raises(CirbenchError) as told:
-        convert.convert(None, files["cnn"], files["texts"], tmp_path / "o")
+        convert_dwc.convert(None, files["cnn"], files["texts"], tmp_path / "o")
     assert said in str(told.value) and not (tmp_path / "o").exists()
 
 

@@ -11,10 +11,10 @@ import torch
 from cirbench.methods import dwc
 from torch import nn
 
-from cirbench.encoders import Cnn, CnnInfo
+from cirbench.models.encoders import Cnn, CnnInfo
+from cirbench.models.lstm_text import LstmText, build_vocabulary
 from cirbench.plugins import find_method
 from cirbench.types import CirbenchError, Frozen, Pixels, QueryBatch, TrainBatch
-from cirbench.words import LstmText, build_vocabulary
 
 TEXTS = ["same shoe but red", "red", "a much higher heel and no strap at all", "unseenword heel"]
 VOCABULARY = build_vocabulary(TEXTS[:3])
@@ -237,7 +237,7 @@ def test_as_released_lets_padding_in() -> None:
 
 def test_training_statistics_do_not_see_padding() -> None:
     """Batch normalisation over words: a batch padded further gives the same output and the same running statistics."""
-    from cirbench.layers import Inception1d
+    from cirbench.models.layers import Inception1d
 
     torch.manual_seed(0)
     block = Inception1d(6, 8).double().train()

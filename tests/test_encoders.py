@@ -13,12 +13,13 @@ import pytest
 import tiny
 import torch
 
-from cirbench import encoders, specs
+from cirbench import specs
 from cirbench.data.features import FeatureStore, TextStore
 from cirbench.data.images import PixelStore
-from cirbench.encoders import Encoders, load_clip, load_cnn
+from cirbench.models import encoders
+from cirbench.models.encoders import Encoders, load_clip, load_cnn
+from cirbench.models.lstm_text import LstmText, build_vocabulary, split_words
 from cirbench.types import CirbenchError
-from cirbench.words import LstmText, build_vocabulary, split_words
 
 
 def test_vocabulary_is_in_file_order_behind_the_special_words() -> None:

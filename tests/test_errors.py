@@ -143,7 +143,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
 
 
 def test_captions_are_of_the_column_that_is_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cirbench.smallclip import load
+    from cirbench.models.small_clip import load
 
     rows = "".join(f'{n},{n}.jpg,{"train" if n > 1 else "test"},"red\nthing {n}"\n' for n in range(6))
     custom(tmp_path, images__csv="image_id,path,split,title\n" + rows)

@@ -15,7 +15,7 @@ import torchvision.transforms.functional as tv
 from cirbench import specs
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.images import PixelStore, _pad, resized
-from cirbench.encoders import Encoders, wanted_pixels
+from cirbench.models.encoders import Encoders, wanted_pixels
 from cirbench.types import Frozen, Inputs, Pixels
 
 

@@ -59,7 +59,7 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
         "    dim: int = Field(16, description='D')\n\n"
         "VARIANTS, TRAIN, DATASETS = {}, {'epochs': 1}, {}\n\n"
         "import torch\nfrom torch import nn\nfrom cirbench.words import build_vocabulary\n"
-        "from cirbench.layers import adam, contrastive, hard_labels, l2norm\nfrom cirbench.types import Inputs\n\n"
+        "from cirbench.models.layers import adam, contrastive, hard_labels, l2norm\nfrom cirbench.types import Inputs\n\n"
         + build + "class Mine" + module.replace("        self.inputs", "        self.fc = nn.Linear(cnn.info.channels, 16)\n"
                                                "        self.inputs") +
         "\n    def encode_images(self, images):\n        return l2norm(self.fc(self.cnn(images['cnn']).mean((2, 3))))\n"

@@ -15,13 +15,13 @@ import torch
 from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
 from cirbench import specs
-from cirbench.encoders import Cnn, CnnInfo
-from cirbench.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
+from cirbench.models.encoders import Cnn, CnnInfo
+from cirbench.models.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
+from cirbench.models.lstm_text import LstmText
+from cirbench.models.two_stream import Streams
 from cirbench.plugins import find_method
 from cirbench.settings import StreamSettings
-from cirbench.streams import Streams
 from cirbench.types import Pixels, TrainView
-from cirbench.words import LstmText
 
 D = 10
 

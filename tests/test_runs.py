@@ -219,7 +219,7 @@ def test_weights_that_cannot_be_had_leave_no_folder(tmp_path: Path, monkeypatch:
     def refuse(*args: object) -> None:
         raise CirbenchError("no weights")
 
-    monkeypatch.setattr("cirbench.encoders.load_clip", refuse)
+    monkeypatch.setattr("cirbench.models.encoders.load_clip", refuse)
     with pytest.raises(CirbenchError, match="no weights"):
         tiny.run("sum", tmp_path, "clip-only")
     assert not list(tmp_path.iterdir())

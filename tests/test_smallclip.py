@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from cirbench import pretrain, smallclip, smallcnn
 from cirbench.cli.pretrain import pretrain as command
 from cirbench.datasets import scenes
-from cirbench.encoders import ASSETS
-from cirbench.smallclip import WordTokenizer
+from cirbench.models import pretrain, small_clip, small_cnn
+from cirbench.models.encoders import ASSETS
+from cirbench.models.small_clip import WordTokenizer
 from cirbench.types import CirbenchError, Dataset
 
 
@@ -26,7 +26,7 @@ def pairs() -> pretrain.Pairs:
 
 
 def tiny(tokenizer: WordTokenizer) -> tuple[CLIP, dict]:
-    config = smallclip.config_of("small", len(tokenizer), 48)
+    config = small_clip.config_of("small", len(tokenizer), 48)
     torch.manual_seed(0)
     return CLIP(**config).eval(), config
 
@@ -86,9 +86,9 @@ def test_position_survives_the_grid_but_not_the_mean():
     torch.manual_seed(0)
     x = torch.zeros(2, 3, 48, 48)
     x[0, :, 4:12, 4:12] = x[1, :, 36:44, 36:44] = 1
-    head = smallcnn.Head(3, 0, "grid", 8)
+    head = small_cnn.Head(3, 0, "grid", 8)
     assert not torch.equal(*head(x))
-    torch.testing.assert_close(*smallcnn.Head(3, 0, "avg", 8)(x))
+    torch.testing.assert_close(*small_cnn.Head(3, 0, "avg", 8)(x))
 
 
 def test_wrong_use_of_the_cnn_is_refused():
@@ -128,8 +128,8 @@ def test_round_trip(tmp_path):
     tokenize = WordTokenizer(["a", "red", "ring"])
     model, config = tiny(tokenize)
     model.half().float()  # what fp16 storage keeps
-    smallclip.save(tmp_path / "clip", model, tokenize, config, trained={"note": 1})
-    again, words, info = smallclip.load(tmp_path / "clip")
+    small_clip.save(tmp_path / "clip", model, tokenize, config, trained={"note": 1})
+    again, words, info = small_clip.load(tmp_path / "clip")
     assert type(again) is CLIP and not again.training
     assert info == {"embed_dim": 128, "image_size": 48, "mean": [0.5] * 3, "std": [0.25] * 3}
     assert words.vocabulary == tokenize.vocabulary
@@ -137,49 +137,49 @@ def test_round_trip(tmp_path):
     with torch.no_grad():
         assert torch.equal(again.encode_image(x), model.encode_image(x))
         assert torch.equal(again.encode_text(tokens), model.encode_text(tokens))
-    assert sorted(p.name for p in (tmp_path / "clip").iterdir()) == sorted(smallclip.FILES)
+    assert sorted(p.name for p in (tmp_path / "clip").iterdir()) == sorted(small_clip.FILES)
     assert all(v.dtype != torch.float32 for v in load_file(tmp_path / "clip/model.safetensors").values())
 
 
 def test_loading_draws_nothing_from_the_global_generator(tmp_path):
     tokenize = WordTokenizer(["a"])
-    smallclip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
+    small_clip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    smallclip.load(tmp_path)
+    small_clip.load(tmp_path)
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", smallclip.FILES)
+@pytest.mark.parametrize("name", small_clip.FILES)
 def test_a_broken_folder_is_told_in_one_message(tmp_path, name):
     tokenize = WordTokenizer(["a", "b"])
     model, config = tiny(tokenize)
-    smallclip.save(tmp_path, model, tokenize, config)
+    small_clip.save(tmp_path, model, tokenize, config)
     (tmp_path / name).write_bytes(b"a\n")
     with pytest.raises(CirbenchError, match=str(tmp_path)):
-        smallclip.load(tmp_path)
+        small_clip.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(CirbenchError, match=name):
-        smallclip.load(tmp_path)
+        small_clip.load(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["image_size", "mean", "std", "model", "format"])
 def test_a_description_without_a_part_is_told(tmp_path, key):
     tokenize = WordTokenizer(["a"])
-    smallclip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
+    small_clip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
     described = json.loads((tmp_path / "clip.json").read_text())
     (tmp_path / "clip.json").write_text(json.dumps({k: v for k, v in described.items() if k != key}))
     with pytest.raises(CirbenchError, match=f"cannot be read: KeyError: '{key}'"):
-        smallclip.load(tmp_path)
+        small_clip.load(tmp_path)
 
 
 def test_another_format_is_refused(tmp_path):
     tokenize = WordTokenizer(["a"])
-    smallclip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
+    small_clip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
     path = tmp_path / "clip.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(CirbenchError, match="format 99"):
-        smallclip.load(tmp_path)
+        small_clip.load(tmp_path)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -219,7 +219,7 @@ def test_the_cnn_trunk_fits_the_timm_model(tmp_path, pairs):
 def test_any_dataset_with_captions_will_do(tmp_path):
     loaded = scenes.load(scenes.Knobs(train_scenes=20, select_scenes=2, report_scenes=2, distractors=0))
     outcome = pretrain.pretrain_clip(loaded, tmp_path, steps=2, side=36, batch=16, flip=True, quiet=True)
-    assert smallclip.load(tmp_path)[2]["image_size"] == 36 and len(outcome.losses) == 2
+    assert small_clip.load(tmp_path)[2]["image_size"] == 36 and len(outcome.losses) == 2
     bare = Dataset("bare", {}, loaded.images, loaded.protocols, "")
     with pytest.raises(CirbenchError, match="'bare' has 0 captioned"):
         pretrain.pretrain_clip(bare, tmp_path, quiet=True)
@@ -231,7 +231,7 @@ def test_the_first_captions_are_ranked_and_ties_count_against():
     tokenize = WordTokenizer(["a"])
     model, _ = tiny(tokenize)
     same = pretrain.Pairs(np.zeros((10, 48, 48, 3), np.uint8), [("a",)] * 10)
-    recall = pretrain.text_to_image(model, tokenize, same, smallclip.MEAN, smallclip.STD)
+    recall = pretrain.text_to_image(model, tokenize, same, small_clip.MEAN, small_clip.STD)
     assert recall == {"R@1": 0.0, "R@5": 0.0, "R@10": 100.0}
 
 
@@ -241,7 +241,7 @@ def test_the_command(tmp_path, monkeypatch):
     for name in ("clip", "cnn"):
         done = CliRunner().invoke(command, [name, *call, str(tmp_path / name)], catch_exceptions=False)
         assert done.exit_code == 0 and "text to image among 20: R@1" in done.output
-    assert smallclip.load(tmp_path / "clip")[2]["image_size"] == 48
+    assert small_clip.load(tmp_path / "clip")[2]["image_size"] == 48
     lost = CliRunner().invoke(command, ["cnn", *call, str(tmp_path / "clip")])
     assert isinstance(lost.exception, CirbenchError) and "another --out" in str(lost.exception)
     failed = CliRunner().invoke(command, ["clip", "--dataset", "scene", "--out", "x"])
@@ -253,11 +253,11 @@ def test_the_command(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "at_least"), [("scenes-small", 60), ("scenes-medium", 30)])
 def test_shipped_clips_find_pictures_by_their_captions(name, at_least):
-    model, tokenize, info = smallclip.load(ASSETS / name)
+    model, tokenize, info = small_clip.load(ASSETS / name)
     held_out = pretrain.Pairs(*scenes.pretrain_pairs(500, seed=77, role="report"))
     assert pretrain.text_to_image(model, tokenize, held_out, info["mean"], info["std"])["R@1"] >= at_least
     words = {w for split in scenes.load(scenes.Knobs()).splits.values() for q in split.queries
-             for w in smallclip.split_words(q.texts[0])}
+             for w in small_clip.split_words(q.texts[0])}
     assert words <= set(tokenize.vocabulary)
 
 

@@ -24,7 +24,7 @@ def command(
     cirbench convert-dwc --clip all_global_checkpoint.pth --cnn all_local_checkpoint.pth --texts texts.json -o dwc-shoes
     cirbench eval dwc-shoes --dataset shoes --root DATA
     """
-    from cirbench.convert import convert
+    from cirbench.models.convert_dwc import convert
 
     done = convert(clip, cnn, texts, out, backbone)
     if as_json:

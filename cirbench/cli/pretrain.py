@@ -12,7 +12,7 @@ import click
 from cirbench.types import CirbenchError
 
 if TYPE_CHECKING:
-    from cirbench.pretrain import Outcome, Pairs
+    from cirbench.models.pretrain import Outcome, Pairs
     from cirbench.settings import Settings
 
 #: Fresh scenes that are measured on; they are of the role `select`, so none is trained on.
@@ -79,13 +79,13 @@ def _pairs(
     from tqdm import tqdm
 
     if hasattr(module, "pretrain_pairs"):
-        from cirbench.pretrain import Pairs
+        from cirbench.models.pretrain import Pairs
 
         with tqdm(total=pictures, desc="painting", disable=quiet, leave=False) as bar:
             painted, said = module.pretrain_pairs(pictures, seed, side, "train", bar.update)
         others, told = module.pretrain_pairs(HELD_OUT, seed, side, "select")
         return Pairs(painted, said, dataset), Pairs(others, told, dataset)
-    from cirbench.pretrain import pairs_of
+    from cirbench.models.pretrain import pairs_of
 
     return pairs_of(module.load(knobs, root), side, quiet), None
 
@@ -99,8 +99,8 @@ def _run(
     side = side or (64 if module.SPEC.needs_root else 48)
     import torch
 
-    from cirbench import pretrain as training
     from cirbench.cli._shared import is_quiet
+    from cirbench.models import pretrain as training
 
     if threads is not None:
         torch.set_num_threads(threads)

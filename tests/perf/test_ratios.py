@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cirbench.layers import Inception2d, adam
+from cirbench.models.layers import Inception2d, adam
 from cirbench.ranking import View, rank
 
 pytest.importorskip("pytest_benchmark")

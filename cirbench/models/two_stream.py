@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cirbench.encoders import Clip, Cnn, Encoders
-from cirbench.layers import (
+from cirbench.models.encoders import Clip, Cnn, Encoders
+from cirbench.models.layers import (
     GeM,
     adam,
     contrastive,
@@ -27,9 +27,9 @@ from cirbench.layers import (
     side_by_side,
     soft_triplet,
 )
+from cirbench.models.lstm_text import LstmText, build_vocabulary
 from cirbench.settings import StreamSettings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
-from cirbench.words import LstmText, build_vocabulary
 
 #: (stream name, D) -> module from (B, D) image and (B, D) text to (B, D), or to that and the share of the image (B, 1).
 Compose = Callable[[str, int], nn.Module]

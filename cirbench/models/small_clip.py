@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as pack
 from torch import Tensor
 
-import cirbench.smallcnn  # noqa: F401  registers the image towers with timm
+import cirbench.models.small_cnn  # noqa: F401  registers the image towers with timm
 from cirbench.types import CirbenchError
 
 FORMAT = 1

@@ -20,11 +20,11 @@ from safetensors.torch import save as pack
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cirbench import smallclip
 from cirbench.data.images import resized
-from cirbench.smallclip import WordTokenizer, half
-from cirbench.smallcnn import MEAN as CNN_MEAN
-from cirbench.smallcnn import STD as CNN_STD
+from cirbench.models import small_clip
+from cirbench.models.small_clip import WordTokenizer, half
+from cirbench.models.small_cnn import MEAN as CNN_MEAN
+from cirbench.models.small_cnn import STD as CNN_STD
 from cirbench.types import CirbenchError, Dataset
 
 #: How many words in a hundred are hidden in training, so that the unknown word means something.
@@ -161,7 +161,7 @@ def _contrast(
     tokens = torch.stack([
         tokenizer([said[k % len(said)] for said in pairs.captions]) for k in range(most)
     ]).to(torch.int32)
-    words = (tokens > tokenizer.ids[smallclip.START]) & (tokens < tokenizer.ids[smallclip.END])
+    words = (tokens > tokenizer.ids[small_clip.START]) & (tokens < tokenizer.ids[small_clip.END])
     optimizer = _optimizer(model, lr, weight_decay)
     model.train().to(memory_format=torch.channels_last)
     losses = []
@@ -179,7 +179,7 @@ def _contrast(
         # The whole batch says the same kind of caption, so that short ones stand beside short ones.
         kind = int(torch.randint(most, (1,), generator=draw))
         hidden = torch.randint(100, tokens[kind, rows].shape, generator=draw) < HIDDEN_WORDS
-        said = tokens[kind, rows].long().masked_fill(hidden & words[kind, rows], tokenizer.ids[smallclip.UNKNOWN])
+        said = tokens[kind, rows].long().masked_fill(hidden & words[kind, rows], tokenizer.ids[small_clip.UNKNOWN])
         image = nn.functional.normalize(model.visual(images.contiguous(memory_format=torch.channels_last)), dim=-1)
         text = nn.functional.normalize(encode_short(model, said), dim=-1)
         logits = model.logit_scale.exp() * image @ text.T
@@ -212,7 +212,7 @@ def _train(
     if steps is None:
         steps = max(1, round((10 if epochs is None else epochs) * len(pairs) / batch))
     tokenizer = WordTokenizer.from_texts(caption for said in pairs.captions for caption in said)
-    config = smallclip.config_of(size, len(tokenizer), side)
+    config = small_clip.config_of(size, len(tokenizer), side)
     if tower is not None:
         config["vision_cfg"]["timm_model_name"] = tower
     began = time.monotonic()
@@ -243,7 +243,7 @@ def pretrain_clip(
 
     Args:
         data: a dataset with captions, or pictures and captions themselves.
-        out: folder for `smallclip.load`.
+        out: folder for `small_clip.load`.
         size: `small` or `medium`.
         steps: optimiser steps; None for `epochs`.
         epochs: passes over the pictures (10 where neither is given).
@@ -261,10 +261,10 @@ def pretrain_clip(
         CirbenchError: no captions, or an unknown size.
     """
     model, tokenizer, config, how, outcome = _train(
-        data, held_out, size, side, smallclip.MEAN, smallclip.STD, steps, epochs, batch, lr, weight_decay, warmup,
+        data, held_out, size, side, small_clip.MEAN, small_clip.STD, steps, epochs, batch, lr, weight_decay, warmup,
         flip, seed, quiet,
     )
-    smallclip.save(out, model, tokenizer, config, trained=how)
+    small_clip.save(out, model, tokenizer, config, trained=how)
     return outcome
 
 
@@ -291,6 +291,6 @@ def pretrain_cnn(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     header = {"trained": repr(how)}
-    smallclip.replace(out / "model.safetensors", lambda path: path.write_bytes(pack(half(trunk), metadata=header)))
+    small_clip.replace(out / "model.safetensors", lambda path: path.write_bytes(pack(half(trunk), metadata=header)))
     parameters = sum(v.numel() for v in trunk.values() if v.is_floating_point())
     return Outcome(outcome.losses, outcome.seconds, outcome.recall, outcome.gallery, parameters)

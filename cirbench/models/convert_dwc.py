@@ -20,10 +20,10 @@ from torch import Tensor
 
 from cirbench import plugins
 from cirbench.data.file_hashes import file_sha256
+from cirbench.models.lstm_text import build_vocabulary
 from cirbench.records import write_json
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
-from cirbench.words import build_vocabulary
 
 #: The file that makes a folder of converted weights readable for `cirbench eval`.
 MARK = "converted.json"
@@ -275,7 +275,7 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
 
 def _build(config: Mapping[str, Any], width: int | None, state: Mapping[str, Any]) -> Any:
     """A DWC of these settings without CLIP itself, of which only `width` is needed; None without its stream."""
-    from cirbench.encoders import Encoders
+    from cirbench.models.encoders import Encoders
 
     found = plugins.find_method("dwc")
     module, encoders = found.load(), Encoders()

@@ -1,4 +1,4 @@
-"""The backbones a method may ask for: CLIP (open_clip), a CNN feature map (timm), an LSTM over words (words.py).
+"""The backbones a method may ask for: CLIP (open_clip), a CNN feature map (timm), an LSTM over words (lstm_text.py).
 
 A CLIP is named `MODEL:TAG` (`RN50-quickgelu:openai`, `ViT-B-32:laion2b_s34b_b79k`), `MODEL:random` for random weights
 from the seed, the name of a CLIP that ships with cirbench (`scenes-small`, `scenes-medium`), or a folder written by
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from cirbench.data.file_hashes import file_sha256s
 from cirbench.data.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from cirbench.models.lstm_text import LstmText
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError, Pixels
-from cirbench.words import LstmText
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 #: CLIPs that ship with the package.
 PACKAGED = ("scenes-small", "scenes-medium")
 PACKAGED_CNN = ("scenes-cnn",)
@@ -210,9 +210,9 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
     check_clip(name)
     folder = clip_folder(name)
     if folder is not None:
-        from cirbench import smallclip
+        from cirbench.models import small_clip
 
-        model, tokenize, info = smallclip.load(folder)
+        model, tokenize, info = small_clip.load(folder)
         if image_size not in (None, int(info["image_size"])):
             raise CirbenchError(
                 f"clip_size={image_size}: the CLIP {name} reads pictures of {info['image_size']} pixels and no others. "
@@ -316,7 +316,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     if name in PACKAGED_CNN:
         from safetensors.torch import load_file
 
-        import cirbench.smallcnn  # noqa: F401  registers the architecture with timm
+        import cirbench.models.small_cnn  # noqa: F401  registers the architecture with timm
 
         body: Any = timm.create_model("cirbench_smallcnn", num_classes=0)
         if pretrained:
