@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench import evaluation, plugins, runs, specs
+from cirbench import plugins, runs, specs
 from cirbench.data.batches import Feed, Triplets
 from cirbench.models.encoders import Encoders, weights_in
-from cirbench.ranking import checked
+from cirbench.scoring import evaluation
+from cirbench.scoring.ranking import checked
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
 

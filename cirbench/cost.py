@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cirbench.data.batches import Feed
-from cirbench.ranking import View, dot, rank
+from cirbench.scoring.ranking import View, dot, rank
 from cirbench.types import Frozen, Inputs, QueryBatch
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow", "optuna", "pandas", "scipy")

@@ -186,8 +186,9 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     import torch
     from tqdm import tqdm
 
-    from cirbench import cost, evaluation, runs
+    from cirbench import cost, runs
     from cirbench.models.encoders import Encoders
+    from cirbench.scoring import evaluation
     from cirbench.training import keep_freed_memory, pick_device
     from cirbench.types import QueryBatch, TrainBatch
 

@@ -111,12 +111,13 @@ def evaluate_run(
     Raises:
         CirbenchError: weights that do not fit, or pictures that are missing.
     """
-    from cirbench import missing, runs
+    from cirbench import runs
     from cirbench.data.file_hashes import file_sha256
+    from cirbench.scoring import missing_images
     from cirbench.training import pick_device
 
     where = pick_device(device)
-    dataset, absent = missing.settle(specs.load(planned), ("report",), allow_missing)
+    dataset, absent = missing_images.settle(specs.load(planned), ("report",), allow_missing)
     weights = record.folder / "model.safetensors"
     _, inputs, _ = runs.identify(planned, dataset)
     inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights), **_training_of(record, inputs)}
@@ -186,7 +187,8 @@ def explain_run(
     import torch
     from tqdm import tqdm
 
-    from cirbench import evaluation, runs
+    from cirbench import runs
+    from cirbench.scoring import evaluation
     from cirbench.training import pick_device
 
     planned, record = plan_eval(folder, root=root)

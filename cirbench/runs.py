@@ -18,13 +18,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cirbench import cost, evaluation, lease, missing, specs
+from cirbench import cost, lease, specs
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
 from cirbench.data.images import image_set_fingerprint, webp
 from cirbench.information import bounds
 from cirbench.models.encoders import Encoders, check_clip, check_cnn, weights_in
 from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
 from cirbench.specs import Plan
 from cirbench.training import Trained, pick_device, train
@@ -124,7 +125,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     device = pick_device(options.device)
     _check_backbones(planned.spec.config)
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
-    dataset, absent = missing.settle(specs.load(planned), roles, options.allow_missing)
+    dataset, absent = missing_images.settle(specs.load(planned), roles, options.allow_missing)
     run_id, inputs, _ = identify(planned, dataset)
     # An interrupted run goes on where it is, under whatever label it was begun.
     folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / specs.run_name(planned, run_id))
@@ -164,8 +165,8 @@ def _clear(folder: Path) -> None:
 
 
 def _run(
-    planned: Plan, dataset: Dataset, absent: missing.Missing | None, run_id: str, inputs: dict[str, Any], folder: Path,
-    device: torch.device, options: Options,
+    planned: Plan, dataset: Dataset, absent: missing_images.Missing | None, run_id: str, inputs: dict[str, Any],
+    folder: Path, device: torch.device, options: Options,
 ) -> Record:
     started = datetime.now(UTC)
     began = time.perf_counter()
@@ -245,8 +246,8 @@ def _finished(out: Path, run_id: str) -> Path | None:
 
 
 def report(
-    folder: Path, planned: Plan, method: Any, dataset: Dataset, absent: missing.Missing | None, device: torch.device,
-    options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
+    folder: Path, planned: Plan, method: Any, dataset: Dataset, absent: missing_images.Missing | None,
+    device: torch.device, options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
 ) -> None:
     """Evaluate once on the `report` split and write the record; `record.json` last."""
     split, (protocols, left) = dataset.splits["report"], specs.scored(planned, dataset)

@@ -356,7 +356,7 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
 
 def _by_query(check: _Checker, wanted: Objective, pruner: str, facts: Any) -> None:
     """Refuse an objective that a pruner cannot compare query by query."""
-    from cirbench import metrics  # numpy, which most files can be checked without
+    from cirbench.scoring import metrics  # numpy, which most files can be checked without
 
     def of_all(name: str) -> bool:
         return any(metrics.parse(part)[1] == 0 for part in metrics.parts(name))

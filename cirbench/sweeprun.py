@@ -239,9 +239,10 @@ def measure(planned: Any, device: str, steps: int) -> float:
     """Seconds that a run would take here: a few steps of it, and one evaluation on `select`."""
     import torch
 
-    from cirbench import evaluation, runs, specs
+    from cirbench import runs, specs
     from cirbench.data.batches import Feed, Triplets
     from cirbench.models.encoders import Encoders
+    from cirbench.scoring import evaluation
     from cirbench.seeds import derive
     from cirbench.training import keep_freed_memory, pick_device
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cirbench import metrics
 from cirbench.records import Rankings, Record
+from cirbench.scoring import metrics
 from cirbench.sweepspec import Sweep
 from cirbench.types import CirbenchError
 

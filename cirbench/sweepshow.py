@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirbench import plugins, statistics
+from cirbench import plugins
 from cirbench.records import Record, is_finished
+from cirbench.scoring import statistics
 from cirbench.sweep import best, finished
 from cirbench.sweepspec import Range, Sweep
 

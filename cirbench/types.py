@@ -102,8 +102,8 @@ class Protocol:
         form: name of the text form whose rankings it scores (`DatasetSpec.forms`).
         gallery: name of a gallery of the split, or `own` for `Query.candidates`.
         drop_reference: whether the reference image is taken out of the gallery of its query.
-        metrics: metric names in the order shown (`R@1`, `Rs@1`, `mAP@5`, ...), see metrics.py.
-        hit: `targets` (any of `Query.targets`), or another rule that judging.py names.
+        metrics: metric names in the order shown (`R@1`, `Rs@1`, `mAP@5`, ...), see scoring/metrics.py.
+        hit: `targets` (any of `Query.targets`), or another rule that scoring/protocol_scoring.py names.
         average: `queries`, or `groups` for the unweighted mean over groups.
         summary: the metric shown when there is room for one.
         known_as: papers and repositories that use it.

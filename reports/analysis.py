@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, rows_of
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 __all__ = [
     "Curve", "Delta", "Family", "ablations", "curves", "false_negatives", "paired", "tested", "training",

@@ -9,7 +9,7 @@ import numpy as np
 from cirbench.reports.collect import LEVEL, Arm, TestSet
 from cirbench.reports.explorer import data_uri
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 __all__ = ["attention", "pointing"]
 

@@ -18,9 +18,9 @@ from cirbench.reports import analysis, attention, claims, modalities, studies, t
 from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
 
-from cirbench import statistics
 from cirbench.folders import Study
 from cirbench.records import Record
+from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
 __all__ = ["build", "write"]

@@ -12,7 +12,7 @@ import numpy as np
 from cirbench.reports.analysis import FRAME, Delta, likeness, paired, tested
 from cirbench.reports.collect import Arm, TestSet
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 __all__ = ["Answer", "answers"]
 

@@ -19,8 +19,8 @@ import numpy as np
 from cirbench.reports.categories import Joined, joined
 from cirbench.reports.checks import check_arrays, check_queries, check_record
 
-from cirbench import metrics, statistics
 from cirbench.records import Record, chosen_on_report
+from cirbench.scoring import metrics, statistics
 from cirbench.types import CirbenchError
 
 __all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]

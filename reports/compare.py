@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
-from cirbench import statistics
 from cirbench.records import Record, is_finished
+from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
 __all__ = ["compare", "differing_inputs", "other_seeds"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import Arm, TestSet, arm_values, rows_of
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 __all__ = ["audit", "modality"]
 

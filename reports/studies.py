@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import TestSet
 
-from cirbench import statistics
 from cirbench.folders import Study
+from cirbench.scoring import statistics
 
 __all__ = ["importance", "studies"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 __all__ = ["Cell", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 

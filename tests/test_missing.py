@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from small_data import SCORED, build
 from test_standins import NAMES, standins
 
-from cirbench import evaluation, judging, missing
 from cirbench.cli import main
 from cirbench.data.splits import load_named
+from cirbench.scoring import evaluation, missing_images, protocol_scoring
 from cirbench.types import CirbenchError, Dataset, Split
 
 
@@ -48,21 +48,21 @@ def evaluate(dataset: Dataset, split: Split, seed: int, spread: int) -> evaluati
 def test_the_true_numbers_lie_within_the_bounds(name: str, seed: int, spread: int, most: int) -> None:
     dataset, split = whole(name)
     rng = np.random.default_rng(seed)
-    ids = [*split.images(), *(m for q in split.queries for m in judging.subset_of(q))]
+    ids = [*split.images(), *(m for q in split.queries for m in protocol_scoring.subset_of(q))]
     gone = set(rng.choice(ids, size=rng.integers(1, most + 1), replace=False).tolist())
     try:
-        left = missing.without(dataset, [split.name], gone)
+        left = missing_images.without(dataset, [split.name], gone)
     except CirbenchError:
         return  # a group would be empty
     true, measured = (evaluate(dataset, s, seed, spread) for s in (split, left.splits[split.name]))
     for protocol in dataset.protocols:
-        found = missing.bounds(dataset, split, left.splits[split.name], protocol, gone, measured.arrays)
+        found = missing_images.bounds(dataset, split, left.splits[split.name], protocol, gone, measured.arrays)
         numbers = true.protocols[protocol.name]["metrics"]
         recalls = [m for m in numbers if "mAP" not in m]
         assert set(found["bounds"]) == set(recalls)
         for metric, (low, high) in found["bounds"].items():
             assert low - 1e-6 <= numbers[metric] <= high + 1e-6, (protocol.name, metric)
-        before = missing.beforehand(dataset, split, protocol, gone)
+        before = missing_images.beforehand(dataset, split, protocol, gone)
         assert before["lost"] == found["queries_lost"] and before["gone_from_gallery"] == found["gallery_lost"]
         r = next(iter(before["measured_to_true"]))
         at_most = before["measured_to_true"][r]["at_most"].split()
@@ -74,7 +74,7 @@ def test_nothing_missing_bounds_nothing() -> None:
     dataset, split = whole("cirr")
     found = evaluate(dataset, split, 1, 3)
     for protocol in dataset.protocols:
-        bounds = missing.bounds(dataset, split, split, protocol, set(), found.arrays)["bounds"]
+        bounds = missing_images.bounds(dataset, split, split, protocol, set(), found.arrays)["bounds"]
         for metric, pair in bounds.items():
             assert pair == pytest.approx([found.protocols[protocol.name]["metrics"][metric]] * 2)
 
@@ -123,7 +123,7 @@ def test_a_group_without_a_query_left_is_an_error() -> None:
     dataset, split = whole("fashioniq")
     gone = {q.reference for q in split.queries if q.group == "shirt"}
     with pytest.raises(CirbenchError, match="no query of shirt is left"):
-        missing.without(dataset, [split.name], gone)
+        missing_images.without(dataset, [split.name], gone)
 
 
 def test_forms_limit_what_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import build
 
-from cirbench import evaluation
 from cirbench.cli import main
 from cirbench.data.splits import load_named
 from cirbench.datasets import fashion200k, fashioniq, shoes
-from cirbench.judging import grades
-from cirbench.metrics import average_precision_at, parts
 from cirbench.plugins import dataset_names, find_dataset
+from cirbench.scoring import evaluation
+from cirbench.scoring.metrics import average_precision_at, parts
+from cirbench.scoring.protocol_scoring import grades
 from cirbench.types import Dataset, Protocol, Query, Split
 
 METRICS = ("R@1", "R@2", "R@5", "mAP@5")

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirbench import metrics, ranking
-from cirbench.ranking import View, rank
+from cirbench.scoring import metrics, ranking
+from cirbench.scoring.ranking import View, rank
 from cirbench.types import CirbenchError
 
 

@@ -22,13 +22,13 @@ from click.testing import CliRunner
 from fake_records import HOSTILE, write_run
 from report_page import Page
 
-from cirbench import statistics
 from cirbench.cli.compare import compare
 from cirbench.cli.report import report
 from cirbench.cli.show import show
 from cirbench.cli.table import table
 from cirbench.folders import find_records
 from cirbench.records import Record
+from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
 

@@ -14,9 +14,9 @@ from cirbench.reports.build import build
 from fake_records import write_run
 from report_page import Cell, Page, Table
 
-from cirbench import statistics
 from cirbench.folders import find_records
 from cirbench.records import Record
+from cirbench.scoring import statistics
 
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 

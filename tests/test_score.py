@@ -12,10 +12,10 @@ import pytest
 from small_data import SCORED, build
 from tiny import DATA
 
-from cirbench import scoring_run
 from cirbench.cli import main
 from cirbench.data.splits import load_named
 from cirbench.plugins import dataset_names
+from cirbench.scoring import score_results
 from cirbench.types import Dataset, Protocol, Query, Split
 
 SHARED = Path(os.environ.get("CIRBENCH_SHARED") or Path(__file__).parents[1].parent / "shared") / "data" / "annotations"
@@ -153,7 +153,7 @@ def test_score_equals_the_slow_loop_for_every_protocol(name: str, kind: str, tmp
     dataset, split = loaded(name, tmp_path / name)
     text, image = embeddings(dataset, split, kind, 11)
     file = write_npz(tmp_path / "e.npz", dataset, split, text, image)
-    result = scoring_run.score_embeddings(dataset, split, [file])
+    result = score_results.score_embeddings(dataset, split, [file])
     assert result["omitted"] == {}
     assert list(result["protocols"]) == [p.name for p in dataset.protocols]
     for protocol in dataset.protocols:
@@ -181,9 +181,9 @@ def test_full_lists_score_like_the_embeddings_they_come_from(name: str, tmp_path
                     ids, key=lambda i, v=vector: -float(v @ image[i])
                 )
     (tmp_path / "l.json").write_text(json.dumps(lists))
-    by_list = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])
+    by_list = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])
     file = write_npz(tmp_path / "e.npz", dataset, split, text, image)
-    by_embedding = scoring_run.score_embeddings(dataset, split, [file])
+    by_embedding = score_results.score_embeddings(dataset, split, [file])
     for protocol in dataset.protocols:
         a, b = by_list["protocols"][protocol.name], by_embedding["protocols"][protocol.name]
         assert a["metrics"] == pytest.approx(b["metrics"], abs=1e-9), protocol.name
@@ -202,10 +202,10 @@ def test_models_per_category_are_aggregated_under_one_name(tmp_path: Path) -> No
         files.append(write_npz(tmp_path / f"{cat}.npz", dataset, part, text, image))
         plain = {i.partition("/")[2]: v for i, v in image.items()}
         expected[cat] = slow(dataset, part, dataset.protocols[0], text, plain)
-    result = scoring_run.score_embeddings(dataset, split, files)["protocols"]["fiq-original-keep-ab"]["metrics"]
+    result = score_results.score_embeddings(dataset, split, files)["protocols"]["fiq-original-keep-ab"]["metrics"]
     assert result["R@10"] == pytest.approx(np.mean([expected[c]["R@10"] for c in expected]))
     assert result["shirt/R@50"] == pytest.approx(expected["shirt"]["R@50"])
-    alone = scoring_run.score_embeddings(dataset, split, files[:1])
+    alone = score_results.score_embeddings(dataset, split, files[:1])
     assert "R@10" not in alone["protocols"]["fiq-original-keep-ab"]["metrics"]
     single = alone["protocols"]["fiq-original-keep-ab"]["metrics"]["dress/R@10"]
     assert single == pytest.approx(expected["dress"]["R@10"])
@@ -223,7 +223,7 @@ def test_any_float_type_and_any_row_order(queries: str, gallery: str, tmp_path: 
             data = dict(file)
         data["queries"], data["gallery"] = (data[k].astype(t) for k, t in zip(("queries", "gallery"), types, strict=True))
         np.savez(tmp_path / "e.npz", **data)
-        results.append(scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"]))
+        results.append(score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"]))
     assert results[0] == results[1]
 
 
@@ -252,11 +252,11 @@ def test_absent_forms_are_omitted_and_both_orders_are_put_together(tmp_path: Pat
     ids = [q.id for q in split.queries] + [f"{q.id}#ba" for q in split.queries]
     rows = [text[q.id, dataset.forms[f](q)[0][0]] for f in ("ab", "ba") for q in split.queries]
     np.savez(tmp_path / "e.npz", query_ids=ids, queries=rows, image_ids=list(image), gallery=list(image.values()))
-    result = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"])
+    result = score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"])
     assert {n.rpartition("-")[2] for n in result["protocols"]} == {"ab", "ba", "both", "avg"}
     assert {n.rpartition("-")[2] for n in result["omitted"]} == {"each", "tokens"}
     # Asked for by name it is no error either: the answer says why it is not there.
-    none = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-val-keep-each"])
+    none = score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-val-keep-each"])
     assert none["protocols"] == {} and none["omitted"] == {"fiq-val-keep-each": "no row of the text form 'each' is in the file"}
     for name in ("fiq-original-drop-both", "fiq-val-keep-avg"):
         protocol = next(p for p in dataset.protocols if p.name == name)
@@ -270,7 +270,7 @@ def test_short_lists_omit_what_they_cannot_support(tmp_path: Path) -> None:
     ids = list(split.galleries["all"][""])
     lists = {q.id: [i for i in ids if i != q.reference][:7] for q in split.queries}
     (tmp_path / "l.json").write_text(json.dumps(lists))
-    result = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])
+    result = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])
     assert set(result["protocols"]["cirr-hard"]["metrics"]) == {"R@1", "R@5"}
     assert "7 usable images, 10 are needed" in result["omitted"]["cirr-hard/R@10"]
     assert "subset" in result["omitted"]["cirr-hard/Rs@3"]
@@ -324,20 +324,20 @@ def test_circo_edge_set(kind: str, values: tuple[float, ...], tmp_path: Path) ->
     form: type = str if kind == "strings" else int
     lists = {q.id: [form(i) for i in circo_edge(kind, q, fillers)] for q in split.queries}
     (tmp_path / "l.json").write_text(json.dumps(lists))
-    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["circo-keep"]["metrics"]
+    found = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["circo-keep"]["metrics"]
     assert [found[f"mAP@{k}"] for k in (5, 10, 25, 50)] == pytest.approx(values, abs=5e-5)
     if kind == "reversed":
         assert [found["R@5"], found["R@10"]] == pytest.approx([74.0909, 95.9091], abs=5e-5)
     if kind in ("oracle", "strings", "reference-first"):
         assert [found[f"R@{k}"] for k in (5, 10, 25, 50)] == [100] * 4
     if kind == "reference-first":
-        dropped = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-drop"])
+        dropped = score_results.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-drop"])
         assert dropped["protocols"]["circo-drop"]["metrics"]["mAP@25"] == pytest.approx(100)
 
 
 @needs_shared
 def test_circo_lists_of_three_are_scored_by_the_formula_and_omitted_by_score(tmp_path: Path) -> None:
-    from cirbench.metrics import average_precision_at
+    from cirbench.scoring.metrics import average_precision_at
 
     dataset, split = load_named("circo", SHARED / "circo", "val")
     for k, value in ((5, 83.7273), (10, 78.2148), (25, 78.0354), (50, 78.0354)):
@@ -346,7 +346,7 @@ def test_circo_lists_of_three_are_scored_by_the_formula_and_omitted_by_score(tmp
         ]
         assert 100 * np.mean(precisions) == pytest.approx(value, abs=5e-5)
     (tmp_path / "l.json").write_text(json.dumps({q.id: list(q.targets[:3]) for q in split.queries}))
-    result = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-keep"])
+    result = score_results.score_rankings(dataset, split, [tmp_path / "l.json"], ["circo-keep"])
     assert "mAP@5" not in result["protocols"]["circo-keep"]["metrics"]
     assert "5 are needed" in result["omitted"]["circo-keep/mAP@5"]
 
@@ -357,7 +357,7 @@ def test_cirr_oracle_is_perfect_under_hard_and_not_under_graded_labels(tmp_path:
     ids = split.galleries["all"][""]
     lists = {q.id: [q.targets[0], *(i for i in ids if i not in (q.targets[0], q.reference))] for q in split.queries}
     (tmp_path / "l.json").write_text(json.dumps(lists))
-    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
+    found = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
     assert found["cirr-hard"]["metrics"]["R@1"] == 100 and found["cirr-hard"]["metrics"]["Rs@1"] == 100
     assert found["cirr-graded"]["metrics"]["R@1"] == pytest.approx(99.0122, abs=5e-5)
     best = {}
@@ -365,7 +365,7 @@ def test_cirr_oracle_is_perfect_under_hard_and_not_under_graded_labels(tmp_path:
         soft = sorted((i for i in q.extra["soft"] if i != q.reference), key=lambda i: -q.extra["soft"][i])
         best[q.id] = [*soft, *(i for i in ids if i not in soft and i != q.reference)]
     (tmp_path / "l.json").write_text(json.dumps(best))
-    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["cirr-graded"]["metrics"]
+    found = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]["cirr-graded"]["metrics"]
     assert found["R@1"] == pytest.approx(99.9043, abs=5e-5) and found["Rs@1"] == pytest.approx(99.5456, abs=5e-5)
 
 
@@ -376,7 +376,7 @@ def test_shoes_oracle_misses_the_query_whose_target_is_its_reference(tmp_path: P
     lists = {q.id: [q.targets[0], *names[:60]] for q in split.queries}
     lists = {k: list(dict.fromkeys(v)) for k, v in lists.items()}
     (tmp_path / "l.json").write_text(json.dumps(lists))
-    found = scoring_run.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
+    found = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])["protocols"]
     assert found["shoes-4658"]["metrics"]["R@1"] == pytest.approx(100 * 1760 / 1761)
     assert found["shoes-doubled"]["metrics"]["R@1"] == pytest.approx(100 * 3520 / 3521)
     assert found["shoes-doubled"]["queries"] == 3521
@@ -394,6 +394,6 @@ def test_fashioniq_val_scores_on_the_real_annotation(tmp_path: Path) -> None:
     queries = vectors[[place[q.targets[0]] for q in split.queries]] * 100
     np.savez(tmp_path / "e.npz", query_ids=[q.id for q in split.queries], queries=queries.astype(np.float64),
              image_ids=gallery, gallery=vectors.astype(np.float16))
-    found = scoring_run.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-original-keep-ab"])
+    found = score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-original-keep-ab"])
     entry = found["protocols"]["fiq-original-keep-ab"]
     assert entry["queries"] == 2017 and entry["gallery"] == 3817 and entry["metrics"]["R@50"] > 99

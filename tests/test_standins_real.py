@@ -12,9 +12,9 @@ from typing import Any
 import make_standins
 import pytest
 
-from cirbench import submissions
 from cirbench.cli import main
 from cirbench.data.splits import load_named
+from cirbench.scoring import server_files
 
 SMALL = ("--recipe", "scenes", "--backbone", "scenes-small", "--set", "train.epochs=1")
 
@@ -67,7 +67,7 @@ def test_cirr_is_trained_evaluated_scored_and_submitted_and_so_is_circo(
     for file, name, official, count in zip(files, ("cirr", "cirr", "circo"), ("test1", "test1", "test"),
                                            (4148, 4148, 800), strict=True):
         _, split = load_named(name, root if name == "cirr" else circo, official)
-        assert submissions.validate(file, split).queries == count
+        assert server_files.validate(file, split).queries == count
         assert file.stat().st_size < 5 * 2**20
     recall, subset = (json.loads(f.read_text()) for f in files[:2])
     for query in load_named("cirr", root, "test1")[1].queries:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cirbench import statistics
+from cirbench.scoring import statistics
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 0), (5, 5), (17, 31), (700, 640), (5200, 4900)])

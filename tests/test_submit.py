@@ -11,9 +11,9 @@ import pytest
 from make_standins import jpeg
 from small_data import build
 
-from cirbench import submissions
 from cirbench.cli import main
 from cirbench.data.splits import load_named
+from cirbench.scoring import server_files
 from cirbench.types import CirbenchError
 
 
@@ -37,12 +37,12 @@ def files(tmp_path: Path) -> tuple[Path, Any, list[Path]]:
     _, split = load_named("cirr", root, "test1")
     ranked = [[i for i in names if i != q.reference] for q in split.queries]
     subset = [[m for m in q.extra["members"] if m != q.reference] for q in split.queries]
-    return root, split, submissions.write_cirr(tmp_path / "out", split, ranked, subset)
+    return root, split, server_files.write_cirr(tmp_path / "out", split, ranked, subset)
 
 
 def test_written_files_are_valid(files: tuple[Path, Any, list[Path]]) -> None:
     _, split, paths = files
-    assert [submissions.validate(p, split).kind for p in paths] == ["recall", "recall_subset"]
+    assert [server_files.validate(p, split).kind for p in paths] == ["recall", "recall_subset"]
     assert not list(paths[0].parent.glob("*.tmp"))
 
 
@@ -62,7 +62,7 @@ BAD: list[tuple[Callable[[dict[str, Any], Any], Any], str]] = [
     (lambda d, s: d[first(d)].__setitem__(0, s.queries[0].reference), "its own reference"),
     (lambda d, s: d[first(d)].__setitem__(0, "dev-1-0-img0"), "not in the gallery"),
     (lambda d, s: d[first(d)].__setitem__(0, "test1-1-0-img0.png"), "without extension"),
-    (lambda d, s: d.update(note="x" * submissions.LIMIT), "at most 5 MiB"),
+    (lambda d, s: d.update(note="x" * server_files.LIMIT), "at most 5 MiB"),
 ]
 
 
@@ -86,17 +86,17 @@ def test_a_subset_file_names_the_subset_alone(files: tuple[Path, Any, list[Path]
     data[split.queries[0].id][0] = "test1-95-0-img0"
     path.write_text(json.dumps(data))
     with pytest.raises(CirbenchError, match="not in its subset"):
-        submissions.validate(path, split)
+        server_files.validate(path, split)
 
 
 def test_circo_wants_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({str(n): [str(k) for k in range(50)] for n in range(800)}))
     with pytest.raises(CirbenchError, match="whole numbers alone"):
-        submissions.validate(path)
+        server_files.validate(path)
     path.write_text(json.dumps({str(n): list(range(50)) for n in range(799)}))
     with pytest.raises(CirbenchError, match="1 queries are missing: 799"):
-        submissions.validate(path)
+        server_files.validate(path)
 
 
 def test_a_run_becomes_files_for_both_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

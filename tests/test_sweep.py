@@ -17,9 +17,10 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import lease, runs, specs, statistics, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
+from cirbench import lease, runs, specs, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
 from cirbench.cli import main
 from cirbench.records import Record
+from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
 

@@ -12,9 +12,10 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import metrics, plugins, runs, sweep, sweepfile
+from cirbench import plugins, runs, sweep, sweepfile
 from cirbench.cli import main
 from cirbench.records import write_npz
+from cirbench.scoring import metrics
 from cirbench.types import CirbenchError
 
 PRUNED = 'sampler = "random"\ntrials = 2\npruner = "wilcoxon"\n' + sweeping.TEXT.replace(

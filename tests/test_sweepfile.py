@@ -255,5 +255,5 @@ def test_the_study_is_named_by_its_design(tmp_path: Path, monkeypatch: pytest.Mo
     assert sweepfile.read(str(tmp_path / "mine.toml"), sets=["train.epochs=1"]).study() != base
     from cirbench import specs
 
-    monkeypatch.setattr(specs, "sources", lambda planned: {"ranking.py": "changed"})
+    monkeypatch.setattr(specs, "code", lambda planned: {"harness": "changed"})
     assert sweepfile.read(str(tmp_path / "mine.toml")).study() != base, "other code, other numbers"

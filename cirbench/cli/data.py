@@ -127,7 +127,9 @@ def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) ->
     from cirbench.data.check import check as look
 
     def implied(dataset: Dataset, missing: Collection[str]) -> dict[str, Any]:
-        from cirbench.missing import beforehand_all  # with torch, which a check of complete data does not need
+        from cirbench.scoring.missing_images import (
+            beforehand_all,  # with torch, which a check of complete data does not need
+        )
 
         return beforehand_all(dataset, missing)
 

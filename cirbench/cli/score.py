@@ -39,11 +39,11 @@ def score(
     from cirbench.data.splits import load_named
 
     data, part = load_named(dataset, root, split, sets)
-    from cirbench import scoring, scoring_run
+    from cirbench.scoring import result_files, score_results
 
-    one = scoring_run.score_embeddings if embeddings else scoring_run.score_rankings
+    one = score_results.score_embeddings if embeddings else score_results.score_rankings
     result = one(data, part, files, protocols)
-    click.echo(scoring.dumps(result) if as_json else table(result))
+    click.echo(result_files.dumps(result) if as_json else table(result))
 
 
 def table(result: dict[str, Any]) -> str:

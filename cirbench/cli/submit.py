@@ -39,7 +39,7 @@ def submit(
     from cirbench import rerun
 
     planned, record = rerun.plan_eval(paths[0], dataset, (), root)
-    from cirbench.submit_run import SERVERS, write
+    from cirbench.scoring.submit import SERVERS, write
 
     name = planned.facts.name
     if name not in SERVERS:
@@ -59,7 +59,7 @@ def validate(paths: tuple[Path, ...], root: Path | None) -> None:
     """Check files one by one; the first that is wrong ends it."""
     from cirbench.data.splits import load_named
     from cirbench.datasets._common import read_json
-    from cirbench.submissions import validate as one
+    from cirbench.scoring.server_files import validate as one
 
     for path in paths:
         split = None

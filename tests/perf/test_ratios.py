@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cirbench.models.layers import Inception2d, adam
-from cirbench.ranking import View, rank
+from cirbench.scoring.ranking import View, rank
 
 pytest.importorskip("pytest_benchmark")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cirbench import judging, metrics
+from cirbench.scoring import metrics, protocol_scoring
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 
 #: Ids listed; the counts are always complete.
@@ -41,7 +41,7 @@ def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[
 
 def _named(split: Split) -> list[str]:
     """Every picture a split opens; subsets are ranked, so a split without galleries (`train`) needs none of theirs."""
-    members = (m for q in split.queries for m in judging.subset_of(q)) if split.galleries else ()
+    members = (m for q in split.queries for m in protocol_scoring.subset_of(q)) if split.galleries else ()
     return list(dict.fromkeys([*split.images(), *members]))
 
 
@@ -167,7 +167,7 @@ class Loss:
 
 def losses(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[str]) -> dict[str, Loss]:
     """Group -> what it lacks. `split` is the whole one."""
-    first, wanted = _first(dataset), judging.targets_of(protocol, judging.BEST)
+    first, wanted = _first(dataset), protocol_scoring.targets_of(protocol, protocol_scoring.BEST)
     form = dataset.forms[protocol.form]
     groups: dict[str, list[Query]] = {}
     for query in split.queries:
@@ -185,7 +185,7 @@ def losses(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[
         out[group] = Loss(
             sum(rows), sum(n for n, is_gone in zip(rows, lost, strict=True) if is_gone),
             sum(len(form(q)) for q in kept if any(t in gone for t in wanted(q))),
-            gallery, max((sum(i in gone for i in judging.subset_of(q)) for q in kept), default=0),
+            gallery, max((sum(i in gone for i in protocol_scoring.subset_of(q)) for q in kept), default=0),
         )
     return out
 
@@ -213,7 +213,7 @@ def bounds(
     rows, ranks = arrays[f"row_query/{protocol.form}"], arrays[f"rank/{name}"]
     lacks = losses(dataset, whole, protocol, gone)
     group_of = np.array([left.queries[int(q)].group for q in rows])
-    wanted, before = judging.targets_of(protocol, judging.BEST), {q.id: q for q in whole.queries}
+    wanted, before = protocol_scoring.targets_of(protocol, protocol_scoring.BEST), {q.id: q for q in whole.queries}
     doubtful = np.array([any(t in gone for t in wanted(before[left.queries[int(q)].id])) for q in rows])
 
     def at(kind: str, k: int) -> np.ndarray:

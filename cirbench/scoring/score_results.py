@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirbench import evaluation, judging, metrics
-from cirbench import scoring as s
-from cirbench.ranking import Ranks, rank
+from cirbench.scoring import evaluation, metrics, protocol_scoring
+from cirbench.scoring import result_files as s
+from cirbench.scoring.ranking import Ranks, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Split
 
 # ------------------------------------------------------------------------------------- embeddings
@@ -37,7 +37,7 @@ def _check_images(
 ) -> None:
     known = set(split.images()) | {i for ids in wanted.values() for i in ids}
     for query in split.queries:
-        known.update(judging.subset_of(query))
+        known.update(protocol_scoring.subset_of(query))
     prefixes = {g for g in {q.group for q in split.queries} if g}
     unknown = [
         i for i in file.places
@@ -81,7 +81,7 @@ def _merge(
         found = {k: np.concatenate([m["found"][k] for m in mine])[order] for k in mine[0]["found"]}
         out[protocol.name] = {
             "queries": len(rows), "gallery": max(m["gallery"] for m in mine), "ties": int(np.count_nonzero(ties)),
-            "metrics": judging.summarise(split, protocol, rows[order], best, found, absent[protocol.form]),
+            "metrics": protocol_scoring.summarise(split, protocol, rows[order], best, found, absent[protocol.form]),
         }
     return out
 
@@ -102,15 +102,16 @@ def _rank(
             continue
         part = _rows(file, here)
         mine = [p for p in protocols if p.form == form]
-        kinds = [(p, kind) for p in mine for kind in judging.needed(p)]
-        views = [judging.view_of(split, p, position, part.query, kind) for p, kind in kinds]
+        kinds = [(p, kind) for p in mine for kind in protocol_scoring.needed(p)]
+        views = [protocol_scoring.view_of(split, p, position, part.query, kind) for p, kind in kinds]
         results, _, _ = rank(part.embeddings, images, views)
         for protocol in mine:
             ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
-            members = views[kinds.index((protocol, judging.BEST))].members
+            members = views[kinds.index((protocol, protocol_scoring.BEST))].members
             out[protocol.name] = {
-                "rows": part.query, "best": ranks[judging.BEST].best, "ties": ranks[judging.BEST].ties,
-                "found": judging.values(split, protocol, part.query, ranks, position),
+                "rows": part.query, "best": ranks[protocol_scoring.BEST].best,
+                "ties": ranks[protocol_scoring.BEST].ties,
+                "found": protocol_scoring.values(split, protocol, part.query, ranks, position),
                 "gallery": len(gallery) if members is None else int(members.sum(1).max()),
             }
     return out
@@ -199,10 +200,10 @@ def _list_ranks(
     split: Split, protocol: Protocol, kind: str, rows: list[tuple[int, tuple[str, ...]]]
 ) -> tuple[Ranks, int, int | None]:
     """Ranks read off lists; how deep every list reaches (a whole gallery counts as bottomless); gallery size."""
-    wanted = judging.targets_of(protocol, kind)
+    wanted = protocol_scoring.targets_of(protocol, kind)
     indices = [q for q, _ in rows]
-    if protocol.gallery in ("own", *split.galleries) or kind == judging.SUBSET:
-        named = judging.galleries_of(split, protocol, kind, indices)
+    if protocol.gallery in ("own", *split.galleries) or kind == protocol_scoring.SUBSET:
+        named = protocol_scoring.galleries_of(split, protocol, kind, indices)
         once = {name: frozenset(ids) for name, ids in dict(named).items()}
         sets = [once[name] for name, _ in named]
     else:
@@ -210,7 +211,7 @@ def _list_ranks(
     best, every, depth, size = [], [], 10**9, 0
     for n, (q, names) in enumerate(rows):
         query = split.queries[q]
-        dropped = query.reference if protocol.drop_reference or kind == judging.SUBSET else None
+        dropped = query.reference if protocol.drop_reference or kind == protocol_scoring.SUBSET else None
         allowed = sets[n] if sets is not None else None
         shown = _shown(names, dropped, allowed)
         if allowed is None or len(shown) < len(allowed) - (dropped in allowed):
@@ -271,9 +272,9 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         reach: dict[str, int] = {}
         size: int | None = None
         used: list[tuple[int, tuple[str, ...]]] = []
-        for kind in judging.needed(protocol):
+        for kind in protocol_scoring.needed(protocol):
             # A file that ranks subsets alone supports subset recall alone; one that ranks all may support both.
-            source = merged.get(True, merged.get(False)) if kind == judging.SUBSET else merged.get(False)
+            source = merged.get(True, merged.get(False)) if kind == protocol_scoring.SUBSET else merged.get(False)
             if source is None:
                 continue
             chosen, _ = s.rows_present(paths[0], dataset, split, source, protocol.form, most=1)
@@ -281,7 +282,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
                 continue
             used = [(q, source[way[0]]) for q, way in chosen]
             ranks[kind], reach[kind], found_size = _list_ranks(split, protocol, kind, used)
-            size = found_size if kind != judging.SUBSET else size
+            size = found_size if kind != protocol_scoring.SUBSET else size
         if not ranks:
             if merged.keys() == {True}:
                 omitted[protocol.name] = "the file ranks subsets alone"
@@ -289,10 +290,10 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         forms_of.setdefault(protocol.form, set()).update(split.queries[q].group for q, _ in used)
         rows = np.array([q for q, _ in used], dtype=np.int64)
         known = _Everything()
-        found = judging.values(split, protocol, rows, ranks, known)
+        found = protocol_scoring.values(split, protocol, rows, ranks, known)
         for name in s.supported(protocol):
             kind, k = metrics.parse(name)
-            source_kind = judging.SUBSET if kind == "Rs" else judging.BEST
+            source_kind = protocol_scoring.SUBSET if kind == "Rs" else protocol_scoring.BEST
             if name not in found:
                 omitted[f"{protocol.name}/{name}"] = "no file ranks what it needs"
             elif reach[source_kind] < k:
@@ -305,7 +306,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
             lacking = [part for part in metrics.parts(name) if part not in found]
             if lacking and metrics.parts(name) != [name]:
                 omitted[f"{protocol.name}/{name}"] = f"{', '.join(lacking)} cannot be had from the file"
-        best = ranks.get(judging.BEST, next(iter(ranks.values())))
+        best = ranks.get(protocol_scoring.BEST, next(iter(ranks.values())))
         pieces.append({protocol.name: {
             "rows": rows, "best": best.best, "ties": best.ties, "found": found,
             "gallery": -1 if size is None else size,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cirbench import judging
 from cirbench.data.batches import Feed
-from cirbench.ranking import Ranks, Score, dot, rank
+from cirbench.scoring import protocol_scoring
+from cirbench.scoring.ranking import Ranks, Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 
 #: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on its company.
@@ -64,14 +64,14 @@ def judge(
     known: Container[str], size: int | None, absent: Sequence[str] = (),
 ) -> None:
     """Add one protocol's metrics and per-row arrays to an evaluation."""
-    best = ranks[judging.BEST]
-    found = judging.values(split, protocol, row_query, ranks, known)
+    best = ranks[protocol_scoring.BEST]
+    found = protocol_scoring.values(split, protocol, row_query, ranks, known)
     out.arrays[f"rank/{protocol.name}"], out.arrays[f"ties/{protocol.name}"] = best.best, best.ties
-    for name, value in judging.kept_values(protocol, found).items():
+    for name, value in protocol_scoring.kept_values(protocol, found).items():
         out.arrays[f"value/{protocol.name}/{name}"] = value.astype(np.float32)
     out.protocols[protocol.name] = {
         "queries": len(row_query), "gallery": size, "ties": int(np.count_nonzero(best.ties)), "form": protocol.form,
-        "metrics": judging.summarise(split, protocol, row_query, best.best, found, absent),
+        "metrics": protocol_scoring.summarise(split, protocol, row_query, best.best, found, absent),
     }
 
 
@@ -105,14 +105,14 @@ def score(
         part = rows[form]
         if not torch.isfinite(part.embeddings).all():
             raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values; nothing can be ranked.")
-        kinds = [(p, kind) for p in mine for kind in judging.needed(p)]
-        views = [judging.view_of(split, p, position, part.query, kind) for p, kind in kinds]
+        kinds = [(p, kind) for p in mine for kind in protocol_scoring.needed(p)]
+        views = [protocol_scoring.view_of(split, p, position, part.query, kind) for p, kind in kinds]
         results, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
         out.arrays[f"row_query/{form}"] = part.query.astype(np.int32)
         out.arrays[f"top/{form}"], out.arrays[f"top_score/{form}"] = top, top_score
         for protocol in mine:
             ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
-            members = views[kinds.index((protocol, judging.BEST))].members
+            members = views[kinds.index((protocol, protocol_scoring.BEST))].members
             size = len(gallery) if members is None else int(members.sum(1).max())
             judge(out, split, protocol, part.query, ranks, position, size, absent)
     return out

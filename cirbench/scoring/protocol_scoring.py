@@ -15,8 +15,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
-from cirbench import metrics
-from cirbench.ranking import Ranks, View
+from cirbench.scoring import metrics
+from cirbench.scoring.ranking import Ranks, View
 from cirbench.types import Protocol, Query, Split
 
 #: What a protocol may need ranked: the best target, every target, the other members of the query's subset.

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cirbench import evaluation, judging, missing, submissions
 from cirbench.data.batches import Feed
-from cirbench.ranking import dot, rank
+from cirbench.scoring import evaluation, missing_images, protocol_scoring, server_files
+from cirbench.scoring.ranking import dot, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Split
 
 #: Datasets with a server, and the split whose labels it keeps.
@@ -20,12 +20,12 @@ SERVERS = {"cirr": "test1", "circo": "test"}
 
 def rankings(
     dataset: Dataset, split: Split, images: torch.Tensor, rows: evaluation.Rows, protocol: Protocol, k: int,
-    kind: str = judging.BEST, scoring: object = dot,
+    kind: str = protocol_scoring.BEST, scoring: object = dot,
 ) -> list[list[str]]:
     """The first k image ids of every query."""
     gallery = evaluation.gallery_of(split)
     position = {name: n for n, name in enumerate(gallery)}
-    view = judging.view_of(split, protocol, position, rows.query, kind)
+    view = protocol_scoring.view_of(split, protocol, position, rows.query, kind)
     _, top, _ = rank(rows.embeddings, images, [view], scoring, k)  # type: ignore[arg-type]
     return [[gallery[int(t)] for t in line if t >= 0] for line in np.asarray(top)]
 
@@ -40,7 +40,7 @@ def write(
     """
     if dataset.name not in SERVERS:
         raise CirbenchError(f"there is no server for {dataset.name}; submissions exist for {', '.join(SERVERS)}.")
-    absent = missing.find(dataset, [split.name])
+    absent = missing_images.find(dataset, [split.name])
     if absent:
         raise CirbenchError(
             f"{len(absent)} pictures of {dataset.name}/{split.name} are missing, e.g. {absent[0]!r}. A server wants "
@@ -60,13 +60,13 @@ def write(
     scoring = getattr(method, "score", dot)
     ranked = rankings(dataset, split, images, rows, protocol, 50, scoring=scoring)
     if dataset.name == "cirr":
-        subset = rankings(dataset, split, images, rows, protocol, 5, judging.SUBSET, scoring)
-        paths = submissions.write_cirr(folder, split, ranked, subset)
+        subset = rankings(dataset, split, images, rows, protocol, 5, protocol_scoring.SUBSET, scoring)
+        paths = server_files.write_cirr(folder, split, ranked, subset)
     else:
-        paths = submissions.write_circo(folder, split, ranked)
+        paths = server_files.write_circo(folder, split, ranked)
     try:
         for path in paths:
-            submissions.validate(path, split)
+            server_files.validate(path, split)
     except CirbenchError:
         # A file that its server would refuse is not left behind as if it were one to send.
         for path in paths:
