@@ -33,7 +33,7 @@ __all__ = ["PARTS", "closure", "digest", "released", "vouched"]
 
 #: Part -> the modules from which everything it computes with is reached.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "harness": ("cirbench.runs",),
+    "harness": ("cirbench.runs.execution",),
     # What the keys of the caches hold beside their inputs.
     "pictures": ("cirbench.data.images", "cirbench.data.image_files"),
     "encoders": ("cirbench.models.encoders",),

@@ -20,8 +20,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cirbench import lease, specs
-from cirbench.records import Record, write_json
+from cirbench import lease
+from cirbench.runs import planning
+from cirbench.runs.record import Record, write_json
 from cirbench.seeds import derive, digest
 from cirbench.sweepscore import BLOCKS, blocks, objective
 from cirbench.sweepspec import Point, Range, Sweep
@@ -142,7 +143,7 @@ class Worker:
         planned = self.sweep.plan(self.sweep.corners()[0], self.sweep.seeds[0])
         if not planned.facts.needs_root:
             return
-        here = specs.load(planned).fingerprint
+        here = planning.load(planned).fingerprint
         known = self.study.user_attrs.get("annotations")
         if known is None:
             self.study.set_user_attr("annotations", here)
@@ -284,12 +285,12 @@ class Worker:
 
     def _run(self, trial: Trial, point: Point, seed: int) -> tuple[Record, float, list[float]] | None:
         """One seed, tried again a bounded number of times: its record, the objective, and that of every block."""
-        from cirbench import runs
+        from cirbench.runs import execution
 
-        options = runs.Options(self.options.out, self.options.device, command=self.options.command)
+        options = execution.Options(self.options.out, self.options.device, command=self.options.command)
         for attempt in range(self.sweep.retries + 1):
             try:
-                record = runs.run(self.sweep.plan(point, seed), options)
+                record = execution.run(self.sweep.plan(point, seed), options)
                 pruned = self.sweep.pruner == "wilcoxon"
                 return record, objective(record, self.sweep), blocks(record, self.sweep) if pruned else []
             except Exception as error:

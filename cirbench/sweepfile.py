@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirbench import plugins, specs
+from cirbench import plugins
+from cirbench.runs import planning
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments, unknown
 from cirbench.sweepspec import MAX_POINTS, Arm, Objective, Point, Range, Sweep
@@ -314,7 +315,7 @@ def _declared(
     range or beyond: that part is switched off, or alone.
     """
     try:
-        planned = specs.plan(method, dataset, variant, root=root, over=held)
+        planned = planning.plan(method, dataset, variant, root=root, over=held)
     except CirbenchError as error:
         raise check.fail(f"{where}method", str(error)) from None
     found, values, out = planned.method, planned.spec.config, dict[str, Any]()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import sweepfile
-from cirbench.specs import Plan
+from cirbench.runs.planning import Plan
 from cirbench.sweep import Options, Worker, finished, summary
 from cirbench.sweepshow import Progress, records_of
 from cirbench.sweepspec import Point, Sweep
@@ -189,11 +189,11 @@ def check_select(sweep: Sweep) -> None:
 
 def _data(planned: Plan, loaded: dict[str, Dataset]) -> Dataset:
     """The data of a plan; `loaded` keeps it for the other plans of the sweep that share it."""
-    from cirbench import specs
+    from cirbench.runs import planning
 
     key = json.dumps(dict(planned.spec.data), sort_keys=True)
     if key not in loaded:
-        loaded[key] = specs.load(planned)
+        loaded[key] = planning.load(planned)
     return loaded[key]
 
 
@@ -203,15 +203,15 @@ def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> di
     Returns:
         `runs`, `kept` (those with a record already), `seconds_run`, `seconds` of all that is left.
     """
-    from cirbench import runs
+    from cirbench.runs import execution
 
     points = sweep.corners() if sweep.sampler != "grid" else sweep.points()[: sweep.total]
     kept, loaded = dict[str, bool](), dict[str, Dataset]()
     for point in points if sweep.sampler == "grid" else []:
         for seed in sweep.seeds:
             planned = sweep.plan(point, seed)
-            name = runs.identify(planned, _data(planned, loaded))[0]
-            kept[name] = runs._finished(options.out, name) is not None
+            name = execution.identify(planned, _data(planned, loaded))[0]
+            kept[name] = execution._finished(options.out, name) is not None
     count, done = len(kept) or sweep.total * len(sweep.seeds), sum(kept.values())
     each = sum(
         share * measure(sweep.plan(point, sweep.seeds[0]), options.device, steps)
@@ -239,18 +239,18 @@ def measure(planned: Any, device: str, steps: int) -> float:
     """Seconds that a run would take here: a few steps of it, and one evaluation on `select`."""
     import torch
 
-    from cirbench import runs, specs
     from cirbench.data.batches import Feed, Triplets
     from cirbench.models.encoders import Encoders
+    from cirbench.runs import execution, planning
+    from cirbench.runs.training import keep_freed_memory, pick_device
     from cirbench.scoring import evaluation
     from cirbench.seeds import derive
-    from cirbench.training import keep_freed_memory, pick_device
 
     keep_freed_memory()
-    where, dataset = pick_device(device), specs.load(planned)
-    form, settings = specs.training_form(planned, dataset), planned.train
+    where, dataset = pick_device(device), planning.load(planned)
+    form, settings = planning.training_form(planned, dataset), planned.train
     torch.manual_seed(0)
-    encoders, view = Encoders(derive(0, "weights")), runs._view(dataset, form)
+    encoders, view = Encoders(derive(0, "weights")), execution._view(dataset, form)
     method = planned.method.load().build(planned.config, encoders, view, None)
     if isinstance(method, torch.nn.Module):
         method.to(where)
@@ -274,7 +274,7 @@ def measure(planned: Any, device: str, steps: int) -> float:
         total += rest[len(rest) // 2] * triplets.steps * settings.epochs
     role = "select" if "select" in dataset.splits else "report"
     split = dataset.splits[role]
-    feed = runs._feed(method, dataset, split, [form], where, True)
+    feed = execution._feed(method, dataset, split, [form], where, True)
     if isinstance(method, torch.nn.Module):
         method.eval()
     tick = time.perf_counter()
@@ -285,8 +285,8 @@ def measure(planned: Any, device: str, steps: int) -> float:
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
     """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
-    from cirbench.folders import find_studies
     from cirbench.reports import build
+    from cirbench.runs.store import find_studies
 
     records = records_of(data["runs"], out)
     if not records:

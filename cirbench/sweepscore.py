@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cirbench.records import Rankings, Record
+from cirbench.runs.record import Rankings, Record
 from cirbench.scoring import metrics
 from cirbench.sweepspec import Sweep
 from cirbench.types import CirbenchError

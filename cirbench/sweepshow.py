@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import plugins
-from cirbench.records import Record, is_finished
+from cirbench.runs.record import Record, is_finished
 from cirbench.scoring import statistics
 from cirbench.sweep import best, finished
 from cirbench.sweepspec import Range, Sweep

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cirbench import specs
+from cirbench.runs import planning
 from cirbench.seeds import digest
 
 __all__ = ["MAX_POINTS", "Arm", "Objective", "Point", "Range", "Sweep"]
@@ -133,10 +133,10 @@ class Sweep:
         assert self.trials is not None
         return self.trials
 
-    def plan(self, point: Point, seed: int) -> specs.Plan:
+    def plan(self, point: Point, seed: int) -> planning.Plan:
         """The ordinary run of one seed of a point."""
         over = {**point.fixed, **point.values}
-        return specs.plan(point.method, self.dataset, point.variant, seed=seed, root=self.root, over=over)
+        return planning.plan(point.method, self.dataset, point.variant, seed=seed, root=self.root, over=over)
 
     def definition(self) -> dict[str, Any]:
         """Everything that makes this study this study, as JSON values."""
@@ -160,7 +160,7 @@ class Sweep:
 
     def study(self) -> str:
         """Name of the study: another design, or code that may give another number, is another study."""
-        some = {p.method: specs.code(self.plan(p, self.seeds[0])) for p in self.corners()}
+        some = {p.method: planning.code(self.plan(p, self.seeds[0])) for p in self.corners()}
         parts = [self.name, self.asked, self.dataset.removesuffix(".py").split("/")[-1]]
         return "-".join([*filter(None, parts), digest([self.definition(), some])[:10]])
 

@@ -18,8 +18,8 @@ from cirbench.reports import analysis, attention, claims, modalities, studies, t
 from cirbench.reports import explorer as exploring
 from cirbench.reports.collect import TestSet, collect
 
-from cirbench.folders import Study
-from cirbench.records import Record
+from cirbench.runs.record import Record
+from cirbench.runs.store import Study
 from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cirbench.records import Rankings, Record
+from cirbench.runs.record import Rankings, Record
 
 __all__ = ["CATEGORIES", "EACH", "Joined", "joined"]
 

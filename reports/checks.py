@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cirbench.records import Record
+from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
 __all__ = ["check_arrays", "check_queries", "check_record"]

@@ -19,7 +19,7 @@ import numpy as np
 from cirbench.reports.categories import Joined, joined
 from cirbench.reports.checks import check_arrays, check_queries, check_record
 
-from cirbench.records import Record, chosen_on_report
+from cirbench.runs.record import Record, chosen_on_report
 from cirbench.scoring import metrics, statistics
 from cirbench.types import CirbenchError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
-from cirbench.records import Record, is_finished
+from cirbench.runs.record import Record, is_finished
 from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import Arm, TestSet, rows_of
 
-from cirbench.records import Record
+from cirbench.runs.record import Record
 
 __all__ = [
     "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "hits",

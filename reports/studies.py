@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cirbench.reports.collect import TestSet
 
-from cirbench.folders import Study
+from cirbench.runs.store import Study
 from cirbench.scoring import statistics
 
 __all__ = ["importance", "studies"]

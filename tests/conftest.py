@@ -48,6 +48,6 @@ def made_up_page(made_up: Path) -> str:
     """The report of them."""
     from cirbench.reports.build import build
 
-    from cirbench.folders import find_records
+    from cirbench.runs.store import find_records
 
     return build(find_records([made_up]))

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from cirbench.records import write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs.record import write_json, write_jsonl, write_npz, write_pictures
 
 CONFIG = {
     "streams": "both", "weighting": "learned", "clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both",

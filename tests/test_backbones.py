@@ -6,8 +6,8 @@ import pytest
 import torch
 from cirbench.methods import combiner, dwc
 
-from cirbench import specs
 from cirbench.models.encoders import Encoders, load_clip
+from cirbench.runs import planning
 from cirbench.types import CirbenchError, Frozen, QueryBatch, TrainView
 
 TEXTS = ["the same but in red", "longer"]
@@ -31,7 +31,7 @@ def test_open_clip_models_carry_a_clip_stream(
         # Its tokenizer needs `transformers` and a download; shapes only need ids that differ.
         ids = torch.arange(2 * 64).view(2, 64)
         monkeypatch.setattr("open_clip.get_tokenizer", lambda _: lambda texts: ids[: len(texts)])
-    planned = specs.plan("dwc", "scenes", "clip-only", backbone=name, sets=["method.clip_dim=32"])
+    planned = planning.plan("dwc", "scenes", "clip-only", backbone=name, sets=["method.clip_dim=32"])
     assert planned.config.clip == name  # type: ignore[attr-defined]
     encoders = Encoders(0)
     method = dwc.build(planned.config, encoders, TrainView(TEXTS, 2)).eval()
@@ -59,7 +59,7 @@ def test_packaged_clips_carry_a_clip_stream(name: str) -> None:
 
 def test_input_size_is_the_streams_own() -> None:
     """A larger CLIP does not enlarge the CNN's map, nor the other way round."""
-    planned = specs.plan("dwc", "scenes", backbone="ViT-B-32-quickgelu:random", sets=["method.cnn_size=64"])
+    planned = planning.plan("dwc", "scenes", backbone="ViT-B-32-quickgelu:random", sets=["method.cnn_size=64"])
     method = dwc.build(planned.config, Encoders(0), TrainView(TEXTS, 2))
     assert method.inputs.images["clip"].encoder.pixels.size == 224 and method.inputs.images["cnn"].size == 64
 
@@ -74,7 +74,7 @@ def test_random_weights_follow_the_seed() -> None:
 def test_rivals_take_any_backbone() -> None:
     for variant in ("", "like-dwc-clip"):
         over = ["method.projection=8", "method.hidden=8"]
-        planned = specs.plan("combiner", "scenes", variant, "ViT-B-32-quickgelu:random", sets=over)
+        planned = planning.plan("combiner", "scenes", variant, "ViT-B-32-quickgelu:random", sets=over)
         method = combiner.build(planned.config, Encoders(0), TrainView(TEXTS, 2))
         wanted = method.inputs.images["clip"].encoder
         assert wanted.dim == 512 and wanted.pixels.resize == ("crop" if variant else "targetpad")

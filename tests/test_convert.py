@@ -15,7 +15,7 @@ import torch
 from cirbench.cli import main
 from cirbench.models import convert_dwc
 from cirbench.models.lstm_text import build_vocabulary
-from cirbench.records import Record
+from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
 PAGE = Path(__file__).parents[1] / "docs" / "dwc.md"

@@ -13,12 +13,12 @@ import pytest
 import tiny
 import torch
 
-from cirbench import specs
 from cirbench.data.features import FeatureStore, TextStore
 from cirbench.data.images import PixelStore
 from cirbench.models import encoders
 from cirbench.models.encoders import Encoders, load_clip, load_cnn
 from cirbench.models.lstm_text import LstmText, build_vocabulary, split_words
+from cirbench.runs import planning
 from cirbench.types import CirbenchError
 
 
@@ -96,7 +96,7 @@ def test_any_timm_cnn_gives_a_map() -> None:
 
 def test_features_from_the_cache_equal_fresh_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
-    dataset = specs.load(tiny.plan("dwc"))
+    dataset = planning.load(tiny.plan("dwc"))
     ids = dataset.splits["report"].images()
     clip = load_clip("scenes-small")
     first = FeatureStore(clip, dataset.images, ids, mirrored=True)
@@ -116,7 +116,7 @@ def test_features_from_the_cache_equal_fresh_ones(monkeypatch: pytest.MonkeyPatc
 
 def test_workers_with_an_empty_cache_make_features_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
-    dataset, clip, calls = specs.load(tiny.plan("dwc")), load_clip("scenes-small"), list[str]()
+    dataset, clip, calls = planning.load(tiny.plan("dwc")), load_clip("scenes-small"), list[str]()
     ids, texts = dataset.splits["report"].images(), ["a red circle", "put it left"]
     images_of, texts_of = type(clip).encode_images, type(clip).encode_texts
 
@@ -139,7 +139,7 @@ def test_workers_with_an_empty_cache_make_features_once(monkeypatch: pytest.Monk
 
 def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
-    dataset, other = specs.load(tiny.plan("dwc")), specs.load(tiny.plan("dwc", data__data_seed=1))
+    dataset, other = planning.load(tiny.plan("dwc")), planning.load(tiny.plan("dwc", data__data_seed=1))
     for name in encoders.PACKAGED:
         for data in (dataset, other):
             FeatureStore(load_clip(name), data.images, data.splits["report"].images()[:5])

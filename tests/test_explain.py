@@ -8,11 +8,11 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from cirbench import rerun
 from cirbench.cli.explain import explain
 from cirbench.cli.run import run
 from cirbench.cli.show import show
-from cirbench.records import Record
+from cirbench.runs import rerun
+from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
 BOTH = {"method__cnn": "scenes-cnn", "method__cnn_size": 48}

@@ -12,10 +12,10 @@ import tiny
 import torch
 import torchvision.transforms.functional as tv
 
-from cirbench import specs
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.images import PixelStore, _pad, resized
 from cirbench.models.encoders import Encoders, wanted_pixels
+from cirbench.runs import planning
 from cirbench.types import Frozen, Inputs, Pixels
 
 
@@ -130,7 +130,7 @@ def test_pictures_are_decoded_once_and_normalised(monkeypatch: pytest.MonkeyPatc
 def test_both_streams_see_the_same_flip(flip: str) -> None:
     """Pixels and cached features of one picture agree about being mirrored, whatever the rule."""
     planned = tiny.plan("dwc")
-    dataset = specs.load(planned)
+    dataset = planning.load(planned)
     clip = Encoders().clip("scenes-small")
     inputs = Inputs({"feature": Frozen(clip), "pixels": clip.pixels}, {})
     triplets = Triplets(dataset, "text", 32, flip, 0)

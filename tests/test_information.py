@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cirbench import information, runs, specs
-from cirbench.information import bound, bounds, distinct
+from cirbench.runs import execution, mutual_information, planning
+from cirbench.runs.mutual_information import bound, bounds, distinct
 from tests import tiny
 
 
@@ -25,7 +25,7 @@ def test_the_bound_is_log_n_for_certain_pairs_and_zero_for_no_information() -> N
 
 
 def test_no_query_of_the_pairs_is_a_hit_of_another() -> None:
-    split = specs.load(tiny.plan("dwc")).splits["select"]
+    split = planning.load(tiny.plan("dwc")).splits["select"]
     found = distinct(split)
     assert 1 < len(found) < len(split.queries), "scenes has several queries with one target"
     assert found == distinct(split) and [q.id for q in distinct(split, 5)] == [q.id for q in found[:5]]
@@ -39,25 +39,25 @@ def test_it_is_logged_by_stream_and_epoch_and_training_is_as_without_it(
 ) -> None:
     settings = {"train__epochs": 2, "method__cnn": "scenes-cnn", "method__cnn_size": 48}
     measured = tiny.run(method, tmp_path / "a", variant=variant, **settings)
-    monkeypatch.setattr(runs, "bounds", lambda *_: None)
+    monkeypatch.setattr(execution, "bounds", lambda *_: None)
     plain = tiny.run(method, tmp_path / "b", variant=variant, **settings)
     one, two = (load_file(r.folder / "model.safetensors") for r in (measured, plain))
     assert one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
     lines = [line for line in measured.training if "bound" in line]
     assert [line["epoch"] for line in lines] == [0, 1] and not any("bound" in line for line in plain.training)
-    split = specs.load(tiny.plan(method)).splits["select"]
+    split = planning.load(tiny.plan(method)).splits["select"]
     for line in lines:
         assert line["pairs"] == len(distinct(split)) and set(line["bound"]) == {"clip", "cnn"}
         assert all(v <= math.log(line["pairs"]) for v in line["bound"].values())
     planned = tiny.plan(method, variant, **settings)
-    dataset, cpu = specs.load(planned), torch.device("cpu")
-    again = bounds(runs.load_method(planned, dataset, measured.folder / "model.safetensors", cpu), dataset, "text", cpu)
+    dataset, cpu = planning.load(planned), torch.device("cpu")
+    again = bounds(execution.load_method(planned, dataset, measured.folder / "model.safetensors", cpu), dataset, "text", cpu)
     assert again is not None and again() == lines[1]["bound"]
 
 
 def test_it_is_absent_without_select_and_without_the_hook() -> None:
     planned = tiny.plan("dwc", variant="clip-only")
-    dataset = specs.load(planned)
+    dataset = planning.load(planned)
     cpu = torch.device("cpu")
     assert bounds(object(), dataset, "text", cpu) is None
     other = type(dataset)(**{**vars(dataset), "splits": {"train": dataset.splits["train"]}})
@@ -66,4 +66,4 @@ def test_it_is_absent_without_select_and_without_the_hook() -> None:
         def contrasts(self) -> None: ...
 
     assert bounds(Hooked(), other, "text", cpu) is None
-    assert information.PAIRS == 256
+    assert mutual_information.PAIRS == 256

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from cirbench import numerics, runs, specs
+from cirbench import numerics
 from cirbench.numerics import Module, closure, digest, entry
+from cirbench.runs import execution, planning
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError
 
@@ -231,7 +232,7 @@ print(json.dumps(sorted(n for n in sys.modules if n.split(".")[0] == "cirbench")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    starts = [entry(s) for s in ("cirbench.runs", "cirbench.methods.dwc", "cirbench.datasets.scenes")]
+    starts = [entry(s) for s in ("cirbench.runs.execution", "cirbench.methods.dwc", "cirbench.datasets.scenes")]
     held = {name for start in starts for name in closure(start)}
     assert loaded <= held, loaded - held
     assert not any(name.startswith(("cirbench.cli", "cirbench.reports")) for name in held)
@@ -279,8 +280,8 @@ def test_a_helper_of_a_loose_method_is_part_of_the_identity(tmp_path: Path) -> N
     path = write(tmp_path, mine=source, extra_part="scale = 1.0\n")
 
     def ident() -> str:
-        planned = specs.plan(str(path), "scenes", over=tiny.DATA)
-        return runs.identify(planned, specs.load(planned))[0]
+        planned = planning.plan(str(path), "scenes", over=tiny.DATA)
+        return execution.identify(planned, planning.load(planned))[0]
 
     before = ident()
     (tmp_path / "extra_part.py").write_text("scale = 1.00  # a comment\n")

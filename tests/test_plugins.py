@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cirbench import contract
 from cirbench.cli import main
+from cirbench.runs import contract
 
 TINY = ["--set", "data.train_scenes=48", "--set", "data.select_scenes=8", "--set", "data.report_scenes=12",
         "--set", "data.distractors=12", "--set", "method.clip=scenes-small", "--set", "train.epochs=1",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_records import HOSTILE, write_run
 
-from cirbench.folders import find_records
-from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs.record import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs.store import find_records
 from cirbench.types import CirbenchError
 
 

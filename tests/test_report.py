@@ -26,8 +26,8 @@ from cirbench.cli.compare import compare
 from cirbench.cli.report import report
 from cirbench.cli.show import show
 from cirbench.cli.table import table
-from cirbench.folders import find_records
-from cirbench.records import Record
+from cirbench.runs.record import Record
+from cirbench.runs.store import find_records
 from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
@@ -45,7 +45,7 @@ def page(made_up_page) -> str:
 def test_the_same_records_give_the_same_bytes_without_torch(suite, page, tmp_path):
     """In another process, under another hash seed, in another folder, listed backwards, with other threads."""
     shutil.copytree(suite, tmp_path / "elsewhere", copy_function=os.link)
-    code = "import sys; from pathlib import Path; from cirbench.folders import find_records; " \
+    code = "import sys; from pathlib import Path; from cirbench.runs.store import find_records; " \
         "from cirbench.reports.build import build, write; " \
         "write(Path(sys.argv[1]), build(find_records(sorted(Path(sys.argv[2]).iterdir(), reverse=True)))); " \
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'open_clip', 'timm', 'optuna') or " \
@@ -260,7 +260,7 @@ def test_a_hundred_runs_of_ten_thousand_queries(tmp_path):
     for n in range(100):
         write_run(tmp_path, seed=n % 4, overrides={"method.clip_lr": n // 4}, skill=0.3 + n / 300, queries=10_000,
                   gallery=4000, pictures=60 if n % 4 == 0 else 0)
-    code = "import sys; from pathlib import Path; from cirbench.folders import find_records; " \
+    code = "import sys; from pathlib import Path; from cirbench.runs.store import find_records; " \
         "from cirbench.reports.build import build; " \
         f"page = build(find_records([Path({str(tmp_path)!r})])); import time; " \
         "status = Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]; " \

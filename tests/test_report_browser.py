@@ -10,7 +10,7 @@ from cirbench.reports.build import build, write
 from cirbench.reports.collect import collect
 from fake_records import HOSTILE, write_run
 
-from cirbench.folders import find_records
+from cirbench.runs.store import find_records
 
 pytestmark = pytest.mark.skipif(driver.find() is None, reason="needs Chromium (chromium or google-chrome in PATH)")
 

@@ -17,8 +17,8 @@ from cirbench.reports.collect import TestSet, collect
 from fake_records import write_run
 
 from cirbench.cli.sweep import status as sweep_status
-from cirbench.folders import Study, find_records, find_studies
-from cirbench.records import write_json
+from cirbench.runs.record import write_json
+from cirbench.runs.store import Study, find_records, find_studies
 from cirbench.types import CirbenchError
 
 OFF = {"method.soft_label_weight": 0.0}
@@ -248,7 +248,7 @@ def test_a_damaged_sweep_is_refused(part: dict[str, Any], tmp_path: Path) -> Non
 
 def test_importance_needs_no_torch(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
-    code = "import sys; from pathlib import Path; from cirbench.folders import find_records, find_studies; " \
+    code = "import sys; from pathlib import Path; from cirbench.runs.store import find_records, find_studies; " \
         f"from cirbench.reports.build import build; p = [Path({str(folder)!r})]; " \
         "build(find_records(p), sweeps=find_studies(p)); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

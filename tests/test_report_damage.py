@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from fake_records import write_run
 
 from cirbench.cli.report import report
-from cirbench.folders import find_records
-from cirbench.records import write_npz
+from cirbench.runs.record import write_npz
+from cirbench.runs.store import find_records
 from cirbench.types import CirbenchError
 
 
@@ -54,7 +54,7 @@ def test_a_broken_file(run, name, how):
 @pytest.mark.parametrize("name", ["rankings.npz", "pictures.zip"])
 def test_a_flipped_byte_is_told_or_harmless(run, name):
     """Any one byte: the archive may look cut, encrypted, or packed by means that there are not."""
-    from cirbench.records import Record
+    from cirbench.runs.record import Record
     from cirbench.types import CirbenchError
 
     data, told = (run / name).read_bytes(), 0

@@ -16,11 +16,11 @@ from fake_records import write_run
 from make_standins import jpeg
 from small_data import build
 
-from cirbench import rerun
 from cirbench.cli.compare import compare
 from cirbench.cli.table import table
-from cirbench.folders import find_records
-from cirbench.records import Record
+from cirbench.runs import rerun
+from cirbench.runs.record import Record
+from cirbench.runs.store import find_records
 
 CLEAN = {"noise_rate": 0.0, "side": 48}
 

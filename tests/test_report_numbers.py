@@ -14,8 +14,8 @@ from cirbench.reports.build import build
 from fake_records import write_run
 from report_page import Cell, Page, Table
 
-from cirbench.folders import find_records
-from cirbench.records import Record
+from cirbench.runs.record import Record
+from cirbench.runs.store import find_records
 from cirbench.scoring import statistics
 
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}

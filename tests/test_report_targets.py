@@ -16,8 +16,8 @@ from fake_records import write_run
 from report_page import Page
 
 from cirbench.cli.show import show
-from cirbench.folders import find_records
-from cirbench.records import Record, write_json, write_jsonl, write_npz
+from cirbench.runs.record import Record, write_json, write_jsonl, write_npz
+from cirbench.runs.store import find_records
 
 MANY = 14
 #: Query -> the place of its best target in a ranking, from 0; it is the fourth of its targets, or the last.

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cirbench import plugins, reproduce, specs
+from cirbench import plugins
 from cirbench.cli import main
-from cirbench.reproduce import Expected, Row
+from cirbench.runs import planning, reproduce
+from cirbench.runs.reproduce import Expected, Row
 from cirbench.types import CirbenchError
 
 SMALL = [f"--set=data.{k}={n}" for k, n in (
@@ -114,8 +115,8 @@ def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.C
     assert call("reproduce", "concat", "-d", "scenes", "--dry-run", "--json", "--out", str(out), *SMALL) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert not out.exists()
-    planned = specs.plan("concat", "scenes", "clip-only", sets=[s.partition("=")[2] for s in SMALL if "set" in s])
-    assert found["steps"] == len(specs.load(planned).splits["train"].queries) // 32
+    planned = planning.plan("concat", "scenes", "clip-only", sets=[s.partition("=")[2] for s in SMALL if "set" in s])
+    assert found["steps"] == len(planning.load(planned).splits["train"].queries) // 32
     assert found["seconds"] > 0 and found["memory_mb"] > 50 and found["evaluations"] == 1
     # image and text projections to 16, and the perceptron with two normalisations
     width = 128

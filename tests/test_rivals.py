@@ -14,12 +14,12 @@ import test_dwc
 import torch
 from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
-from cirbench import specs
 from cirbench.models.encoders import Cnn, CnnInfo
 from cirbench.models.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
 from cirbench.models.lstm_text import LstmText
 from cirbench.models.two_stream import Streams
 from cirbench.plugins import find_method
+from cirbench.runs import planning
 from cirbench.settings import StreamSettings
 from cirbench.types import Pixels, TrainView
 
@@ -233,7 +233,7 @@ def grid_of_rates() -> dict[str, list[float]]:
     ("variant", "streams"), [("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn")]
 )
 def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str, streams: str) -> None:
-    ours, theirs = specs.plan(name, "scenes", variant), specs.plan("dwc", "scenes")
+    ours, theirs = planning.plan(name, "scenes", variant), planning.plan("dwc", "scenes")
     shared = set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}
     assert len(shared) > 10
     # On scenes each has the rates that one and the same grid found for it.

@@ -21,9 +21,10 @@ from cirbench.reports.collect import collect
 from cirbench.reports.tables import main_table, text_table
 from safetensors.numpy import load_file
 
-from cirbench import lease, runs, specs
+from cirbench import lease
 from cirbench.cli._shared import summary_line
-from cirbench.records import is_finished
+from cirbench.runs import execution, planning
+from cirbench.runs.record import is_finished
 from cirbench.types import CirbenchError
 
 EQUAL_SETS = [
@@ -33,8 +34,8 @@ EQUAL_SETS = [
 ]
 
 
-def run_id(planned: specs.Plan) -> str:
-    return runs.identify(planned, specs.load(planned))[0]
+def run_id(planned: planning.Plan) -> str:
+    return execution.identify(planned, planning.load(planned))[0]
 
 
 def test_a_record_holds_what_it_promises(tmp_path: Path) -> None:
@@ -70,14 +71,14 @@ def test_a_record_holds_what_it_promises(tmp_path: Path) -> None:
 def test_same_inputs_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tiny.run("sum", tmp_path, method__streams="clip")
     before = (first.folder / "record.json").stat().st_mtime_ns
-    monkeypatch.setattr(runs, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(execution, "_train", lambda *a: pytest.fail("trained again"))
     again = tiny.run("sum", tmp_path, variant="clip-only")
     assert again.folder == first.folder, "a variant and the equal --set are one run"
     assert (again.folder / "record.json").stat().st_mtime_ns == before
 
 
 def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, code = run_id(tiny.plan("dwc")), specs.code
+    base, code = run_id(tiny.plan("dwc")), planning.code
     assert run_id(tiny.plan("dwc", train__seconds_between_checkpoints=0)) == base
     for other in (
         tiny.plan("dwc", seed=1), tiny.plan("dwc", variant="no-ssg"), tiny.plan("dwc", data__noise_kind="text"),
@@ -85,9 +86,9 @@ def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pyte
         tiny.plan("dwc", train__epochs=2),
     ):
         assert run_id(other) != base
-    for part, number in specs.code(tiny.plan("dwc")).items():
+    for part, number in planning.code(tiny.plan("dwc")).items():
         with monkeypatch.context() as patch:
-            patch.setattr(specs, "code", lambda planned, p=part, n=number: {**code(planned), p: f"not {n}"})
+            patch.setattr(planning, "code", lambda planned, p=part, n=number: {**code(planned), p: f"not {n}"})
             assert run_id(tiny.plan("dwc")) != base
 
 
@@ -146,11 +147,11 @@ def test_selection_keeps_the_best_epoch(tmp_path: Path, rule: str, split: str) -
 def test_embeddings_of_a_finished_run_are_not_silently_left_out(tmp_path: Path) -> None:
     tiny.run("random", tmp_path)
     with pytest.raises(CirbenchError, match=r"finished, without embeddings\.npz.*--force"):
-        runs.run(tiny.plan("random"), runs.Options(out=tmp_path, device="cpu", export=True))
+        execution.run(tiny.plan("random"), execution.Options(out=tmp_path, device="cpu", export=True))
 
 
 def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:
-    from cirbench import rerun
+    from cirbench.runs import rerun
 
     record = tiny.run("dwc", tmp_path, seed=1)
     planned, found = rerun.plan_eval(record.folder)
@@ -161,7 +162,7 @@ def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:
 
 
 def test_a_protocol_and_a_text_form_are_left_behind_on_another_dataset(tmp_path: Path) -> None:
-    from cirbench import rerun
+    from cirbench.runs import rerun
 
     record = tiny.run("sum", tmp_path, "zero-shot", train__protocol="scenes", train__form="text")
     same, _ = rerun.plan_eval(record.folder)
@@ -240,7 +241,7 @@ def test_memory_is_measured_where_there_is_no_resource_module(monkeypatch: pytes
     """Windows: psutil knows the peak there."""
     from types import SimpleNamespace
 
-    from cirbench import cost
+    from cirbench.runs import cost
 
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(cost, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
@@ -254,7 +255,7 @@ def test_memory_is_of_this_process_and_not_of_the_one_that_started_it() -> None:
     """A process that was started by a large one begins with its peak, as getrusage counts."""
     code = (
         "import subprocess, sys; held = bytearray(900 * 2**20); held[::4096] = b'x' * len(held[::4096])\n"
-        "child = 'import torch; from cirbench.cost import peak_memory_mb as p; print(p(torch.device(\"cpu\")))'\n"
+        "child = 'import torch; from cirbench.runs.cost import peak_memory_mb as p; print(p(torch.device(\"cpu\")))'\n"
         "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from small_data import SCORED, build
 
 from cirbench.cli import main
 from cirbench.plugins import find_dataset
-from cirbench.records import Record
+from cirbench.runs.record import Record
 
 NAMES = {
     "fashioniq": lambda root, i: root / f"images/{i}.jpg", "custom": lambda root, i: root / f"pictures/{i}.jpg",
@@ -119,7 +119,7 @@ def test_fashioniq_models_per_category_are_one_row(tmp_path: Path, capsys: pytes
     from cirbench.reports.build import build as page
     from cirbench.reports.collect import collect
 
-    from cirbench.folders import find_records
+    from cirbench.runs.store import find_records
 
     root, runs = standins("fashioniq", tmp_path / "fiq"), tmp_path / "runs"
     for category in ("all", "toptee", "shirt", "dress"):

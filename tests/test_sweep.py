@@ -17,9 +17,10 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import lease, runs, specs, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
+from cirbench import lease, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
 from cirbench.cli import main
-from cirbench.records import Record
+from cirbench.runs import execution, planning
+from cirbench.runs.record import Record
 from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
 
@@ -42,7 +43,7 @@ def test_a_trial_is_a_point_and_each_seed_an_ordinary_run(tmp_path: Path) -> Non
         for seed in (0, 1):
             record = Record(tmp_path / "runs" / row["seeds"][str(seed)]["run"])
             planned = found.plan(found.points()[number], seed)
-            assert record.id == runs.identify(planned, specs.load(planned))[0]
+            assert record.id == execution.identify(planned, planning.load(planned))[0]
             assert record.data["inputs"]["seed"] == seed
             scored = record.data["select"]["protocols"]["scenes"]["metrics"]
             assert scored["R@1"] == row["seeds"][str(seed)]["objective"]
@@ -106,7 +107,7 @@ def test_a_tuning_names_the_command_for_fresh_seeds(tmp_path: Path) -> None:
     words = shlex.split(command)
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     tuned = found.plan(sweepspec.Point("", "dwc", "", row["values"], row["fixed"]), 0)
-    planned = specs.plan("dwc", "scenes", sets=sets)
+    planned = planning.plan("dwc", "scenes", sets=sets)
     assert planned.spec.config == tuned.spec.config and planned.spec.train == tuned.spec.train
     assert "1,2,3,4,5" in command and planned.spec.data == tuned.spec.data
 
@@ -116,7 +117,7 @@ def test_what_has_a_record_is_not_run_again_in_whichever_sweep(
 ) -> None:
     first = worker(small(tmp_path), tmp_path / "runs")
     first.work()
-    monkeypatch.setattr(runs, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(execution, "_train", lambda *a: pytest.fail("trained again"))
     again = worker(small(tmp_path), tmp_path / "runs")
     again.work()
     assert sweep.fingerprint(again.publish()) == sweep.fingerprint(first.publish())
@@ -139,7 +140,7 @@ def test_more_trials_go_on_with_the_same_study(tmp_path: Path) -> None:
 def test_a_failing_run_is_retried_and_then_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, tries, real = small(tmp_path), [], runs.run
+    found, tries, real = small(tmp_path), [], execution.run
 
     def fails(planned: Any, options: Any) -> Record:
         if planned.spec.config["soft_label_weight"] == 0.5:
@@ -148,7 +149,7 @@ def test_a_failing_run_is_retried_and_then_shown(
                 raise MemoryError("the machine is full")
         return real(planned, options)
 
-    monkeypatch.setattr(runs, "run", fails)
+    monkeypatch.setattr(execution, "run", fails)
     done = worker(found, tmp_path / "runs")
     done.work()
     data = done.publish()
@@ -158,7 +159,7 @@ def test_a_failing_run_is_retried_and_then_shown(
     assert "the machine is full" in sweepshow.table(data)
     worker(found, tmp_path / "runs").work()
     assert len(tries) == 4, "a failed point stays failed"
-    monkeypatch.setattr(runs, "run", real)
+    monkeypatch.setattr(execution, "run", real)
     mended = worker(found, tmp_path / "runs", retry_failed=True)
     mended.work()
     assert [p["state"] for p in mended.publish()["points"]] == ["complete"] * 6

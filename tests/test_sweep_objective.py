@@ -12,9 +12,10 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import plugins, runs, sweep, sweepfile
+from cirbench import plugins, sweep, sweepfile
 from cirbench.cli import main
-from cirbench.records import write_npz
+from cirbench.runs import execution
+from cirbench.runs.record import write_npz
 from cirbench.scoring import metrics
 from cirbench.types import CirbenchError
 
@@ -63,7 +64,7 @@ def test_the_default_objective_of_every_dataset_can_be_pruned_by(
         arrays |= {f"value/{protocol}/{m}": rng.random(30).astype(np.float32) for m in ("Rs@1", "mAP@5")}
         return scored(tmp_path / f"run{rng.integers(2**40)}", protocol, metric, arrays)
 
-    monkeypatch.setattr(runs, "run", fake)
+    monkeypatch.setattr(execution, "run", fake)
     done = sweep.Worker(found, sweep.Options(tmp_path / "runs", "cpu"))
     done.work()
     rows = done.publish()["points"]
@@ -81,7 +82,7 @@ def test_a_run_whose_select_file_is_damaged_fails_its_point_alone(
         (record.folder / "select.npz").write_bytes(b"half a file")
         return record
 
-    monkeypatch.setattr(runs, "run", fake)
+    monkeypatch.setattr(execution, "run", fake)
     done = sweep.Worker(found, sweep.Options(tmp_path / "runs", "cpu"))
     done.work()
     assert [row["state"] for row in done.publish()["points"]] == ["fail", "fail"]

@@ -13,7 +13,8 @@ import pytest
 import sweeping
 from optuna.trial import TrialState, create_trial
 
-from cirbench import runs, sweep, sweepfile
+from cirbench import sweep, sweepfile
+from cirbench.runs import execution
 from cirbench.sweeptrials import vacant
 
 
@@ -39,7 +40,7 @@ class Runs:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """No training: what is tested is who does what."""
     made = Runs()
-    monkeypatch.setattr(runs, "run", made)
+    monkeypatch.setattr(execution, "run", made)
     return made
 
 

@@ -253,7 +253,7 @@ def test_the_study_is_named_by_its_design(tmp_path: Path, monkeypatch: pytest.Mo
     assert sweepfile.read(str(tmp_path / "mine.toml"), trials=3, timeout=9.0).study() == base, "how long, not what"
     assert sweepfile.read(str(tmp_path / "mine.toml"), seeds=[0]).study() != base
     assert sweepfile.read(str(tmp_path / "mine.toml"), sets=["train.epochs=1"]).study() != base
-    from cirbench import specs
+    from cirbench.runs import planning
 
-    monkeypatch.setattr(specs, "code", lambda planned: {"harness": "changed"})
+    monkeypatch.setattr(planning, "code", lambda planned: {"harness": "changed"})
     assert sweepfile.read(str(tmp_path / "mine.toml")).study() != base, "other code, other numbers"

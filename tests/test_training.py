@@ -10,11 +10,11 @@ import small_data
 import tiny
 import torch
 
-from cirbench import specs
 from cirbench.data.batches import Triplets
 from cirbench.plugins import find_method
+from cirbench.runs import planning
+from cirbench.runs.training import learning_rate
 from cirbench.settings import TrainSettings
-from cirbench.training import learning_rate
 from cirbench.types import CirbenchError, TrainBatch
 
 
@@ -33,19 +33,19 @@ def test_tirgs_paper_drops_the_rate_every_fifty_thousand_steps() -> None:
     settings = TrainSettings(**find_method("tirg").train)
     rates = [learning_rate(settings, n, 160_000) for n in (0, 49_999, 50_000, 99_999, 100_000, 150_000)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
-    assert specs.plan("tirg", "scenes").train.schedule == "linear", "scenes is too short for it"
-    assert specs.plan("tirg", "scenes", "like-dwc").train == specs.plan("dwc", "scenes").train
+    assert planning.plan("tirg", "scenes").train.schedule == "linear", "scenes is too short for it"
+    assert planning.plan("tirg", "scenes", "like-dwc").train == planning.plan("dwc", "scenes").train
 
 
 def test_combiner_draws_captions_four_ways_on_fashioniq(tmp_path: Path) -> None:
     """Each epoch one of `a and b`, `b and a`, `a`, `b`, the same for the same seed, whatever step it starts at."""
     small_data.fashioniq(tmp_path)
     root = {"root": tmp_path}
-    assert specs.plan("dwc", "fashioniq", **root).train.form == ""
-    assert specs.plan("combiner", "fashioniq", "like-dwc", **root).train.form == ""
-    planned = specs.plan("combiner", "fashioniq", sets=["train.batch_size=2", "data.select_share=0"], **root)
-    dataset = specs.load(planned)
-    form = specs.training_form(planned, dataset)
+    assert planning.plan("dwc", "fashioniq", **root).train.form == ""
+    assert planning.plan("combiner", "fashioniq", "like-dwc", **root).train.form == ""
+    planned = planning.plan("combiner", "fashioniq", sets=["train.batch_size=2", "data.select_share=0"], **root)
+    dataset = planning.load(planned)
+    form = planning.training_form(planned, dataset)
     assert form == "four-ways" and dataset.protocols[0].form == "ab", "scored as ever"
 
     def words(seed: int, epoch: int, skip: int = 0) -> list[list[str]]:
@@ -75,7 +75,7 @@ class NoFeed:
 def test_a_form_that_the_dataset_lacks() -> None:
     planned = tiny.plan("sum", train__form="four-way")
     with pytest.raises(CirbenchError, match=r"train\.form.*'four-way'.*text"):
-        specs.load(planned)
+        planning.load(planned)
 
 
 # ------------------------------------------------------------------------------------------ bf16

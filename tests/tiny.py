@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cirbench import runs, specs
-from cirbench.records import Record
+from cirbench.runs import execution, planning
+from cirbench.runs.record import Record
 
 DATA = {
     "data.train_scenes": 48, "data.select_scenes": 8, "data.report_scenes": 12, "data.distractors": 12,
@@ -15,7 +15,7 @@ DATA = {
 NARROW = {"clip": "scenes-small", "clip_dim": 32, "cnn_dim": 16, "word_dim": 8}
 
 
-def plan(method: str, variant: str = "", seed: int = 0, **over: Any) -> specs.Plan:
+def plan(method: str, variant: str = "", seed: int = 0, **over: Any) -> planning.Plan:
     """A plan on the small dataset; `over` has `__` for the dot."""
     from cirbench.plugins import find_method
 
@@ -24,9 +24,9 @@ def plan(method: str, variant: str = "", seed: int = 0, **over: Any) -> specs.Pl
     given = {k.replace("__", "."): v for k, v in over.items()}
     trained = find_method(method).train.get("epochs", 1) > 0
     base = {"train.epochs": 1, "train.batch_size": 32} if trained else {}
-    return specs.plan(method, "scenes", variant, seed=seed, over={**DATA, **narrow, **base, **given})
+    return planning.plan(method, "scenes", variant, seed=seed, over={**DATA, **narrow, **base, **given})
 
 
 def run(method: str, out: Path, variant: str = "", seed: int = 0, force: bool = False, **over: Any) -> Record:
     """Run it."""
-    return runs.run(plan(method, variant, seed, **over), runs.Options(out=out, device="cpu", force=force))
+    return execution.run(plan(method, variant, seed, **over), execution.Options(out=out, device="cpu", force=force))

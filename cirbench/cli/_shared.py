@@ -86,7 +86,7 @@ def told(missing: dict[str, Any]) -> str:
 
 def summary_line(record: dict[str, Any]) -> str:
     """One line a protocol: metrics, queries, gallery, ties."""
-    from cirbench.records import chosen_on_report
+    from cirbench.runs.record import chosen_on_report
 
     lines = []
     for name, scored in record["protocols"].items():

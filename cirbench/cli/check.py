@@ -34,7 +34,7 @@ def check(method: str, variant: str, all_variants: bool, as_json: bool) -> None:
         raise CirbenchError(f"--variant {variant} and --all-variants exclude each other. Keep one.")
     if variant and variant not in found.variants:
         raise unknown(f"variant of {found.name}", variant, list(found.variants))
-    from cirbench import contract
+    from cirbench.runs import contract
 
     outcomes = []
     for outcome in contract.examine(method, ["", *found.variants] if all_variants else [variant]):

@@ -24,8 +24,8 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
     """
     import json
 
-    from cirbench.records import Record
     from cirbench.reports import compare as comparing
+    from cirbench.runs.record import Record
     from cirbench.types import CirbenchError
 
     if len(runs) < 2:
@@ -58,7 +58,7 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
 
 
 def _named(record: Any, seeds: list[int]) -> str:
-    from cirbench.records import chosen_on_report
+    from cirbench.runs.record import chosen_on_report
 
     oracle = ", test-oracle" if chosen_on_report(record.data) else ""
     return f"{record.name}, seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}{oracle}"

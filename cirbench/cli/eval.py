@@ -21,7 +21,7 @@ def command(
     root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Evaluate RUN's weights and keep a record of its own."""
-    from cirbench import rerun
+    from cirbench.runs import rerun
 
     planned, record = rerun.plan_eval(folder, dataset, sets, root, parse_forms(forms))
     from cirbench.cli.run import show

@@ -21,8 +21,8 @@ def report(
     runs: tuple[Path, ...], output: Path, title: str, max_mb: float, no_images: bool, figures: Path | None
 ) -> None:
     """Write a report of RUNS: run folders, folders that hold them, or sweeps (default: runs/)."""
-    from cirbench.folders import find_records, find_studies
     from cirbench.reports.build import build, write
+    from cirbench.runs.store import find_records, find_studies
 
     paths = list(runs) or [Path("runs")]
     records = find_records(paths)

@@ -32,7 +32,7 @@ def reproduce(
 
     Exit code 1 where a metric fails.
     """
-    from cirbench import reproduce as recipes
+    from cirbench.runs import reproduce as recipes
 
     expected = recipes.find(method, dataset)
     plans = [e.plan(seed, sets, root, backbone) for e in expected]
@@ -47,9 +47,10 @@ def reproduce(
             if not as_json:
                 _cost(found)
             continue
-        from cirbench import runs
+        from cirbench.runs import execution
 
-        record = runs.run(planned, runs.Options(out, device, quiet=is_quiet(quiet) or as_json, command=command_line()))
+        options = execution.Options(out, device, quiet=is_quiet(quiet) or as_json, command=command_line())
+        record = execution.run(planned, options)
         rows = recipes.compare(row, record.data)
         failed |= any(r.verdict == "FAIL" for r in rows)
         told.append({"folder": str(record.folder), "rows": [{**vars(r), "difference": r.difference} for r in rows]})

@@ -50,20 +50,20 @@ def run(
 
     The same command again shows the finished record; after an interruption it goes on where it stopped.
     """
-    from cirbench import specs
+    from cirbench.runs import planning
 
     plans = [
-        specs.plan(method, dataset, variant, backbone, s, sets, root, recipe=recipe, forms=parse_forms(forms))
+        planning.plan(method, dataset, variant, backbone, s, sets, root, recipe=recipe, forms=parse_forms(forms))
         for s in parse_seeds(seed, seeds)
     ]
-    from cirbench import runs
+    from cirbench.runs import execution
 
     records = []
     for planned in plans:
         if not is_quiet(quiet) and not as_json:
             label = " ".join(p for p in (planned.method.name, variant) if p)
             click.echo(f"{label} on {planned.facts.name}, seed {planned.spec.seed}", err=True)
-        record = runs.run(planned, runs.Options(
+        record = execution.run(planned, execution.Options(
             out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings, allow_missing
         ))
         records.append(record)
@@ -78,7 +78,7 @@ def run(
 
 def _explain(record: Any, count: int, device: str, quiet: bool, root: Path | None) -> None:
     """Words and regions, where the method has them; the run is finished either way."""
-    from cirbench.rerun import explain_run
+    from cirbench.runs.rerun import explain_run
     from cirbench.types import CirbenchError
 
     if len(record.explain) >= count:

@@ -13,7 +13,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs under FOLDER."""
-    from cirbench.records import Record, is_finished
+    from cirbench.runs.record import Record, is_finished
     from cirbench.types import CirbenchError
 
     if not folder.is_dir():

@@ -15,9 +15,9 @@ def show(run: Path, query_id: str, top: int) -> None:
     """Show the query QUERY_ID of the finished RUN."""
     import difflib
 
-    from cirbench.records import Record
     from cirbench.reports.collect import rows_of
     from cirbench.reports.explorer import hits
+    from cirbench.runs.record import Record
     from cirbench.types import CirbenchError
 
     record = Record(run)

@@ -36,7 +36,7 @@ def submit(
 
     if len(paths) != 1:
         raise CirbenchError(f"one run folder is expected, got {len(paths)}. To check files add --validate.")
-    from cirbench import rerun
+    from cirbench.runs import rerun
 
     planned, record = rerun.plan_eval(paths[0], dataset, (), root)
     from cirbench.scoring.submit import SERVERS, write
@@ -44,13 +44,13 @@ def submit(
     name = planned.facts.name
     if name not in SERVERS:
         raise CirbenchError(f"there is no server for {name}; --dataset chooses {' or '.join(SERVERS)}.")
-    from cirbench import runs, specs
     from cirbench.data.splits import load_named
-    from cirbench.training import pick_device
+    from cirbench.runs import execution, planning
+    from cirbench.runs.training import pick_device
 
     data, split = load_named(name, root, SERVERS[name])
     where = pick_device(device)
-    method = runs.load_method(planned, specs.load(planned), record.folder / "model.safetensors", where)
+    method = execution.load_method(planned, planning.load(planned), record.folder / "model.safetensors", where)
     for path in write(method, data, split, where, out, is_quiet(quiet)):
         click.echo(str(path))
 

@@ -118,7 +118,7 @@ def _nothing(text: str) -> None:
 
 def status(name: str, out: Path, as_json: bool = False) -> None:
     """Print the state of the studies of a sweep, as last written by any of its workers on this file system."""
-    from cirbench.folders import Study
+    from cirbench.runs.store import Study
 
     stem = Path(name).stem if name.endswith(".toml") else name
     found = []

@@ -14,9 +14,9 @@ import click
 @click.option("--protocol", default="", help="Another protocol than each dataset's default.")
 def table(runs: tuple[Path, ...], style: str, protocol: str) -> None:
     """Print the main table of RUNS (default: runs/), one a dataset: means and spread over seeds."""
-    from cirbench.folders import find_records
     from cirbench.reports.collect import collect
     from cirbench.reports.tables import main_table, text_table
+    from cirbench.runs.store import find_records
     from cirbench.types import CirbenchError
 
     tests = collect(find_records(list(runs) or [Path("runs")]))

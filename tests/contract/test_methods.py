@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cirbench import contract, plugins
+from cirbench import plugins
+from cirbench.runs import contract
 
 PAIRS = [(m.name, v) for m in plugins.methods() for v in ["", *m.variants]]
 IDS = [f"{m}-{v}" if v else m for m, v in PAIRS]

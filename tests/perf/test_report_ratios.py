@@ -9,7 +9,7 @@ from cirbench.reports import explorer
 from cirbench.reports.collect import TestSet, collect
 from fake_records import write_run
 
-from cirbench.folders import find_records
+from cirbench.runs.store import find_records
 
 pytest.importorskip("pytest_benchmark")
 

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cirbench.data.batches import Feed, Triplets
-from cirbench.information import Bounds
+from cirbench.runs.mutual_information import Bounds
 from cirbench.settings import TrainSettings
 from cirbench.types import CirbenchError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirbench.records import SCHEMA, Record, is_finished, not_a_run, read_json
+from cirbench.runs.record import SCHEMA, Record, is_finished, not_a_run, read_json
 from cirbench.types import CirbenchError
 
 __all__ = ["Study", "find_records", "find_studies"]

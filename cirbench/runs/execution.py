@@ -18,17 +18,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cirbench import cost, lease, specs
+from cirbench import lease
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
 from cirbench.data.images import image_set_fingerprint, webp
-from cirbench.information import bounds
 from cirbench.models.encoders import Encoders, check_clip, check_cnn, weights_in
-from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs import cost, planning
+from cirbench.runs.mutual_information import bounds
+from cirbench.runs.planning import Plan
+from cirbench.runs.record import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
-from cirbench.specs import Plan
-from cirbench.training import Trained, pick_device, train
 from cirbench.types import CirbenchError, Dataset, Protocol, Split, TrainView
 
 #: Queries whose pictures are kept with a record, and the side of a picture in pixels.
@@ -66,8 +67,8 @@ def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]
     """(run id, inputs, fingerprint of the image set)."""
     ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
     images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
-    inputs = specs.inputs(planned, dataset, images, weights_in(planned.spec.config))
-    return specs.run_id(inputs), inputs, images
+    inputs = planning.inputs(planned, dataset, images, weights_in(planned.spec.config))
+    return planning.run_id(inputs), inputs, images
 
 
 def _view(dataset: Dataset, form: str) -> TrainView:
@@ -97,7 +98,7 @@ def _train(
 ) -> Trained:
     settings, protocol = planned.train, dataset.protocols[0]
     split = dataset.splits["train"]
-    form = specs.training_form(planned, dataset)
+    form = planning.training_form(planned, dataset)
     triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.spec.seed)
     texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
     feed = Feed(
@@ -125,10 +126,10 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     device = pick_device(options.device)
     _check_backbones(planned.spec.config)
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
-    dataset, absent = missing_images.settle(specs.load(planned), roles, options.allow_missing)
+    dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)
     run_id, inputs, _ = identify(planned, dataset)
     # An interrupted run goes on where it is, under whatever label it was begun.
-    folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / specs.run_name(planned, run_id))
+    folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / planning.run_name(planned, run_id))
     existing = _finished(options.out, run_id)
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
@@ -171,7 +172,7 @@ def _run(
     started = datetime.now(UTC)
     began = time.perf_counter()
     _deterministic(planned.spec.seed)
-    form = specs.training_form(planned, dataset)
+    form = planning.training_form(planned, dataset)
     encoders = Encoders(derive(planned.spec.seed, "weights"), declared=inputs["weights"])
     method = planned.method.load().build(planned.config, encoders, _view(dataset, form), None)
     if isinstance(method, torch.nn.Module):
@@ -220,7 +221,7 @@ def _on_select(
     split = dataset.splits.get("select")
     if split is None or not split.queries:
         return None
-    protocols, left = specs.scored(planned, dataset)
+    protocols, left = planning.scored(planned, dataset)
     forms = list(dict.fromkeys(p.form for p in protocols))
     feed = _feed(method, dataset, split, forms, device, options.quiet)
     result, _, _ = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
@@ -250,7 +251,7 @@ def report(
     device: torch.device, options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
 ) -> None:
     """Evaluate once on the `report` split and write the record; `record.json` last."""
-    split, (protocols, left) = dataset.splits["report"], specs.scored(planned, dataset)
+    split, (protocols, left) = dataset.splits["report"], planning.scored(planned, dataset)
     forms = list(dict.fromkeys(p.form for p in protocols))
     tick = time.perf_counter()
     feed = _feed(method, dataset, split, forms, device, options.quiet)
@@ -386,7 +387,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
         raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
     except Exception as error:
         raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
-    form = specs.training_form(planned, dataset)
+    form = planning.training_form(planned, dataset)
     method = planned.method.load().build(
         planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), state
     )

@@ -13,8 +13,6 @@ from cirbench.seeds import digest
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, RunSpec
 
-PACKAGE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Plan:

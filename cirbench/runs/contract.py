@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench import plugins, runs, specs
+from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
 from cirbench.models.encoders import Encoders, weights_in
+from cirbench.runs import execution, planning
 from cirbench.scoring import evaluation
 from cirbench.scoring.ranking import checked
 from cirbench.seeds import derive
@@ -68,26 +69,26 @@ class Subject:
         return plugins.find_method(self.method)
 
     @cached_property
-    def planned(self) -> specs.Plan:
+    def planned(self) -> planning.Plan:
         """The run, narrowed."""
         narrow = {f"method.{k}": v for k, v in NARROW.items() if k in self.found.config.model_fields}
         epochs = self.found.variants.get(self.variant, {}).get("train.epochs", self.found.train.get("epochs", 1))
         train = {"train.epochs": 1, "train.batch_size": BATCH} if epochs else {}
-        return specs.plan(
+        return planning.plan(
             self.method, "scenes", self.variant, seed=self.seed, over={**DATA, **narrow, **train, **self.over}
         )
 
     @cached_property
     def dataset(self) -> Dataset:
         """The small `scenes`."""
-        return specs.load(self.planned)
+        return planning.load(self.planned)
 
     def build(self, state: Mapping[str, Any] | None = None) -> Any:
         """The method, in evaluation mode, from the seed."""
-        runs._deterministic(self.seed)
+        execution._deterministic(self.seed)
         module = self.planned.method.load()
         encoders = Encoders(derive(self.seed, "weights"), declared=weights_in(self.planned.spec.config))
-        made = module.build(self.planned.config, encoders, runs._view(self.dataset, "text"), state)
+        made = module.build(self.planned.config, encoders, execution._view(self.dataset, "text"), state)
         require(made is not None, "build returns nothing. It returns the method.")
         for name in ("inputs", "encode_queries", "encode_images"):
             require(hasattr(made, name), f"the method has no `{name}`; types.py describes `Method`.")
@@ -144,10 +145,9 @@ def _read_of_config(tree: ast.Module) -> set[str]:
 
 
 def fields_are_used(subject: Subject) -> None:
-    """Every field of Config is read somewhere in the method's code, or in the streams it is built on."""
-    texts = [subject.found.source]
-    if "cirbench.models.two_stream" in subject.found.source:
-        texts.append((specs.PACKAGE / "models" / "two_stream.py").read_text(encoding="utf-8"))
+    """Every field of Config is read somewhere in the method's code, or in what it imports of cirbench's models."""
+    start = numerics.entry(subject.found.module or subject.found.path)
+    texts = [module.path.read_text(encoding="utf-8") for module in numerics.own_modules(start).values()]
     read = set().union(*(_read_of_config(ast.parse(text)) for text in texts))
     idle = [name for name in subject.found.config.model_fields if name not in read]
     require(not idle, f"fields of Config that no code reads: {', '.join(idle)}. Read them (config.NAME) or drop them.")
@@ -290,8 +290,8 @@ def weights_survive(subject: Subject) -> None:
                 for parameter in made.parameters():  # as though trained: what is not saved cannot come back
                     if parameter.requires_grad:
                         parameter.add_(0.01 * torch.randn(parameter.shape))
-        runs.save_weights(path, made)
-        again = runs.load_method(subject.planned, subject.dataset, path, device)
+        execution.save_weights(path, made)
+        again = execution.load_method(subject.planned, subject.dataset, path, device)
     feed, queries = subject.feed(made), subject.dataset.splits["report"].queries[:QUERIES]
     references, words = [q.reference for q in queries], [q.texts[0] for q in queries]
     with torch.inference_mode():

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cirbench import lease, specs
+from cirbench import lease
 from cirbench.plugins import find_dataset, find_method
-from cirbench.records import Record, is_finished, write_json
+from cirbench.runs import planning
+from cirbench.runs.planning import Plan
+from cirbench.runs.record import Record, is_finished, write_json
 from cirbench.seeds import digest
 from cirbench.settings import TrainSettings, parse_assignments
-from cirbench.specs import Plan
 from cirbench.types import CirbenchError
 
 
@@ -81,7 +82,7 @@ def plan_eval(
         over |= {f"data.{k}": v for k, v in {**neutral, **inputs["data"]}.items()}
     for field, value in parse_assignments(sets, ("data",))["data"].items():
         over[f"data.{field}"] = value
-    return specs.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
+    return planning.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
 
 
 def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,31 +112,32 @@ def evaluate_run(
     Raises:
         CirbenchError: weights that do not fit, or pictures that are missing.
     """
-    from cirbench import runs
     from cirbench.data.file_hashes import file_sha256
+    from cirbench.runs import execution
+    from cirbench.runs.training import pick_device
     from cirbench.scoring import missing_images
-    from cirbench.training import pick_device
 
     where = pick_device(device)
-    dataset, absent = missing_images.settle(specs.load(planned), ("report",), allow_missing)
+    dataset, absent = missing_images.settle(planning.load(planned), ("report",), allow_missing)
     weights = record.folder / "model.safetensors"
-    _, inputs, _ = runs.identify(planned, dataset)
+    _, inputs, _ = execution.identify(planned, dataset)
     inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights), **_training_of(record, inputs)}
-    run_id = specs.run_id(inputs)
-    folder = out / f"{specs.run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
+    run_id = planning.run_id(inputs)
+    folder = out / f"{planning.run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
     if is_finished(folder):
         return Record(folder)
     began, started = time.perf_counter(), datetime.now(UTC)
-    method = runs.load_method(planned, dataset, weights, where)
+    method = execution.load_method(planned, dataset, weights, where)
     folder.mkdir(parents=True, exist_ok=True)
     with lease.held(folder):
         if is_finished(folder):  # by another process, while this one waited for the lease
             return Record(folder)
-        runs.report(
-            folder, planned, method, dataset, absent, where, runs.Options(out, device, quiet=quiet, command=command),
+        execution.report(
+            folder, planned, method, dataset, absent, where,
+            execution.Options(out, device, quiet=quiet, command=command),
             {
                 "id": run_id, "inputs": inputs, "variant": record.data.get("variant", ""),
-                "overrides": record.data.get("overrides", {}), **runs.places(planned),
+                "overrides": record.data.get("overrides", {}), **execution.places(planned),
                 "selection": record.data["selection"], "split": "report",
                 "started": started.isoformat(timespec="seconds"),
                 "notes": [
@@ -187,27 +189,27 @@ def explain_run(
     import torch
     from tqdm import tqdm
 
-    from cirbench import runs
+    from cirbench.runs import execution
+    from cirbench.runs.training import pick_device
     from cirbench.scoring import evaluation
-    from cirbench.training import pick_device
 
     planned, record = plan_eval(folder, root=root)
     if not isinstance(record, Record):
         raise CirbenchError(f"{folder} holds converted weights, not a run. `cirbench eval` makes a run of them.")
     where = pick_device(device)
-    dataset = specs.load(planned)
+    dataset = planning.load(planned)
     if dataset.fingerprint != record.data["inputs"]["fingerprint"]:
         raise CirbenchError(
             f"{planned.facts.name} is not the data that {record.name} answered (fingerprint "
             f"{dataset.fingerprint[:12]}, the run saw {record.data['inputs']['fingerprint'][:12]}). Use --root."
         )
     # A run that went on without missing pictures has a set of its own.
-    if not record.data.get("missing") and runs.identify(planned, dataset)[2] != record.data["inputs"]["images"]:
+    if not record.data.get("missing") and execution.identify(planned, dataset)[2] != record.data["inputs"]["images"]:
         raise CirbenchError(
             f"the pictures of {planned.facts.name} are not those that {record.name} saw: they were changed since, or "
             "are other ones. Use --root, or repeat the run."
         )
-    method = runs.load_method(planned, dataset, folder / "model.safetensors", where)
+    method = execution.load_method(planned, dataset, folder / "model.safetensors", where)
     if not hasattr(method, "explain"):
         raise CirbenchError(f"the method {planned.method.name} has no `explain`: there is no evidence to compute.")
     asked = {q["id"] for q in record.queries}  # a run may have gone on without missing pictures

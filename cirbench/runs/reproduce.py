@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cirbench import specs
+from cirbench.runs import planning
+from cirbench.runs.planning import Plan
 from cirbench.settings import unknown
-from cirbench.specs import Plan
 from cirbench.types import CirbenchError, Frozen
 
 
@@ -45,7 +45,7 @@ class Expected:
         given = {text.partition("=")[0].strip() for text in sets}
         over = {"train.protocol": self.protocol, **self.over}
         over = {k: v for k, v in over.items() if k not in given}
-        return specs.plan(self.method, self.dataset, self.variant, backbone, seed, sets, root, over)
+        return planning.plan(self.method, self.dataset, self.variant, backbone, seed, sets, root, over)
 
 
 @dataclass(frozen=True)
@@ -186,17 +186,17 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     import torch
     from tqdm import tqdm
 
-    from cirbench import cost, runs
     from cirbench.models.encoders import Encoders
+    from cirbench.runs import cost, execution
+    from cirbench.runs.training import keep_freed_memory, pick_device
     from cirbench.scoring import evaluation
-    from cirbench.training import keep_freed_memory, pick_device
     from cirbench.types import QueryBatch, TrainBatch
 
     keep_freed_memory()
-    where, dataset, settings = pick_device(device), specs.load(planned), planned.train
-    form = specs.training_form(planned, dataset)
+    where, dataset, settings = pick_device(device), planning.load(planned), planned.train
+    form = planning.training_form(planned, dataset)
     torch.manual_seed(0)
-    view = runs._view(dataset, form)
+    view = execution._view(dataset, form)
     method = planned.method.load().build(_random_weights(planned), Encoders(0), view, None)
     method.to(where) if isinstance(method, torch.nn.Module) else None
 
