@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from cirbench.sweep import fingerprint
+from cirbench.studies.worker import fingerprint
 
 TEXT = """
 question = "Does anything get lost?"

@@ -17,25 +17,26 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import lease, sweep, sweepfile, sweeprun, sweepshow, sweepspec, sweepstorage
+from cirbench import lease
 from cirbench.cli import main
 from cirbench.runs import execution, planning
 from cirbench.runs.record import Record
 from cirbench.scoring import statistics
+from cirbench.studies import design, design_file, display, launch, storage, worker
 from cirbench.types import CirbenchError
 
 
-def small(folder: Path, text: str = sweeping.TEXT, **over: Any) -> sweepspec.Sweep:
-    return sweepfile.read(sweeping.write(folder, text), **{"seeds": [0], **over})
+def small(folder: Path, text: str = sweeping.TEXT, **over: Any) -> design.Sweep:
+    return design_file.read(sweeping.write(folder, text), **{"seeds": [0], **over})
 
 
-def worker(found: sweepspec.Sweep, out: Path, **over: Any) -> sweep.Worker:
-    return sweep.Worker(found, sweep.Options(out, "cpu", **over))
+def make_worker(found: design.Sweep, out: Path, **over: Any) -> worker.Worker:
+    return worker.Worker(found, worker.Options(out, "cpu", **over))
 
 
 def test_a_trial_is_a_point_and_each_seed_an_ordinary_run(tmp_path: Path) -> None:
     found = small(tmp_path, trials=2, seeds=[0, 1])
-    done = worker(found, tmp_path / "runs")
+    done = make_worker(found, tmp_path / "runs")
     done.work()
     data = json.loads((done.folder / "sweep.json").read_text())
     assert [p["state"] for p in data["points"]] == ["complete", "complete"] and data["total"] == 2
@@ -53,14 +54,14 @@ def test_a_trial_is_a_point_and_each_seed_an_ordinary_run(tmp_path: Path) -> Non
 
 
 def test_the_objective_is_not_the_reported_number(tmp_path: Path) -> None:
-    done = worker(small(tmp_path, trials=1), tmp_path / "runs")
+    done = make_worker(small(tmp_path, trials=1), tmp_path / "runs")
     done.work()
     (row,) = done.publish()["points"]
     record = Record(tmp_path / "runs" / row["seeds"]["0"]["run"])
     ranks = np.load(record.folder / "select.npz")["rank/scenes"]
     assert len(ranks) == 32 and record.data["protocols"]["scenes"]["queries"] == 48
     assert row["value"] == pytest.approx(100 * np.mean(ranks == 1))
-    assert np.mean(sweep.blocks(record, done.sweep)) == pytest.approx(row["value"], abs=5)
+    assert np.mean(worker.blocks(record, done.sweep)) == pytest.approx(row["value"], abs=5)
 
 
 def test_the_table_tells_spread_seconds_and_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,15 +99,15 @@ methods = ["random"]
 
 def test_a_tuning_names_the_command_for_fresh_seeds(tmp_path: Path) -> None:
     found = small(tmp_path, 'sampler = "tpe"\n' + TUNE, trials=1)
-    done = worker(found, tmp_path / "runs")
+    done = make_worker(found, tmp_path / "runs")
     done.work()
     data = done.publish()
-    shown, (row,) = sweepshow.table(data, tmp_path / "runs"), data["points"]
+    shown, (row,) = display.table(data, tmp_path / "runs"), data["points"]
     (command,) = [line for line in shown.splitlines() if line.startswith("  cirbench run --method dwc")]
     assert "on report" not in shown.splitlines()[1], "a tuning does not look"
     words = shlex.split(command)
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    tuned = found.plan(sweepspec.Point("", "dwc", "", row["values"], row["fixed"]), 0)
+    tuned = found.plan(design.Point("", "dwc", "", row["values"], row["fixed"]), 0)
     planned = planning.plan("dwc", "scenes", sets=sets)
     assert planned.spec.config == tuned.spec.config and planned.spec.train == tuned.spec.train
     assert "1,2,3,4,5" in command and planned.spec.data == tuned.spec.data
@@ -115,24 +116,24 @@ def test_a_tuning_names_the_command_for_fresh_seeds(tmp_path: Path) -> None:
 def test_what_has_a_record_is_not_run_again_in_whichever_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = worker(small(tmp_path), tmp_path / "runs")
+    first = make_worker(small(tmp_path), tmp_path / "runs")
     first.work()
     monkeypatch.setattr(execution, "_train", lambda *a: pytest.fail("trained again"))
-    again = worker(small(tmp_path), tmp_path / "runs")
+    again = make_worker(small(tmp_path), tmp_path / "runs")
     again.work()
-    assert sweep.fingerprint(again.publish()) == sweep.fingerprint(first.publish())
+    assert worker.fingerprint(again.publish()) == worker.fingerprint(first.publish())
     # Another question with points in common, in another order.
     text = sweeping.TEXT.replace("[0.0, 0.5, 1.0]", "[1.0, 0.0]").replace("[0.05, 0.1]", "[0.1]")
-    other = worker(sweepfile.read(sweeping.write(tmp_path, text, "other"), seeds=[0]), tmp_path / "runs")
+    other = make_worker(design_file.read(sweeping.write(tmp_path, text, "other"), seeds=[0]), tmp_path / "runs")
     other.work()
     data = other.publish()
     assert [p["state"] for p in data["points"]] == ["complete"] * 2 and set(data["runs"]) < set(first.publish()["runs"])
 
 
 def test_more_trials_go_on_with_the_same_study(tmp_path: Path) -> None:
-    one = worker(small(tmp_path, trials=1), tmp_path / "runs")
+    one = make_worker(small(tmp_path, trials=1), tmp_path / "runs")
     one.work()
-    two = worker(small(tmp_path, trials=3), tmp_path / "runs")
+    two = make_worker(small(tmp_path, trials=3), tmp_path / "runs")
     two.work()
     assert one.name == two.name and [t.number for t in two.study.trials] == [0, 1, 2]
 
@@ -150,17 +151,17 @@ def test_a_failing_run_is_retried_and_then_shown(
         return real(planned, options)
 
     monkeypatch.setattr(execution, "run", fails)
-    done = worker(found, tmp_path / "runs")
+    done = make_worker(found, tmp_path / "runs")
     done.work()
     data = done.publish()
     assert tries == [0.05, 0.05, 0.1, 0.1], "once more each (retries = 1), the first with success"
     assert [p["state"] for p in data["points"]] == ["complete"] * 3 + ["fail"] + ["complete"] * 2, "the sweep goes on"
     assert "seed 0, try 2: MemoryError: the machine is full" in data["points"][3]["error"]
-    assert "the machine is full" in sweepshow.table(data)
-    worker(found, tmp_path / "runs").work()
+    assert "the machine is full" in display.table(data)
+    make_worker(found, tmp_path / "runs").work()
     assert len(tries) == 4, "a failed point stays failed"
     monkeypatch.setattr(execution, "run", real)
-    mended = worker(found, tmp_path / "runs", retry_failed=True)
+    mended = make_worker(found, tmp_path / "runs", retry_failed=True)
     mended.work()
     assert [p["state"] for p in mended.publish()["points"]] == ["complete"] * 6
     with pytest.raises(SystemExit):
@@ -170,7 +171,7 @@ def test_a_failing_run_is_retried_and_then_shown(
 
 
 def test_no_point_is_begun_after_the_deadline(tmp_path: Path) -> None:
-    late = worker(small(tmp_path), tmp_path / "runs", deadline=time.time() - 1)
+    late = make_worker(small(tmp_path), tmp_path / "runs", deadline=time.time() - 1)
     late.work()
     assert late.publish()["points"] == []
 
@@ -194,7 +195,7 @@ def test_dry_run_counts_and_measures_and_leaves_nothing(tmp_path: Path, capsys: 
     text = capsys.readouterr().out
     assert "6 points (grid) x 2 seeds on scenes" in text and "12 runs, 0 with a record already; about" in text
     assert not out.exists()
-    worker(small(tmp_path, trials=1), out).work()
+    make_worker(small(tmp_path, trials=1), out).work()
     main(["sweep", sweeping.write(tmp_path), "--out", str(out), "--dry-run", "--device", "cpu"])
     assert "12 runs, 1 with a record already" in capsys.readouterr().out
 
@@ -210,13 +211,13 @@ TUNE = sweeping.TEXT[: sweeping.TEXT.index("[arms.space]")] + """
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "qmc"])
 def test_samplers_draw_different_points_and_go_on_after_a_restart(sampler: str, tmp_path: Path) -> None:
     found = small(tmp_path, f'sampler = "{sampler}"\n' + TUNE, trials=2)
-    worker(found, tmp_path / "runs").work()
-    more = worker(small(tmp_path, f'sampler = "{sampler}"\n' + TUNE, trials=3), tmp_path / "runs")
+    make_worker(found, tmp_path / "runs").work()
+    more = make_worker(small(tmp_path, f'sampler = "{sampler}"\n' + TUNE, trials=3), tmp_path / "runs")
     more.work()
     data = more.publish()
     assert len({p["values"]["method.temperature"] for p in data["points"]}) == 3, "a restart repeats no draw"
     assert all(isinstance(p["values"]["train.warmup"], int) for p in data["points"])
-    assert data["tuning"] == (sampler in ("tpe", "gp")) == ("This is tuning" in sweepshow.table(data))
+    assert data["tuning"] == (sampler in ("tpe", "gp")) == ("This is tuning" in display.table(data))
 
 
 def test_the_pruner_stops_what_is_clearly_worse_and_not_before_two_seeds(
@@ -224,36 +225,36 @@ def test_the_pruner_stops_what_is_clearly_worse_and_not_before_two_seeds(
 ) -> None:
     text = 'sampler = "random"\npruner = "wilcoxon"\n' + TUNE
     found = small(tmp_path, text, trials=2, seeds=[0, 1, 2])
-    monkeypatch.setattr(sweep, "blocks", lambda record, _: [
-        n + (50.0 if record.data["inputs"]["config"]["temperature"] == first[0] else 0.0) for n in range(sweep.BLOCKS)
+    monkeypatch.setattr(worker, "blocks", lambda record, _: [
+        n + (50.0 if record.data["inputs"]["config"]["temperature"] == first[0] else 0.0) for n in range(worker.BLOCKS)
     ])
     first: list[float] = []
-    real = sweep.Worker.point
+    real = worker.Worker.point
 
-    def point(self: sweep.Worker, trial: Any) -> Any:
+    def point(self: worker.Worker, trial: Any) -> Any:
         found = real(self, trial)
         first.append(found.values["method.temperature"])
         return found
 
-    monkeypatch.setattr(sweep.Worker, "point", point)
+    monkeypatch.setattr(worker.Worker, "point", point)
     # Values follow the blocks, so that the first point is the best whatever the tiny runs say.
-    monkeypatch.setattr(sweep, "objective", lambda record, _: float(np.mean(sweep.blocks(record, None))))  # type: ignore[arg-type]
-    done = worker(found, tmp_path / "runs")
+    monkeypatch.setattr(worker, "objective", lambda record, _: float(np.mean(worker.blocks(record, None))))  # type: ignore[arg-type]
+    done = make_worker(found, tmp_path / "runs")
     done.work()
     rows = done.publish()["points"]
     assert [r["state"] for r in rows] == ["complete", "pruned"] and list(rows[1]["seeds"]) == ["0", "1"]
 
 
 def test_intervals_are_students(tmp_path: Path) -> None:
-    low, high = sweepshow.interval([1.0, 2.0, 3.0])
+    low, high = display.interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
-    assert np.isnan(sweepshow.interval([1.0])).all(), "one seed has no spread"
+    assert np.isnan(display.interval([1.0])).all(), "one seed has no spread"
 
 
 def test_passwords_are_not_shown() -> None:
-    assert sweepstorage.hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert sweepstorage.hide_password("postgresql://me:a:b@c@host/db") == "postgresql://me:***@host/db"
-    assert sweepstorage.hide_password("postgresql://me@host/db") == "postgresql://me@host/db"
+    assert storage.hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert storage.hide_password("postgresql://me:a:b@c@host/db") == "postgresql://me:***@host/db"
+    assert storage.hide_password("postgresql://me@host/db") == "postgresql://me@host/db"
 
 
 def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:
@@ -263,11 +264,11 @@ def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:
     captions = tmp_path / "other" / "triplets.test.jsonl"
     captions.write_text("".join(captions.read_text().splitlines(keepends=True)[:-1]))
     out = tmp_path / "runs"
-    names = [worker(small(tmp_path, text, root=tmp_path / name), out).name for name in ("here", "there")]
+    names = [make_worker(small(tmp_path, text, root=tmp_path / name), out).name for name in ("here", "there")]
     assert names[0] == names[1]
     with pytest.raises(CirbenchError, match=r"other annotations of custom .*other holds .*--out"):
-        worker(small(tmp_path, text, root=tmp_path / "other"), out)
-    worker(small(tmp_path, text, root=tmp_path / "other"), tmp_path / "elsewhere")
+        make_worker(small(tmp_path, text, root=tmp_path / "other"), out)
+    make_worker(small(tmp_path, text, root=tmp_path / "other"), tmp_path / "elsewhere")
 
 
 # ------------------------------------------------------------------------------------------ leases
@@ -351,9 +352,9 @@ def test_twenty_killed_workers_lose_nothing(tmp_path: Path) -> None:
 def test_jobs_of_a_scheduler_join_the_study(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     found = small(tmp_path, trials=2)
-    view = worker(found, tmp_path / "runs")
+    view = make_worker(found, tmp_path / "runs")
     arguments = {"name": str(tmp_path / "small.toml"), "seeds": [0], "trials": 2}
-    jobs = sweeprun.slurm(arguments, view.options, view.folder, 1, ["timeout_min=5"], cluster="local")
+    jobs = launch.slurm(arguments, view.options, view.folder, 1, ["timeout_min=5"], cluster="local")
     for job in jobs:
         job.result()
     assert [p["state"] for p in view.publish()["points"]] == ["complete"] * 2
@@ -363,9 +364,9 @@ def test_jobs_of_a_scheduler_join_the_study(tmp_path: Path) -> None:
 def test_jobs_of_a_scheduler_keep_to_the_timeout(in_the_file: bool, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     file = sweeping.write(tmp_path, "timeout = 0.001\n" + sweeping.TEXT if in_the_file else sweeping.TEXT)
-    view = worker(sweepfile.read(file, seeds=[0]), tmp_path / "runs")
+    view = make_worker(design_file.read(file, seeds=[0]), tmp_path / "runs")
     arguments = {"name": file, "seeds": [0], "timeout": None if in_the_file else 0.001}
-    (job,) = sweeprun.slurm(arguments, view.options, view.folder, 1, ["timeout_min=5"], cluster="local")
+    (job,) = launch.slurm(arguments, view.options, view.folder, 1, ["timeout_min=5"], cluster="local")
     job.result()
     assert view.publish()["points"] == [], "its time was up before its first point"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sweeping
 
-from cirbench.sweepstorage import with_driver
+from cirbench.studies.storage import with_driver
 
 optuna = pytest.importorskip("optuna")
 

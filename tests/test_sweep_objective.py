@@ -12,11 +12,12 @@ import pytest
 import sweeping
 from small_data import build
 
-from cirbench import plugins, sweep, sweepfile
+from cirbench import plugins
 from cirbench.cli import main
 from cirbench.runs import execution
 from cirbench.runs.record import write_npz
 from cirbench.scoring import metrics
+from cirbench.studies import design_file, worker
 from cirbench.types import CirbenchError
 
 PRUNED = 'sampler = "random"\ntrials = 2\npruner = "wilcoxon"\n' + sweeping.TEXT.replace(
@@ -37,11 +38,11 @@ def test_blocks_of_a_mean_are_means_of_its_parts(tmp_path: Path) -> None:
     record = scored(tmp_path, "p", "x", {"rank/p": ranks, "value/p/Rs@1": subset, "value/p/mAP@5": subset**2})
 
     def found(metric: str) -> list[float]:
-        return sweep.blocks(record, SimpleNamespace(objective=sweepfile.Objective("p", metric)))  # type: ignore[arg-type]
+        return worker.blocks(record, SimpleNamespace(objective=design_file.Objective("p", metric)))  # type: ignore[arg-type]
 
     for name in ("mean(R@10,R@20)", "mean(R@10, Rs@1)", "mean(R@5,R@10,R@30)", "mean(Rs@1,mAP@5)"):
         parts = [found(part) for part in metrics.parts(name)]
-        assert len(found(name)) == sweep.BLOCKS and found(name) == pytest.approx(np.mean(parts, axis=0))
+        assert len(found(name)) == worker.BLOCKS and found(name) == pytest.approx(np.mean(parts, axis=0))
     assert found("R@10") == [100, 100, 50, *[0] * 7]
     assert found("mean(R@10,R@20)") == [100, 100, 75, 50, 50, *[0] * 5]
 
@@ -55,7 +56,7 @@ def test_the_default_objective_of_every_dataset_can_be_pruned_by(
 ) -> None:
     root = build(dataset, tmp_path / "data")
     text = "\n".join(line for line in PRUNED.splitlines() if not line.startswith('"data.'))
-    found = sweepfile.read(sweeping.write(tmp_path, text), dataset=dataset, root=root, seeds=[0, 1, 2])
+    found = design_file.read(sweeping.write(tmp_path, text), dataset=dataset, root=root, seeds=[0, 1, 2])
     assert found.objective.metric == metric
     rng, protocol = np.random.default_rng(0), found.objective.protocol
 
@@ -65,7 +66,7 @@ def test_the_default_objective_of_every_dataset_can_be_pruned_by(
         return scored(tmp_path / f"run{rng.integers(2**40)}", protocol, metric, arrays)
 
     monkeypatch.setattr(execution, "run", fake)
-    done = sweep.Worker(found, sweep.Options(tmp_path / "runs", "cpu"))
+    done = worker.Worker(found, worker.Options(tmp_path / "runs", "cpu"))
     done.work()
     rows = done.publish()["points"]
     assert rows[0]["state"] == "complete" and rows[1]["state"] in ("complete", "pruned")
@@ -75,7 +76,7 @@ def test_the_default_objective_of_every_dataset_can_be_pruned_by(
 def test_a_run_whose_select_file_is_damaged_fails_its_point_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = sweepfile.read(sweeping.write(tmp_path, PRUNED), seeds=[0, 1])
+    found = design_file.read(sweeping.write(tmp_path, PRUNED), seeds=[0, 1])
 
     def fake(planned: Any, options: Any) -> Any:
         record = scored(tmp_path / "run", "scenes", "R@1", {})
@@ -83,7 +84,7 @@ def test_a_run_whose_select_file_is_damaged_fails_its_point_alone(
         return record
 
     monkeypatch.setattr(execution, "run", fake)
-    done = sweep.Worker(found, sweep.Options(tmp_path / "runs", "cpu"))
+    done = worker.Worker(found, worker.Options(tmp_path / "runs", "cpu"))
     done.work()
     assert [row["state"] for row in done.publish()["points"]] == ["fail", "fail"]
 
@@ -95,10 +96,10 @@ def test_a_median_cannot_be_pruned_by(metric: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "SPEC", replace(module.SPEC, protocols=protocols))
     file = sweeping.write(tmp_path, f'objective.metric = "{metric}"\n' + PRUNED)
     with pytest.raises(CirbenchError) as told:
-        sweepfile.read(file, seeds=[0, 1])
+        design_file.read(file, seeds=[0, 1])
     for part in ("small.toml, key objective.metric:", f"'{metric}'", "wilcoxon", "Use R@5", 'pruner = "none"'):
         assert part in str(told.value)
-    assert sweepfile.read(file, seeds=[0]).pruner == "none", "one seed is never pruned"
+    assert design_file.read(file, seeds=[0]).pruner == "none", "one seed is never pruned"
 
 
 @pytest.mark.parametrize(("dataset", "arguments", "named"), [

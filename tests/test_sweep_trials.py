@@ -13,9 +13,9 @@ import pytest
 import sweeping
 from optuna.trial import TrialState, create_trial
 
-from cirbench import sweep, sweepfile
 from cirbench.runs import execution
-from cirbench.sweeptrials import vacant
+from cirbench.studies import design_file, worker
+from cirbench.studies.trials import vacant
 
 
 class Runs:
@@ -44,13 +44,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return made
 
 
-def worker(folder: Path, fake: Runs, trials: int | None = None, **over: Any) -> sweep.Worker:
-    found = sweepfile.read(sweeping.write(folder, "retries = 0\n" + sweeping.TEXT), seeds=[0], trials=trials)
+def make_worker(folder: Path, fake: Runs, trials: int | None = None, **over: Any) -> worker.Worker:
+    found = design_file.read(sweeping.write(folder, "retries = 0\n" + sweeping.TEXT), seeds=[0], trials=trials)
     fake.points = [dict(p.values) for p in found.points()]
-    return sweep.Worker(found, sweep.Options(folder / "runs", "cpu", **over))
+    return worker.Worker(found, worker.Options(folder / "runs", "cpu", **over))
 
 
-def assert_whole(done: sweep.Worker, fake: Runs) -> None:
+def assert_whole(done: worker.Worker, fake: Runs) -> None:
     rows = done.publish()["points"]
     assert [(r["number"], r["state"], r["value"]) for r in rows] == [(n, "complete", float(n)) for n in range(6)]
     assert [r["values"] for r in rows] == fake.points
@@ -60,16 +60,16 @@ def assert_whole(done: sweep.Worker, fake: Runs) -> None:
 
 
 def test_a_second_try_does_not_cost_another_point(tmp_path: Path, fake: Runs) -> None:
-    whole = worker(tmp_path / "whole", fake)
+    whole = make_worker(tmp_path / "whole", fake)
     whole.work()
     fake.done, fake.bad = [], {0}
-    first = worker(tmp_path, fake, trials=3)
+    first = make_worker(tmp_path, fake, trials=3)
     first.work()
     assert [r["state"] for r in first.publish()["points"]] == ["fail", "complete", "complete"]
     fake.bad = set()
-    worker(tmp_path, fake, trials=3, retry_failed=True).work()
+    make_worker(tmp_path, fake, trials=3, retry_failed=True).work()
     assert sorted(fake.done) == [0, 1, 2]
-    done = worker(tmp_path, fake)
+    done = make_worker(tmp_path, fake)
     done.work()
     assert_whole(done, fake)
     assert [t.number for t in done.study.trials if "void" in t.user_attrs] == []
@@ -79,18 +79,18 @@ def test_a_second_try_does_not_cost_another_point(tmp_path: Path, fake: Runs) ->
 
 def test_a_second_try_that_fails_too_leaves_the_others_alone(tmp_path: Path, fake: Runs) -> None:
     fake.bad = {0, 4}
-    worker(tmp_path, fake, trials=2).work()
-    done = worker(tmp_path, fake, retry_failed=True)
+    make_worker(tmp_path, fake, trials=2).work()
+    done = make_worker(tmp_path, fake, retry_failed=True)
     done.work()
     assert [r["state"] for r in done.publish()["points"]] == ["fail", *["complete"] * 3, "fail", "complete"]
     fake.bad = set()
-    done = worker(tmp_path, fake, retry_failed=True)
+    done = make_worker(tmp_path, fake, retry_failed=True)
     done.work()
     assert_whole(done, fake)
 
 
 def test_a_study_that_lost_a_point_by_an_older_version_gets_it_back(tmp_path: Path, fake: Runs) -> None:
-    old = worker(tmp_path, fake)
+    old = make_worker(tmp_path, fake)
     for number, point in enumerate([None, None, None, 0, None, None, None]):
         trial = old.study.ask()
         if number == 6:
@@ -104,7 +104,7 @@ def test_a_study_that_lost_a_point_by_an_older_version_gets_it_back(tmp_path: Pa
         failed = number in (0, 6)
         old.study.tell(trial, None if failed else float(here), state=TrialState.FAIL if failed else TrialState.COMPLETE)
     assert [r["number"] for r in old.publish()["points"]] == [0, 1, 2, 4, 5]
-    done = worker(tmp_path, fake)
+    done = make_worker(tmp_path, fake)
     done.work()
     assert fake.done == [3]
     assert [(r["number"], r["value"]) for r in done.publish()["points"]] == [(n, float(n)) for n in range(6)]
@@ -112,16 +112,16 @@ def test_a_study_that_lost_a_point_by_an_older_version_gets_it_back(tmp_path: Pa
 
 @pytest.mark.parametrize("before", [0, 2, 6])
 def test_a_worker_killed_while_it_asked_costs_nothing(before: int, tmp_path: Path, fake: Runs) -> None:
-    first = worker(tmp_path, fake, trials=before or None)
+    first = make_worker(tmp_path, fake, trials=before or None)
     if before:
         first.work()
     for _ in range(2):
         first.study.ask()  # a trial that nobody lives to say anything about
-    done = worker(tmp_path, fake)
+    done = make_worker(tmp_path, fake)
     done.work()
     assert_whole(done, fake)
     assert all(t.state.is_finished() for t in done.study.trials), "what stands for no point is void"
-    again = worker(tmp_path, fake)
+    again = make_worker(tmp_path, fake)
     again.work()
     assert again.publish() == done.publish()
 
@@ -130,40 +130,40 @@ def test_a_worker_killed_at_its_second_try_costs_nothing(
     tmp_path: Path, fake: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.bad = {1}
-    worker(tmp_path, fake, trials=3).work()
+    make_worker(tmp_path, fake, trials=3).work()
     fake.bad = set()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sweep.Worker, "_place", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        worker(tmp_path, fake, retry_failed=True).work()
-    done = worker(tmp_path, fake, retry_failed=True)
+        patch.setattr(worker.Worker, "_place", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        make_worker(tmp_path, fake, retry_failed=True).work()
+    done = make_worker(tmp_path, fake, retry_failed=True)
     done.work()
     assert_whole(done, fake)
 
 
 def test_a_trial_beyond_the_last_point_is_nobodys(tmp_path: Path, fake: Runs) -> None:
-    first = worker(tmp_path, fake)
+    first = make_worker(tmp_path, fake)
     for _ in range(7):
         trial = first.study.ask()
     for number in range(6):
         first.study.tell(number, state=TrialState.FAIL)
     trial.set_user_attr("worker", {**first.me, "pid": 2**22 + 1})  # an older version took it, and died of it
-    done = worker(tmp_path, fake, retry_failed=True)
+    done = make_worker(tmp_path, fake, retry_failed=True)
     done.work()
     assert_whole(done, fake)
 
 
 def test_fewer_trials_than_before_are_those_points(tmp_path: Path, fake: Runs) -> None:
-    worker(tmp_path, fake).work()
-    less = worker(tmp_path, fake, trials=3)
+    make_worker(tmp_path, fake).work()
+    less = make_worker(tmp_path, fake, trials=3)
     less.work()
-    assert sweep.finished(less.publish()) == 3 and sorted(fake.done) == list(range(6))
+    assert worker.finished(less.publish()) == 3 and sorted(fake.done) == list(range(6))
 
 
 def test_no_failed_point_is_tried_again_after_the_deadline(tmp_path: Path, fake: Runs) -> None:
     fake.bad = {0}
-    worker(tmp_path, fake, trials=1).work()
+    make_worker(tmp_path, fake, trials=1).work()
     fake.bad = set()
-    worker(tmp_path, fake, retry_failed=True, deadline=time.time() - 1).work()
+    make_worker(tmp_path, fake, retry_failed=True, deadline=time.time() - 1).work()
     assert fake.done == []
 
 

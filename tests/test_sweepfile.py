@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cirbench import plugins, sweepfile
+from cirbench import plugins
 from cirbench.cli import main
+from cirbench.studies import design_file
 
 GOOD = """
 question = "?"
@@ -36,7 +37,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_a_good_file_is_its_points(tmp_path: Path) -> None:
-    sweep = sweepfile.read(write(tmp_path, GOOD))
+    sweep = design_file.read(write(tmp_path, GOOD))
     assert sweep.name == "mine" and sweep.total == 10 and sweep.seeds == (0, 1)
     assert [p.values["method.soft_label_weight"] for p in sweep.points()[:5]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert len({p.label for p in sweep.points()}) == 10
@@ -160,7 +161,7 @@ def test_bad_arguments_are_told(
 
 def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     def space(*arguments: str, **more: Any) -> set[str]:
-        (arm,) = sweepfile.read("tune", method=arguments[0], method_variant=arguments[1], **more).arms
+        (arm,) = design_file.read("tune", method=arguments[0], method_variant=arguments[1], **more).arms
         return {key.removeprefix("method.") for key in arm.space}
 
     shared = {"temperature", "clip_lr", "weight_decay", "dropout"}
@@ -173,7 +174,7 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     loose = tmp_path / "mine.py"
     loose.write_text((plugins._folder("cirbench.methods") / "_template.py").read_text())
     assert space(str(loose), "narrow") == {"temperature", "lr"}, "its own TUNE; it has no streams to fix"
-    one, two = (sweepfile.read("tune", method=m, method_variant="like-dwc", trials=16, seeds=[0])
+    one, two = (design_file.read("tune", method=m, method_variant="like-dwc", trials=16, seeds=[0])
                 for m in ("tirg", "combiner"))
     assert one.study() != two.study() and one.study().startswith("tune-tirg-like-dwc-scenes-")
     assert (one.total, one.seeds, one.pruner, one.tuning) == (16, (0,), "none", True)
@@ -187,30 +188,30 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     ("disparity", "combiner", "like-dwc", set()), ("temperature", "concat", "", {"method.temperature", "method.clip_lr"}),
 ])
 def test_what_a_method_has_no_field_for_does_not_vary(sweep: str, method: str, variant: str, left: set[str]) -> None:
-    found = sweepfile.read(sweep, method=method, method_variant=variant)
+    found = design_file.read(sweep, method=method, method_variant=variant)
     assert set(found.arms[0].space) == left and found.points()
 
 
 @pytest.mark.parametrize("method", [m for m in plugins.method_names() if m != "random"])
 def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) -> None:
     for variant in ("", "full"):
-        assert sweepfile.read("tune", method=method, variant=variant).arms[0].space
+        assert design_file.read("tune", method=method, variant=variant).arms[0].space
 
 
 def test_lambda_sets_the_learned_weight_beside_constant_ones() -> None:
-    points = [p for p in sweepfile.read("lambda").points() if p.arm == "modality weight"]
-    configs = [sweepfile.read("lambda").plan(p, 0).spec.config for p in points]
+    points = [p for p in design_file.read("lambda").points() if p.arm == "modality weight"]
+    configs = [design_file.read("lambda").plan(p, 0).spec.config for p in points]
     assert [(c["weighting"], c["modality_weight"]) for c in configs] == [
         ("learned", 0.5), *(("constant", w) for w in (0.0, 0.25, 0.5, 0.75, 1.0))]
     assert len({p.label for p in points}) == 6
 
 
 def test_one_command_compares_every_method_and_every_variant_of_dwc() -> None:
-    one, both = sweepfile.read("methods"), sweepfile.read("methods", variant="full")
+    one, both = design_file.read("methods"), design_file.read("methods", variant="full")
     assert one.seeds == both.seeds == (0, 1, 2, 3, 4)
     assert {p.method for p in one.points()} == set(plugins.method_names())
     assert {p.method for p in both.points()} == set(plugins.method_names()) - {"random"}
-    whole = sweepfile.read("methods", variant="all")
+    whole = design_file.read("methods", variant="all")
     assert whole.points() == [*one.points(), *both.points()]
     rows = [(p.method, p.variant) for s in (one, both) for p in s.points()]
     assert {variant for method, variant in rows if method == "dwc"} == {"", *plugins.find_method("dwc").variants}
@@ -229,31 +230,31 @@ def test_bad_files_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     assert "CODE 2 False" in done.stdout
 
 
-@pytest.mark.parametrize("name", sweepfile.sweep_names())
+@pytest.mark.parametrize("name", design_file.sweep_names())
 def test_built_in_sweeps_and_their_variants_are_sound(name: str) -> None:
     import tomllib
 
     text = (plugins._folder("cirbench.sweeps") / f"{name}.toml").read_text()
     for variant in ["", *tomllib.loads(text).get("variants", {})]:
-        sweep = sweepfile.read(name, variant=variant)
+        sweep = design_file.read(name, variant=variant)
         # `rates` is a first look, told as tuning: what it chose is compared by `methods` with five seeds.
         assert sweep.question and sweep.total >= 4 and len(sweep.seeds) >= (1 if name == "rates" else 3)
         assert sweep.objective.metric == "R@1"
-    assert sweepfile.read(name, seeds=[7, 8]).seeds == (7, 8)
+    assert design_file.read(name, seeds=[7, 8]).seeds == (7, 8)
 
 
 def test_all_questions_of_the_suite_are_there() -> None:
-    assert set(sweepfile.sweep_names()) >= {
+    assert set(design_file.sweep_names()) >= {
         "lambda", "ablation", "combiner", "ssg", "backbone", "temperature", "noise", "disparity", "batch-size", "tune",
     }
 
 
 def test_the_study_is_named_by_its_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = sweepfile.read(write(tmp_path, GOOD)).study()
-    assert sweepfile.read(str(tmp_path / "mine.toml"), trials=3, timeout=9.0).study() == base, "how long, not what"
-    assert sweepfile.read(str(tmp_path / "mine.toml"), seeds=[0]).study() != base
-    assert sweepfile.read(str(tmp_path / "mine.toml"), sets=["train.epochs=1"]).study() != base
+    base = design_file.read(write(tmp_path, GOOD)).study()
+    assert design_file.read(str(tmp_path / "mine.toml"), trials=3, timeout=9.0).study() == base, "how long, not what"
+    assert design_file.read(str(tmp_path / "mine.toml"), seeds=[0]).study() != base
+    assert design_file.read(str(tmp_path / "mine.toml"), sets=["train.epochs=1"]).study() != base
     from cirbench.runs import planning
 
     monkeypatch.setattr(planning, "code", lambda planned: {"harness": "changed"})
-    assert sweepfile.read(str(tmp_path / "mine.toml")).study() != base, "other code, other numbers"
+    assert design_file.read(str(tmp_path / "mine.toml")).study() != base, "other code, other numbers"

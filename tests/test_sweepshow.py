@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from cirbench import sweep, sweepfile, sweeprun, sweepshow
+from cirbench.studies import design_file, display, launch, worker
 
 
 def test_time_left_follows_the_last_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten points of 1 s, then points of 60 s: the mean over all would still promise half a minute a point too few."""
     clock, said = [0.0], list[str]()
-    monkeypatch.setattr(sweepshow.time, "monotonic", lambda: clock[0])
-    show = sweepshow.Progress(sweepfile.read("methods"), 1, said.append, live=False)
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    show = display.Progress(design_file.read("methods"), 1, said.append, live=False)
 
     def state(done: int) -> dict[str, Any]:
         return {"total": 20, "points": [{"number": n, "state": "complete" if n < done else "waiting"} for n in range(20)]}
 
-    monkeypatch.setattr(sweepshow, "best", lambda data: None)
+    monkeypatch.setattr(display, "best", lambda data: None)
     for done in range(11):
         clock[0] = float(done)
         show(state(done))
@@ -41,12 +41,12 @@ def test_the_estimate_measures_each_choice_of_streams(monkeypatch: pytest.Monkey
         asked.append(planned.spec.config.get("streams"))
         return costs[asked[-1]]
 
-    monkeypatch.setattr(sweeprun, "measure", measure)
-    found = sweepfile.read("methods", variant="all", seeds=[0])
-    told = sweeprun.estimate(found, sweep.Options(tmp_path, "cpu"), workers=2)
+    monkeypatch.setattr(launch, "measure", measure)
+    found = design_file.read("methods", variant="all", seeds=[0])
+    told = launch.estimate(found, worker.Options(tmp_path, "cpu"), workers=2)
     assert sorted(map(str, asked)) == ["None", "both", "clip", "cnn"]
     exact = sum(costs[found.plan(p, 0).spec.config.get("streams")] for p in found.points())
     assert told["seconds"] == pytest.approx(exact / 2) and told["runs"] == len(found.points())
     asked.clear()
-    sweeprun.estimate(sweepfile.read("batch-size", seeds=[0]), sweep.Options(tmp_path, "cpu"), workers=1)
+    launch.estimate(design_file.read("batch-size", seeds=[0]), worker.Options(tmp_path, "cpu"), workers=1)
     assert asked == ["clip", "clip"], "the first and the last"

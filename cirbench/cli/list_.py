@@ -31,9 +31,9 @@ def command(what: str, method: str | None, as_json: bool) -> None:
             for m in found for name, overrides in m.variants.items()
         ]
     elif what == "sweeps":
-        from cirbench import sweepfile
+        from cirbench.studies import design_file
 
-        rows = [(name, sweepfile.question(name)) for name in sweepfile.sweep_names()]
+        rows = [(name, design_file.question(name)) for name in design_file.sweep_names()]
     elif what == "datasets":
         rows = [(n, plugins.find_dataset(n).SPEC.title) for n in plugins.dataset_names()]
     else:

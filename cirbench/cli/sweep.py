@@ -64,43 +64,43 @@ def sweep(
     if len(words) > 1:
         meant = words[1] if nearest(words[0], ["status"]) else words[0]
         raise CirbenchError(f"sweep takes one name, not {' '.join(words)!r}. Did you mean `sweep status {meant}`?")
-    from cirbench import sweepfile
+    from cirbench.studies import design_file
 
     arguments: dict[str, Any] = {
         "name": words[0], "dataset": dataset, "variant": variant, "trials": trials, "timeout": timeout,
         "seeds": parse_seeds(None, seeds) if seeds is not None else None, "sets": list(sets), "root": root,
         "method": method, "method_variant": method_variant,
     }
-    found = sweepfile.read(**arguments)
+    found = design_file.read(**arguments)
     say = not quiet and not as_json
     if say and found.note:
         click.echo(f"{found.name} on {found.dataset}: {found.note}", err=True)
-    from cirbench import sweeprun, sweepshow
-    from cirbench.sweep import Options, Worker
-    from cirbench.sweepstorage import hide_password
+    from cirbench.studies import display, launch
+    from cirbench.studies.storage import hide_password
+    from cirbench.studies.worker import Options, Worker
 
     shown = command_line().replace(storage, hide_password(storage)) if storage else command_line()
     options = Options(out, device, storage, True, shown, retry_failed=retry_failed)
-    sweeprun.check_select(found)
+    launch.check_select(found)
     if dry_run:
-        click.echo(sweepshow.plan_text(found))
-        cost = sweeprun.estimate(found, options, workers)
+        click.echo(display.plan_text(found))
+        cost = launch.estimate(found, options, workers)
         click.echo(
             f"  {cost['runs']} runs, {cost['kept']} with a record already; about {cost['seconds_run']:.0f} s a run as "
-            f"measured here, {sweepshow.duration(cost['seconds'])} in all with {workers} worker{'s'[:workers > 1]}, "
+            f"measured here, {display.duration(cost['seconds'])} in all with {workers} worker{'s'[:workers > 1]}, "
             "features, loading and reports not counted"
         )
         return
     if slurm:
-        jobs = sweeprun.slurm(arguments, options, Worker(found, options).folder, workers, slurm_set)
+        jobs = launch.slurm(arguments, options, Worker(found, options).folder, workers, slurm_set)
         click.echo(f"submitted {', '.join(j.job_id for j in jobs)}; `cirbench sweep status {found.name}` follows them")
         return
-    data = sweeprun.start(found, arguments, options, workers, _show if say else _nothing, sys.stderr.isatty())
+    data = launch.start(found, arguments, options, workers, _show if say else _nothing, sys.stderr.isatty())
     if as_json:
         click.echo(json.dumps(data, indent=1))
     elif not quiet:
-        click.echo(sweepshow.table(data, out))
-    path = None if no_report else sweeprun.write_report(found, data, out)
+        click.echo(display.table(data, out))
+    path = None if no_report else launch.write_report(found, data, out)
     if path is not None and say:
         click.echo(f"report: {path}")
     if any(row["state"] == "fail" for row in data["points"]):
@@ -133,10 +133,10 @@ def status(name: str, out: Path, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    from cirbench import sweepshow
+    from cirbench.studies import display
 
     for data in found:
         states = [row["state"] for row in data["points"]]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        click.echo(sweepshow.table(data, out))
+        click.echo(display.table(data, out))
         click.echo(f"  {data['total']} points: {counts or 'none begun'}")

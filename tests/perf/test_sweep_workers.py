@@ -24,7 +24,7 @@ def seconds(out: Path) -> float:
     """From the start of the first trial to the end of the last, as the study knows them."""
     import optuna
 
-    from cirbench.sweepstorage import open_storage
+    from cirbench.studies.storage import open_storage
 
     (folder,) = (out / "sweeps").iterdir()
     (study,) = optuna.get_all_study_summaries(open_storage(folder))

@@ -14,8 +14,8 @@ from typing import Any
 from cirbench import plugins
 from cirbench.runs.record import Record, is_finished
 from cirbench.scoring import statistics
-from cirbench.sweep import best, finished
-from cirbench.sweepspec import Range, Sweep
+from cirbench.studies.design import Range, Sweep
+from cirbench.studies.worker import best, finished
 
 __all__ = ["Progress", "duration", "interval", "plan_text", "records_of", "table"]
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cirbench import sweepfile
 from cirbench.runs.planning import Plan
-from cirbench.sweep import Options, Worker, finished, summary
-from cirbench.sweepshow import Progress, records_of
-from cirbench.sweepspec import Point, Sweep
+from cirbench.studies import design_file
+from cirbench.studies.design import Point, Sweep
+from cirbench.studies.display import Progress, records_of
+from cirbench.studies.worker import Options, Worker, finished, summary
 from cirbench.types import CirbenchError, Dataset
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -37,7 +37,7 @@ def spawn(arguments: Mapping[str, Any], workers: int) -> list[subprocess.Popen[b
     out = []
     for _ in range(workers):
         process = subprocess.Popen(
-            [sys.executable, "-c", "from cirbench.sweeprun import worker; worker()"], stdin=subprocess.PIPE,
+            [sys.executable, "-c", "from cirbench.studies.launch import worker; worker()"], stdin=subprocess.PIPE,
             env=environment,
         )
         assert process.stdin is not None
@@ -55,7 +55,7 @@ def worker(arguments: Mapping[str, Any] | None = None) -> None:
     if given.get("root"):
         given["root"] = Path(given["root"])
     try:
-        sweep = sweepfile.read(**given)
+        sweep = design_file.read(**given)
         Worker(sweep, _due(sweep, Options(**options))).work()
     except CirbenchError as error:
         sys.exit(f"cirbench: {error}")
@@ -64,7 +64,7 @@ def worker(arguments: Mapping[str, Any] | None = None) -> None:
 
 
 def orders(arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Arguments of `sweepfile.read` and options as JSON values."""
+    """Arguments of `design_file.read` and options as JSON values."""
     plain = {**arguments, "root": str(arguments["root"]) if arguments.get("root") else None}
     return {**plain, "options": {**options.__dict__, "out": str(options.out)}}
 

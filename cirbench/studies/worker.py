@@ -1,6 +1,6 @@
 """A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
 
-A trial is a point of the space: the first that no trial stands for yet (sweeptrials.py). Storages hand trial numbers
+A trial is a point of the space: the first that no trial stands for yet (trials.py). Storages hand trial numbers
 out atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
 A trial whose worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its
 checkpoint.
@@ -24,10 +24,10 @@ from cirbench import lease
 from cirbench.runs import planning
 from cirbench.runs.record import Record, write_json
 from cirbench.seeds import derive, digest
-from cirbench.sweepscore import BLOCKS, blocks, objective
-from cirbench.sweepspec import Point, Range, Sweep
-from cirbench.sweepstorage import open_storage
-from cirbench.sweeptrials import point_of, said, unplaced, vacant
+from cirbench.studies.design import Point, Range, Sweep
+from cirbench.studies.objective import BLOCKS, blocks, objective
+from cirbench.studies.storage import open_storage
+from cirbench.studies.trials import point_of, said, unplaced, vacant
 from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -6,7 +6,7 @@ import numpy as np
 
 from cirbench.runs.record import Rankings, Record
 from cirbench.scoring import metrics
-from cirbench.sweepspec import Sweep
+from cirbench.studies.design import Sweep
 from cirbench.types import CirbenchError
 
 __all__ = ["BLOCKS", "blocks", "objective"]

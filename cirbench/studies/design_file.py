@@ -15,7 +15,7 @@ from cirbench import plugins
 from cirbench.runs import planning
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments, unknown
-from cirbench.sweepspec import MAX_POINTS, Arm, Objective, Point, Range, Sweep
+from cirbench.studies.design import MAX_POINTS, Arm, Objective, Point, Range, Sweep
 from cirbench.types import CirbenchError
 
 __all__ = ["SAMPLERS", "Arm", "Objective", "Point", "Range", "Sweep", "read", "sweep_names"]
