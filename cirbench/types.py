@@ -274,7 +274,7 @@ class Method(Interface):
     # Optional: score(queries, gallery) -> (B, N) where it is not a dot product;
     # modality_weights(batch) -> {stream: (B,)}; explain(batch) -> Explanation;
     # contrasts(batch: TrainBatch) -> {stream: (queries (B, D), targets (B, D), temperature)}, what each stream's
-    # contrastive loss compares (information.py);
+    # contrastive loss compares (runs/mutual_information.py);
     # extra_state() -> dict of JSON values saved with the checkpoint, and given to `build` as `state`.
 
 

@@ -58,7 +58,7 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
         "    word_dim: int = Field(8, description='of a word')\n"
         "    dim: int = Field(16, description='D')\n\n"
         "VARIANTS, TRAIN, DATASETS = {}, {'epochs': 1}, {}\n\n"
-        "import torch\nfrom torch import nn\nfrom cirbench.words import build_vocabulary\n"
+        "import torch\nfrom torch import nn\nfrom cirbench.models.lstm_text import build_vocabulary\n"
         "from cirbench.models.layers import adam, contrastive, hard_labels, l2norm\nfrom cirbench.types import Inputs\n\n"
         + build + "class Mine" + module.replace("        self.inputs", "        self.fc = nn.Linear(cnn.info.channels, 16)\n"
                                                "        self.inputs") +

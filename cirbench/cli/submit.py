@@ -57,8 +57,8 @@ def submit(
 
 def validate(paths: tuple[Path, ...], root: Path | None) -> None:
     """Check files one by one; the first that is wrong ends it."""
+    from cirbench.data.reading import read_json
     from cirbench.data.splits import load_named
-    from cirbench.datasets._common import read_json
     from cirbench.scoring.server_files import validate as one
 
     for path in paths:

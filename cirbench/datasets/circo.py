@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
@@ -60,30 +61,30 @@ class Knobs(Settings):
 
 
 def _number(entry: Any, key: str, where: str) -> str:
-    return str(c.get(entry, key, int, where))
+    return str(reading.get(entry, key, int, where))
 
 
 def _read(root: Path, split: str) -> tuple[list[Query], Path]:
     path = c.find(root, [f"annotations/{split}.json", f"{split}.json", f"circo/annotations/{split}.json"], SPEC)
     queries = []
-    for n, entry in enumerate(c.read_list(path)):
+    for n, entry in enumerate(reading.read_list(path)):
         where = f"{path}, entry {n}"
         if _number(entry, "id", where) != str(n):
             raise CirbenchError(f"{where}: its id is {entry['id']!r}; ids count from 0 in file order.")
         targets: tuple[str, ...] = ()
-        extra: dict[str, Any] = {"shared_concept": c.get(entry, "shared_concept", str, where)}
+        extra: dict[str, Any] = {"shared_concept": reading.get(entry, "shared_concept", str, where)}
         if split == "val":
-            found = c.get(entry, "gt_img_ids", list, where)
+            found = reading.get(entry, "gt_img_ids", list, where)
             for target in found:
-                c.get({"gt_img_ids": target}, "gt_img_ids", int, where)
+                reading.get({"gt_img_ids": target}, "gt_img_ids", int, where)
             targets = tuple(map(str, found))
-            c.unique(targets, f"{where}: target")
+            reading.unique(targets, f"{where}: target")
             if not targets or targets[0] != _number(entry, "target_img_id", where):
                 raise CirbenchError(f"{where}: target_img_id {entry['target_img_id']} is not the first of gt_img_ids.")
-            extra["aspects"] = list(c.strings(entry, "semantic_aspects", where))
+            extra["aspects"] = list(reading.strings(entry, "semantic_aspects", where))
         queries.append(Query(
-            str(n), _number(entry, "reference_img_id", where), (c.get(entry, "relative_caption", str, where),), targets,
-            extra=extra,
+            str(n), _number(entry, "reference_img_id", where), (reading.get(entry, "relative_caption", str, where),),
+            targets, extra=extra,
         ))
     return queries, path
 
@@ -94,9 +95,9 @@ def coco_ids(root: Path) -> tuple[tuple[str, ...], Path]:
         root, COCO_PLACES, SPEC,
         "`cirbench data get circo` fetches it; `--set data.gallery=annotated` ranks only the annotated pictures.",
     )
-    info = c.get(c.read_json(path), "images", list, str(path))
+    info = reading.get(reading.read_json(path), "images", list, str(path))
     ids = tuple(_number(entry, "id", f"{path}, image {n}") for n, entry in enumerate(info))
-    c.unique(ids, f"{path}: image")
+    reading.unique(ids, f"{path}: image")
     return ids, path
 
 
@@ -115,7 +116,7 @@ def _split(knobs: Knobs, root: Path, name: str, split: str, open_gallery: bool) 
     else:
         gallery, coco = coco_ids(root)
         files.append(coco)
-        c.subset(c.images_of(queries), gallery, f"{path}: images", f"{coco.name} is of another COCO set.")
+        reading.subset(c.images_of(queries), gallery, f"{path}: images", f"{coco.name} is of another COCO set.")
     return Split(name, tuple(queries), {"all": {"": gallery}}), files
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
@@ -64,35 +65,35 @@ def _read(root: Path, split: str) -> tuple[list[Query], dict[str, str], list[Pat
     places_c, places_s = ("captions", "cirr/captions"), ("image_splits", "cirr/image_splits", "images_splits")
     captions = c.find(root, [f"{p}/cap.rc2.{split}.json" for p in places_c], SPEC)
     images = c.find(root, [f"{p}/split.rc2.{split}.json" for p in places_s], SPEC)
-    paths = c.read_json(images)
+    paths = reading.read_json(images)
     if not isinstance(paths, dict) or not paths or not all(isinstance(p, str) for p in paths.values()):
-        raise CirbenchError(f"{images}: an object of image name -> path is expected, found {c.kind(paths)}.")
-    queries = [_query(entry, f"{captions}, entry {n}", split) for n, entry in enumerate(c.read_list(captions))]
-    c.unique((q.id for q in queries), f"{captions}: pairid")
+        raise CirbenchError(f"{images}: an object of image name -> path is expected, found {reading.kind(paths)}.")
+    queries = [_query(entry, f"{captions}, entry {n}", split) for n, entry in enumerate(reading.read_list(captions))]
+    reading.unique((q.id for q in queries), f"{captions}: pairid")
     named = [i for q in queries for i in (q.reference, *q.targets, *q.extra["members"], *q.extra.get("soft", {}))]
-    c.subset(named, paths, f"{captions}: images", f"{images.name} belongs to another split or release.")
+    reading.subset(named, paths, f"{captions}: images", f"{images.name} belongs to another split or release.")
     return queries, {name: path.removeprefix("./") for name, path in paths.items()}, [captions, images]
 
 
 def _query(entry: Any, where: str, split: str) -> Query:
     # One caption of test1 is empty; the server wants an answer for it all the same.
-    reference, caption = c.get(entry, "reference", str, where), c.get(entry, "caption", str, where)
-    members = c.strings(c.get(entry, "img_set", dict, where), "members", f"{where}, img_set")
-    c.unique(members, f"{where}: subset member")
+    reference, caption = reading.get(entry, "reference", str, where), reading.get(entry, "caption", str, where)
+    members = reading.strings(reading.get(entry, "img_set", dict, where), "members", f"{where}, img_set")
+    reading.unique(members, f"{where}: subset member")
     if reference not in members:
         raise CirbenchError(f"{where}: the reference {reference!r} is not among the members of its subset.")
     extra: dict[str, Any] = {"members": list(members)}
     targets: tuple[str, ...] = ()
     if split != "test1":
-        targets = (c.get(entry, "target_hard", str, where),)
-        soft = c.get(entry, "target_soft", dict, where)
+        targets = (reading.get(entry, "target_hard", str, where),)
+        soft = reading.get(entry, "target_soft", dict, where)
         for name, value in soft.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise CirbenchError(f"{where}: target_soft gives {name!r} {value!r}, a number is expected.")
         extra["soft"] = soft
         if targets[0] not in members:
             raise CirbenchError(f"{where}: the target {targets[0]!r} is not among the members of its subset.")
-    return Query(str(c.get(entry, "pairid", int, where)), reference, (caption,), targets, extra=extra)
+    return Query(str(reading.get(entry, "pairid", int, where)), reference, (caption,), targets, extra=extra)
 
 
 def _images(root: Path, paths: dict[str, str]) -> FolderImages:

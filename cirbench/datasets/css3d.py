@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 from typing import IO, Any
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.settings import Field, Settings
@@ -96,9 +97,9 @@ def read(root: Path) -> tuple[dict[str, Any], Path]:
     with path.open("rb") as file:
         data = _array(file, path)
     for split in ("train", "test"):
-        part = c.get(data, split, dict, str(path))
-        c.get(part, "objects_img", list, f"{path}, {split}")
-        c.get(part, "mods", list, f"{path}, {split}")
+        part = reading.get(data, split, dict, str(path))
+        reading.get(part, "objects_img", list, f"{path}, {split}")
+        reading.get(part, "mods", list, f"{path}, {split}")
     return data, path
 
 
@@ -115,8 +116,8 @@ def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tupl
     queries: list[Query] = []
     for m, mod in enumerate(part["mods"]):
         at = f"{where}, modification {m}"
-        sources, targets = c.get(mod, "from", list, at), c.get(mod, "to", list, at)
-        text = c.get(mod, "to_str", str, at)
+        sources, targets = reading.get(mod, "from", list, at), reading.get(mod, "to", list, at)
+        text = reading.get(mod, "to_str", str, at)
         if not crossed and len(sources) != len(targets):
             raise CirbenchError(f"{at}: {len(sources)} sources and {len(targets)} targets; they pair up one to one.")
         pairs = [(s, t) for s in sources for t in targets] if crossed else list(zip(sources, targets, strict=True))

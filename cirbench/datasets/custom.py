@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cirbench.data import reading
 from cirbench.data.image_files import EXTENSIONS, FolderImages
 from cirbench.datasets import _common as c
 from cirbench.settings import Field, Settings
@@ -76,8 +77,8 @@ def _images(root: Path) -> tuple[dict[str, str], list[dict[str, str]], list[Path
     table = root / "images.csv"
     if not table.is_file():
         return _folder_paths(root), [], []
-    rows = c.read_csv(table, ("image_id", "path"))
-    c.unique((row["image_id"] for row in rows), f"{table}: image_id")
+    rows = reading.read_csv(table, ("image_id", "path"))
+    reading.unique((row["image_id"] for row in rows), f"{table}: image_id")
     for number, row in enumerate(rows, 2):
         if not row["image_id"] or not row["path"]:
             raise CirbenchError(f"{table}, row {number}: image_id or path is empty.")
@@ -85,7 +86,7 @@ def _images(root: Path) -> tuple[dict[str, str], list[dict[str, str]], list[Path
 
 
 def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
-    texts = c.strings(entry, "texts", where) if "texts" in entry else (c.get(entry, "text", str, where),)
+    texts = reading.strings(entry, "texts", where) if "texts" in entry else (reading.get(entry, "text", str, where),)
     if not texts or not texts[0].strip():
         raise CirbenchError(f"{where}: the modification text is empty.")
     if len(texts) > 1:
@@ -94,16 +95,16 @@ def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
             "its own."
         )
     if "members" in entry:
-        c.strings(entry, "members", where)
-    targets = c.strings(entry, "targets", where)
+        reading.strings(entry, "members", where)
+    targets = reading.strings(entry, "targets", where)
     if not targets:
         raise CirbenchError(f"{where}: 'targets' is empty; a query without a right answer cannot be scored.")
-    c.unique(targets, f"{where}: target")
+    reading.unique(targets, f"{where}: target")
     query_id = entry.get("id", fallback)
     known = {"id", "reference", "text", "texts", "targets", "group"}
     return Query(
-        id=str(query_id), reference=c.get(entry, "reference", str, where), texts=texts, targets=targets,
-        group=c.get(entry, "group", str, where) if "group" in entry else "",
+        id=str(query_id), reference=reading.get(entry, "reference", str, where), texts=texts, targets=targets,
+        group=reading.get(entry, "group", str, where) if "group" in entry else "",
         extra={key: value for key, value in entry.items() if key not in known},
     )
 
@@ -115,7 +116,7 @@ def read_triplets(path: Path, known: set[str]) -> tuple[Query, ...]:
         CirbenchError: a malformed line, a repeated id, an unknown image.
     """
     queries = []
-    for number, entry in c.read_jsonl(path):
+    for number, entry in reading.read_jsonl(path):
         where = f"{path}, line {number}"
         query = _query(entry, where, str(number - 1))
         for image_id in (query.reference, *query.targets):
@@ -124,7 +125,7 @@ def read_triplets(path: Path, known: set[str]) -> tuple[Query, ...]:
                 guess = f" The nearest is {near!r}." if near else ""
                 raise CirbenchError(f"{where}: image {image_id!r} is in no row of images.csv and no picture.{guess}")
         queries.append(query)
-    c.unique((q.id for q in queries), f"{path}: query id")
+    reading.unique((q.id for q in queries), f"{path}: query id")
     return tuple(queries)
 
 
@@ -140,7 +141,7 @@ def _split(name: str, role: str, root: Path, knobs: Knobs, paths: dict[str, str]
     path = root / f"triplets.{name}.jsonl"
     queries = read_triplets(path, set(paths))
     gallery = _gallery(name, knobs, paths, rows)
-    c.subset(
+    reading.subset(
         (t for q in queries for t in q.targets), gallery, f"{path}: targets",
         "Correct the column `split` of images.csv, or rank all images: --set data.gallery=all.",
     )

@@ -7,6 +7,7 @@ import random
 import re
 from pathlib import Path
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.seeds import derive
@@ -87,7 +88,7 @@ def _labels(root: Path, part: str) -> tuple[dict[str, str], list[Path], list[str
         raise CirbenchError(f"fashion200k: {folder} holds no *_{part}_detect_all.txt. {SPEC.manual}")
     captions: dict[str, str] = {}
     for path in files:
-        for number, line in enumerate(c.read_lines(path), 1):
+        for number, line in enumerate(reading.read_lines(path), 1):
             fields = line.split("\t")
             if len(fields) != 3:
                 raise CirbenchError(
@@ -190,7 +191,7 @@ def _report(root: Path, name: str) -> tuple[Split, list[Path], list[str], dict[s
     path = c.find(root, ("test_queries.txt", "labels/test_queries.txt"), SPEC)
     hits = _by_caption(captions)
     queries = []
-    for number, line in enumerate(c.read_lines(path)):
+    for number, line in enumerate(reading.read_lines(path)):
         fields = line.split()
         if len(fields) != 2:
             raise CirbenchError(f"{path}, line {number + 1}: {len(fields)} fields, expected 2 (source, target).")

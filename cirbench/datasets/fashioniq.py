@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
@@ -158,20 +159,20 @@ def _paths(root: Path, cat: str, split: str) -> tuple[Path, Path]:
 def _read(root: Path, cat: str, split: str) -> tuple[list[Query], tuple[str, ...], list[Path]]:
     """Queries, the split file's images, the files."""
     captions, images = _paths(root, cat, split)
-    gallery = c.read_list(images)
+    gallery = reading.read_list(images)
     for n, name in enumerate(gallery):
         if not isinstance(name, str):
-            c.get({"name": name}, "name", str, f"{images}, entry {n}")
-    c.unique(gallery, f"{images}: image")
+            reading.get({"name": name}, "name", str, f"{images}, entry {n}")
+    reading.unique(gallery, f"{images}: image")
     queries = []
-    for n, entry in enumerate(c.read_list(captions)):
+    for n, entry in enumerate(reading.read_list(captions)):
         where = f"{captions}, entry {n}"
-        texts = c.strings(entry, "captions", where)
+        texts = reading.strings(entry, "captions", where)
         if len(texts) != 2 or not any(t.strip() for t in texts):
             raise CirbenchError(f"{where}: {len(texts)} captions ({texts!r}), exactly 2 are expected, not both empty.")
-        targets = (c.get(entry, "target", str, where),) if split != "test" or "target" in entry else ()
-        queries.append(Query(f"{cat}/{n}", c.get(entry, "candidate", str, where), texts, targets, group=cat))
-    c.subset(
+        targets = (reading.get(entry, "target", str, where),) if split != "test" or "target" in entry else ()
+        queries.append(Query(f"{cat}/{n}", reading.get(entry, "candidate", str, where), texts, targets, group=cat))
+    reading.subset(
         c.images_of(queries), gallery, f"{captions}: images",
         f"{images.name} belongs to another release or another category.",
     )

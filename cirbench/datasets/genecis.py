@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
@@ -73,8 +74,8 @@ def _tasks(knobs: Knobs) -> tuple[str, ...]:
 def _image(entry: Any, where: str) -> str:
     """`coco:<id>`-like ids are avoided: an object image is its number, an attribute image number and box."""
     if isinstance(entry, dict) and "val_image_id" in entry:
-        return str(c.get(entry, "val_image_id", int, where))
-    image, box = c.get(entry, "image_id", int, where), c.get(entry, "instance_bbox", list, where)
+        return str(reading.get(entry, "val_image_id", int, where))
+    image, box = reading.get(entry, "image_id", int, where), reading.get(entry, "instance_bbox", list, where)
     if len(box) != 4:
         raise c.CirbenchError(f"{where}: instance_bbox has {len(box)} numbers, 4 are expected (x, y, w, h).")
     return f"{image}@{','.join(str(b) for b in box)}"
@@ -91,13 +92,13 @@ def _read(root: Path, task: str) -> tuple[list[Query], Path]:
         f"`cirbench data get genecis` fetches it; `--set data.tasks={task.split('_')[1]}` limits the tasks.",
     )
     queries = []
-    for n, entry in enumerate(c.read_list(path)):
+    for n, entry in enumerate(reading.read_list(path)):
         where, name = f"{path}, entry {n}", f"{task}/{n}"
-        gallery = [_image(e, f"{where}, gallery {i}") for i, e in enumerate(c.get(entry, "gallery", list, where))]
-        target = _image(c.get(entry, "target", dict, where), f"{where}, target")
-        reference = _image(c.get(entry, "reference", dict, where), f"{where}, reference")
+        gallery = [_image(e, f"{where}, gallery {i}") for i, e in enumerate(reading.get(entry, "gallery", list, where))]
+        target = _image(reading.get(entry, "target", dict, where), f"{where}, target")
+        reference = _image(reading.get(entry, "reference", dict, where), f"{where}, reference")
         queries.append(Query(
-            name, reference, (c.get(entry, "condition", str, where),), (target,), group=task,
+            name, reference, (reading.get(entry, "condition", str, where),), (target,), group=task,
             candidates=shuffled([target, *gallery], name),
         ))
     return queries, path

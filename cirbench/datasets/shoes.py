@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.datasets._checksums import SHA256
@@ -86,14 +87,14 @@ def _read(root: Path) -> tuple[list[Query], list[str], list[str], list[Path]]:
     sub = ("", "attributedata/", "annotations/")
     paths = [c.find(root, [f"{s}{name}" for s in sub], SPEC) for name in SPEC.files]
     queries = []
-    for n, entry in enumerate(c.read_list(paths[0])):
+    for n, entry in enumerate(reading.read_list(paths[0])):
         where = f"{paths[0]}, entry {n}"
-        text = c.get(entry, "RelativeCaption", str, where)
+        text = reading.get(entry, "RelativeCaption", str, where)
         if not text.strip():
             raise CirbenchError(f"{where}: the caption is empty.")
-        reference, target = (c.get(entry, key, str, where) for key in ("ReferenceImageName", "ImageName"))
+        reference, target = (reading.get(entry, key, str, where) for key in ("ReferenceImageName", "ImageName"))
         queries.append(Query(str(n), reference, (text,), (target,)))
-    return queries, c.read_names(paths[1]), c.read_names(paths[2]), paths
+    return queries, reading.read_names(paths[1]), reading.read_names(paths[2]), paths
 
 
 def _inside(queries: list[Query], names: list[str]) -> list[Query]:

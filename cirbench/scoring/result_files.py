@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cirbench.datasets._common import kind, read_json, read_jsonl
+from cirbench.data.reading import kind, read_json, read_jsonl
 from cirbench.scoring import metrics
 from cirbench.settings import nearest, unknown
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split

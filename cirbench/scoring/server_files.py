@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cirbench.datasets._common import read_json
+from cirbench.data.reading import read_json
 from cirbench.settings import unknown
 from cirbench.types import CirbenchError, Split
 
