@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cirbench.encoders import Encoders
+from cirbench.layers import Concat
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings
+from cirbench.streams import Streams, build_streams
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -32,11 +36,6 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}}
-
-from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.layers import Concat  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:

@@ -24,7 +24,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from cirbench.encoders import Clip, Cnn, Encoders
+from cirbench.layers import (
+    GeM,
+    Inception1d,
+    Inception2d,
+    adam,
+    composition,
+    contrastive,
+    distillation,
+    gate,
+    hard_labels,
+    l2norm,
+    side_by_side,
+    similarities,
+)
 from cirbench.settings import SCENES_STREAMS, Field, Settings
+from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView
+from cirbench.words import LstmText, build_vocabulary
 
 
 class Config(Settings):
@@ -141,27 +161,6 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 #: than the contrastive one); 0.1 was chosen on `select` among 1 and 0.1, and scale 30 with weight 1. The rates are the
 #: best of a grid that every trained method had, on `select` too (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2, "mutual_weight": 0.1}}
-
-import torch  # noqa: E402  declarations above are read without torch
-from torch import Tensor, nn  # noqa: E402
-
-from cirbench.encoders import Clip, Cnn, Encoders  # noqa: E402
-from cirbench.layers import (  # noqa: E402
-    GeM,
-    Inception1d,
-    Inception2d,
-    adam,
-    composition,
-    contrastive,
-    distillation,
-    gate,
-    hard_labels,
-    l2norm,
-    side_by_side,
-    similarities,
-)
-from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
-from cirbench.words import LstmText, build_vocabulary  # noqa: E402
 
 
 class Combine(nn.Module):

@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
+from cirbench.encoders import Encoders
 from cirbench.settings import SCENES_STREAMS, StreamSettings
+from cirbench.streams import Streams, build_streams
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -27,12 +32,6 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2}}
-
-from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
-
-from cirbench.encoders import Encoders  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
 
 
 class Sum(nn.Module):

@@ -24,7 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from cirbench.encoders import Encoders
+from cirbench.layers import GatedResidual
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, like_dwc
+from cirbench.streams import Streams, build_streams
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -69,11 +73,6 @@ DATASETS = {
     "scenes/like-dwc-clip": _LIKE_DWC,
     "scenes/like-dwc-cnn": _LIKE_DWC,
 }
-
-from cirbench.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.layers import GatedResidual  # noqa: E402
-from cirbench.streams import Streams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
