@@ -22,8 +22,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 from cirbench.encoders import Encoders
-from cirbench.layers import Combiner
+from cirbench.layers import gate
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, like_dwc
 from cirbench.streams import Streams, WeightedStreams, build_streams
 from cirbench.types import TrainView
@@ -69,8 +72,36 @@ DATASETS = {
 }
 
 
+class Combiner(nn.Module):
+    """W h([x'; t']) + (1 - s) x + s t: (B, D), (B, D) -> (B, D), and the share of the image 1 - s (B, 1).
+
+    Args:
+        dim: D.
+        projection: width of x' and t'.
+        hidden: width of h, and of the MLP behind s.
+        dropout: behind every ReLU.
+    """
+
+    def __init__(self, dim: int, projection: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout))
+
+        self.image, self.text = block(dim, projection), block(dim, projection)
+        self.hidden = block(2 * projection, hidden)
+        self.output = nn.Linear(hidden, dim)
+        self.share = gate(2 * projection, hidden, 1, dropout)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The composition, and 1 - s."""
+        both = torch.cat([self.text(text), self.image(image)], 1)
+        share = self.share(both)
+        return self.output(self.hidden(both)) + share * text + (1 - share) * image, 1 - share
+
+
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `Combiner` of layers.py."""
+    """Streams (streams.py) around `Combiner`."""
     return build_streams(
         config, encoders, train, state,
         lambda name, dim: Combiner(dim, config.projection, config.hidden, config.dropout), kind=WeightedStreams,

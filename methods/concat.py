@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from cirbench.encoders import Encoders
-from cirbench.layers import Concat
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings
 from cirbench.streams import Streams, build_streams
 from cirbench.types import TrainView
@@ -38,8 +40,29 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}}
 
 
+class Concat(nn.Module):
+    """A perceptron over both vectors, (B, D), (B, D) -> (B, D).
+
+    Args:
+        dim: D.
+        layers: 2 for BN, ReLU, linear 2D, BN, ReLU, dropout, linear D; 1 for a single linear layer.
+        dropout: before the last layer of two.
+    """
+
+    def __init__(self, dim: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * dim, dim)) if layers == 1 else nn.Sequential(
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim),
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim),
+        )
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """MLP([image; text])."""
+        return self.layers(torch.cat([image, text], 1))
+
+
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `Concat` of layers.py."""
+    """Streams of DWC's encoders (streams.py) around `Concat`."""
     return build_streams(
         config, encoders, train, state, lambda name, dim: Concat(dim, config.layers, config.fusion_dropout)
     )

@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 from cirbench.encoders import Encoders
-from cirbench.layers import GatedResidual
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, like_dwc
 from cirbench.streams import Streams, build_streams
 from cirbench.types import TrainView
@@ -75,9 +77,44 @@ DATASETS = {
 }
 
 
+class GatedResidual(nn.Module):
+    """The composition of vectors, (B, D), (B, D) -> (B, D): gate 2D -> D, residual 2D -> 2D -> D."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        d = 2 * dim
+        self.shares = nn.Parameter(torch.tensor([1.0, 10.0]))  # a
+        self.gate = nn.Sequential(nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, dim))
+        self.residual = nn.Sequential(nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, dim))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t])."""
+        both = torch.cat([image, text], 1)
+        return self.shares[0] * self.gate(both).sigmoid() * image + self.shares[1] * self.residual(both)
+
+
+class GatedResidualMap(nn.Module):
+    """The composition of the last map, (B, C, h, w), (B, D) -> (B, C, h, w): the text beside every region."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        d = channels + dim
+        self.shares = nn.Parameter(torch.tensor([1.0, 10.0]))  # a
+        self.gate = nn.Sequential(nn.BatchNorm2d(d), nn.ReLU(), nn.Conv2d(d, channels, 3, padding=1))
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(d), nn.ReLU(), nn.Conv2d(d, d, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(d, channels, 3, padding=1),
+        )
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t])."""
+        both = torch.cat([image, text[:, :, None, None].expand(-1, -1, *image.shape[2:])], 1)
+        return self.shares[0] * self.gate(both).sigmoid() * image + self.shares[1] * self.residual(both)
+
+
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See streams.py; the composition is `GatedResidual` of layers.py."""
+    """Streams (streams.py) around `GatedResidual`, or `GatedResidualMap` in the CNN stream."""
     return build_streams(
         config, encoders, train, state, lambda name, dim: GatedResidual(dim),
-        compose_map=(lambda channels, dim: GatedResidual(dim, channels)) if config.layer == "last-conv" else None,
+        compose_map=GatedResidualMap if config.layer == "last-conv" else None,
     )

@@ -16,7 +16,7 @@ from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
 from cirbench import specs
 from cirbench.encoders import Cnn, CnnInfo
-from cirbench.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
+from cirbench.layers import composition, draw_negatives, soft_triplet
 from cirbench.plugins import find_method
 from cirbench.settings import StreamSettings
 from cirbench.streams import Streams
@@ -38,20 +38,20 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_concat_equals_its_formula(layers: int) -> None:
-    module, (image, text) = scrambled(Concat(D, layers)), vectors()
+    module, (image, text) = scrambled(concat.Concat(D, layers, 0.1)), vectors()
     expected = [slow.concat(test_dwc.weights(module), i.numpy(), t.numpy(), layers) for i, t in zip(image, text, strict=True)]
     assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
 
 
 def test_tirg_equals_its_formula() -> None:
-    module, (image, text) = scrambled(GatedResidual(D)), vectors()
+    module, (image, text) = scrambled(tirg.GatedResidual(D)), vectors()
     expected = [slow.tirg(test_dwc.weights(module), i.numpy(), t.numpy()) for i, t in zip(image, text, strict=True)]
     assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
-    assert GatedResidual(D).shares.tolist() == [1.0, 10.0]
+    assert tirg.GatedResidual(D).shares.tolist() == [1.0, 10.0]
 
 
 def test_tirg_on_a_map_equals_its_formula() -> None:
-    module, g = scrambled(GatedResidual(D, channels=6)), torch.Generator().manual_seed(4)
+    module, g = scrambled(tirg.GatedResidualMap(6, D)), torch.Generator().manual_seed(4)
     maps = torch.randn(3, 6, 2, 3, generator=g, dtype=torch.float64)
     _, text = vectors()
     found = module(maps, text[:3]).detach().numpy()
@@ -91,11 +91,29 @@ def test_negatives_are_drawn_from_torchs_generator_and_are_none_of_the_hits() ->
 
 
 def test_combiner_equals_its_formula() -> None:
-    module, (image, text) = scrambled(Combiner(D, 7, 9)), vectors()
+    module, (image, text) = scrambled(combiner.Combiner(D, 7, 9, 0.5)), vectors()
     found, share = module(image, text)
     for n in range(len(image)):
         q, s = slow.combiner(test_dwc.weights(module), image[n].numpy(), text[n].numpy())
         assert np.abs(found[n].detach().numpy() - q).max() < 1e-6 and share[n, 0].item() == pytest.approx(s, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "own"), [
+    ("concat", lambda: concat.Concat(D, 2, 0.3)), ("tirg", lambda: tirg.GatedResidual(D)),
+    ("combiner", lambda: combiner.Combiner(D, D, 2 * D, 0.3)),
+])
+def test_a_composition_by_name_equals_the_one_of_its_method(kind: str, own: Any) -> None:
+    """layers.py has them once more, for methods that put them in the place of their own composition."""
+    made, seen = [], []
+    for build in (own, lambda: composition(kind, D, 0.3).compose):
+        torch.manual_seed(5)
+        made.append(build().double().train())
+        torch.manual_seed(6)
+        out = made[-1](*vectors())
+        seen.append(torch.cat(out, 1) if isinstance(out, tuple) else out)
+    a, b = (module.state_dict() for module in made)
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a), "names, order and first weights"
+    assert torch.equal(*seen), "in training, dropout included"
 
 
 def test_sum_equals_its_formula() -> None:
@@ -212,7 +230,7 @@ def test_the_cnn_learns_at_a_rate_of_its_own() -> None:
     cnn = Cnn(Body(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
     words = LstmText(["a"], 6, 16)
     config = tirg.Config(cnn_dim=16, word_dim=6, cnn_lr=0.5)
-    made = Streams(config, None, cnn, words, lambda name, dim: GatedResidual(dim))
+    made = Streams(config, None, cnn, words, lambda name, dim: tirg.GatedResidual(dim))
     rest, slow_group = made.optimizers()["cnn"].param_groups
     assert [id(p) for p in slow_group["params"]] == [id(cnn.body.weight)]
     assert rest["lr"] == 0.5 and slow_group["lr"] == pytest.approx(0.05)
