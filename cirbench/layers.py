@@ -143,7 +143,7 @@ class Concat(nn.Module):
 
 
 class GatedResidual(nn.Module):
-    """TIRG's composition (Vo et al. 2019), (B, D), (B, D) -> (B, D): a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t])."""
+    """TIRG's composition (Vo et al. 2019), (B, D), (B, D) -> (B, D), a_0 sigmoid(gate([x; t])) x + a_1 res([x; t])."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
