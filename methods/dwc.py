@@ -16,8 +16,8 @@ variant `as-released` (ours | theirs):
 - words of a text's template are words | unknown ones, since the vocabulary is that of bare captions (no field).
 Not followed in any variant: choosing the epoch on the test set (that is `train.selection=test-oracle`), layers that are
 allocated and never used, and a second pass of the reference through the CNN that only moves batch statistics.
-Shapes: B queries, D features, L words, C channels, h x w regions. Letters: V the CNN's map, W the words' states, f_I and
-f_T the edited image and text, lambda the weight between them, q the query, t a target.
+Shapes: B queries, D features, L words, C channels, h x w regions. Letters: V the CNN's map, W the words' states, f_I
+and f_T the edited image and text, lambda the weight between them, q the query, t a target.
 """
 
 from __future__ import annotations
