@@ -310,8 +310,13 @@ def sgd(
 
 
 def adam(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8
-) -> torch.optim.Adam:
-    """Adam in its fused form, the faster one on the CPU too (tests/perf); takes parameters or groups."""
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8,
+    decoupled: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam in its fused form, the faster one on the CPU too (tests/perf); takes parameters or groups.
+
+    `decoupled` is AdamW: the decay shrinks the weights themselves instead of being a part of the gradient.
+    """
     kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
-    return torch.optim.Adam(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    make = torch.optim.AdamW if decoupled else torch.optim.Adam
+    return make(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
