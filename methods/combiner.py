@@ -5,10 +5,10 @@ q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one numb
 is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,
-no projection of the targets, and on FashionIQ the captions of a query drawn anew every epoch: a and b, b and a, a
-alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
-`like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under `sum`, is methods/sum.py with
-`freeze_clip=false` and `project=false`; its CLIP is not carried over to this stage.
+no projection of the targets, and on FashionIQ no flips and the captions of a query drawn anew every epoch: a and b, b
+and a, a alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
+`like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under a sum, is the variant `clip4cir-1`
+of methods/sum.py; its CLIP is not carried over to this stage.
 
 Differences from the paper and its code:
 - the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split,
@@ -64,7 +64,7 @@ _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 _LIKE_DWC = {**_SCENES, "clip_lr": 0.004, "cnn_lr": 0.002, "dropout": 0.2}
 
 DATASETS = {
-    "fashioniq": {"train.form": "four-ways"},
+    "fashioniq": {"train.form": "four-ways", "train.flip": "none"},
     "scenes": _SCENES,
     "scenes/like-dwc": _LIKE_DWC,
     "scenes/like-dwc-clip": _LIKE_DWC,

@@ -14,10 +14,10 @@ import test_dwc
 import torch
 from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
-from cirbench import specs
+from cirbench import contract, specs
 from cirbench.encoders import Cnn, CnnInfo
 from cirbench.layers import composition, draw_negatives, soft_triplet
-from cirbench.plugins import find_method
+from cirbench.plugins import find_method, methods
 from cirbench.settings import StreamSettings
 from cirbench.streams import Streams
 from cirbench.types import Pixels, TrainView
@@ -273,6 +273,62 @@ def test_plain_pooling_does_not_read_padding() -> None:
         together = made.vectors["cnn"].text(batch.words)
         alone = torch.cat([made.vectors["cnn"].text([t]) for t in batch.words])
     assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_dropout_of_the_text_is_tirgs_own() -> None:
+    words = test_dwc.TEXTS
+    for fields, moves in (({"text_dropout": 0.5}, True), ({"text_dropout": 0.0}, False)):
+        vectors = make(tirg, **fields).train().vectors["cnn"]
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first, second = vectors.text(words), vectors.text(words)
+        assert torch.equal(first, second) != moves and torch.equal(state, torch.get_rng_state()) != moves
+        assert torch.equal(vectors.eval().text(words), vectors.text(words))
+    assert tirg.Config().text_dropout == 0.1 and StreamSettings().text_dropout == 0.0
+
+
+def test_pictures_of_the_cnn_are_resized_as_the_settings_say() -> None:
+    asked = {m: make(m).inputs.images["cnn"].interpolation for m in (tirg, concat)}
+    assert asked == {tirg: "bilinear", concat: "bicubic"}
+
+
+def test_new_fields_have_neutral_values_which_like_for_like_variants_keep() -> None:
+    neutral = {n: f.json_schema_extra["neutral"] for n, f in StreamSettings.model_fields.items() if f.json_schema_extra}
+    assert neutral == {n: getattr(StreamSettings(), n) for n in neutral} and "text_dropout" in neutral
+    for found in methods():
+        own = {n: f for n, f in found.config.model_fields.items() if n in neutral}
+        assert all(f.json_schema_extra == {"neutral": neutral[n]} for n, f in own.items()), found.name
+        for variant in (v for v in found.variants if v.startswith("like-dwc")):
+            config = specs.plan(found.name, "scenes", variant).config
+            assert {n: getattr(config, n) for n in neutral} == neutral
+
+
+def test_first_stage_of_clip4cir_trains_clip_as_it_is_evaluated() -> None:
+    subject = contract.Subject("sum", "clip4cir-1")
+    made = subject.build().train()
+    assert made.training and not any(m.training for m in made.trained_clip.modules())
+    (optimizer,) = made.optimizers().values()
+    group = optimizer.param_groups[0]
+    assert isinstance(optimizer, torch.optim.AdamW) and (group["eps"], group["weight_decay"]) == (1e-7, 0.01)
+    assert {id(p) for p in group["params"]} == {id(p) for p in made.trained_clip.parameters() if p.requires_grad}
+    assert subject.planned.train.flip == "none" and made.inputs.images["clip"].resize == "targetpad"
+    moving = contract.Subject("sum", "clip4cir-1", over={"method.clip_mode": "train"}).build().train()
+    assert moving.trained_clip.training
+
+
+def test_what_a_dataset_asks_of_a_method_goes_before_what_the_dataset_says(tmp_path: Path) -> None:
+    def train(method: str, dataset: str, variant: str = "") -> tuple[str, str, str]:
+        made = specs.plan(method, dataset, variant, root=tmp_path).train
+        return made.flip, made.form, made.schedule
+
+    assert train("combiner", "fashioniq") == ("none", "four-ways", "constant")
+    assert train("sum", "fashioniq", "clip4cir-1") == ("none", "four-ways", "constant")
+    for variant in ("like-dwc", "like-dwc-clip", "like-dwc-cnn"):
+        assert train("combiner", "fashioniq", variant) == train("dwc", "fashioniq") == ("joint", "", "constant")
+        assert train("tirg", "css3d", variant) == train("dwc", "css3d") == ("none", "", "constant")
+    assert train("tirg", "fashion200k")[2] == "step" and train("tirg", "css3d")[2] == "constant"
+    config: Any = specs.plan("tirg", "css3d", root=tmp_path).config
+    assert (config.backbone_rate, config.loss) == (1.0, "soft-triplet")
 
 
 def test_targetpad_is_asked_of_the_pictures() -> None:
