@@ -1,7 +1,8 @@
 """Finds methods, datasets and sweeps: built-in folders, entry points, and a path the user gives.
 
 Listing must not import torch, so a method file is *read*, not imported: its docstring and its declarations
-(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are executed alone, with whatever imports they need.
+(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are picked out of its syntax tree, wherever they stand, and executed
+alone with the constants, functions and imports that they use. An import of torch that they do not use is left out.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from cirbench.types import CirbenchError, DatasetSpec
 
 #: Top-level names of a method file that are read without importing it.
 DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS", "TUNE")
-#: Modules that declarations may import; all of them are cheap.
-CHEAP = ("__future__", "typing", "collections", "dataclasses", "enum", "math", "pydantic", "cirbench.settings")
+#: Modules that declarations may import, with their submodules; all of them are cheap.
+CHEAP = frozenset({*sys.stdlib_module_names, "pydantic", "cirbench.settings", "cirbench.types"})
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class MethodFile:
 
     def load(self) -> ModuleType:
         """Import the file, torch and all."""
-        if self.module:
-            return importlib.import_module(self.module)
-        return import_path(self.path)
+        return _import(self.path, self.module)
 
 
 def import_path(path: Path) -> ModuleType:
@@ -107,48 +106,110 @@ def _beside(path: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def _targets(node: ast.stmt) -> set[str]:
-    if isinstance(node, ast.Assign):
-        return {t.id for t in node.targets if isinstance(t, ast.Name)}
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        return {node.target.id}
+def _import(path: Path, module: str) -> ModuleType:
+    """The whole file, torch and all; by its dotted name where it is part of a package."""
+    if not module:
+        return import_path(path)
+    try:
+        return importlib.import_module(module)
+    except CirbenchError:
+        raise
+    except Exception as error:
+        raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.") from error
+
+
+def _cheap(module: str) -> bool:
+    return module in CHEAP or any(module.startswith(f"{name}.") for name in CHEAP)
+
+
+def _imports(tree: ast.Module) -> list[tuple[ast.stmt, str, bool]]:
+    """Imports of a file's top level one name at a time: (statement, name it binds, whether it is cheap)."""
+    out = list[tuple[ast.stmt, str, bool]]()
+    for node in tree.body:
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            one: ast.stmt
+            if isinstance(node, ast.ImportFrom):
+                one, bound = ast.ImportFrom(node.module, [alias], node.level), alias.name
+                cheap = not node.level and _cheap(node.module or "")
+            else:
+                # `import a.b` binds a.
+                one, bound, cheap = ast.Import([alias]), alias.name.split(".")[0], _cheap(alias.name)
+            out.append((ast.copy_location(one, node), alias.asname or bound, cheap))
+    return out
+
+
+def _names(node: ast.AST) -> set[str]:
+    """Names that a statement reads, those in quoted annotations too."""
+    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    for quoted in ast.walk(node):
+        annotation = getattr(quoted, "annotation", None)
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            with contextlib.suppress(SyntaxError):
+                found |= _names(ast.parse(annotation.value, mode="eval"))
+    return found
+
+
+def _binds(node: ast.stmt) -> set[str]:
+    """Names that a top-level statement defines or changes; of a loop, a call or the like, declarations alone."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return {node.name}
-    return set()
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return set()
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & set(DECLARED)
 
 
-def _declarations(path: Path, source: str) -> dict[str, Any]:
-    """Execute only the declarations of a method file, and the constants they are made of."""
+def _select(tree: ast.Module) -> list[ast.stmt] | None:
+    """Statements that make the declarations, in the file's order; None where they read a name of a heavier import."""
+    wanted, kept = set(DECLARED), set[ast.stmt]()
+    # Until nothing is added: what a declaration reads may itself read something, above or below it.
+    while found := {node for node in tree.body if node not in kept and _binds(node) & wanted}:
+        kept |= found
+        wanted = wanted.union(*map(_names, found))
+    imports = _imports(tree)
+    if any(name in wanted for _, name, cheap in imports if not cheap):
+        return None
+    # `from __future__ import annotations` is used by every annotation; what `*` binds is not known.
+    needed = [node for node, name, cheap in imports if cheap and name in {*wanted, "annotations", "*"}]
+    return [*needed, *(node for node in tree.body if node in kept)]
+
+
+def _declarations(path: Path, source: str, module: str = "") -> dict[str, Any]:
+    """Execute only the declarations of a method file; all of it where they need a heavier import.
+
+    Args:
+        path: of the file.
+        source: its text.
+        module: dotted name to import it by, or "" for a loose file.
+
+    Returns:
+        The names of `DECLARED` that the file has, and its docstring as `__doc__`.
+
+    Raises:
+        CirbenchError: no valid Python, or a file that fails when it is imported.
+    """
     try:
         tree = ast.parse(source, filename=str(path))
     except SyntaxError as error:
         raise CirbenchError(f"{path}, line {error.lineno}: not valid Python: {error.msg}.") from None
-    wanted, kept = set(DECLARED), list[ast.stmt]()
-    # Backwards, so that a constant a declaration mentions is kept too.
-    for node in reversed(tree.body):
-        if isinstance(node, ast.ImportFrom):
-            if (node.module or "") in CHEAP and not node.level:
-                kept.append(node)
-        elif isinstance(node, ast.Import):
-            if all(alias.name.split(".")[0] in CHEAP for alias in node.names):
-                kept.append(node)
-        elif _targets(node) & wanted:
-            kept.append(node)
-            wanted |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    namespace: dict[str, Any] = {"__name__": f"cirbench_declarations_{path.stem}", "__file__": str(path)}
-    module = ModuleType(namespace["__name__"])
-    module.__dict__.update(namespace)
+    found, selected = ModuleType(f"cirbench_declarations_{path.stem}"), _select(tree)
+    found.__file__ = str(path)
     # pydantic looks annotations up in the module that defines the class.
-    sys.modules[module.__name__] = module
+    sys.modules[found.__name__] = found
     try:
-        body = ast.Module(body=kept[::-1], type_ignores=[])
-        exec(compile(body, str(path), "exec", dont_inherit=True), module.__dict__)
+        if selected is None:
+            found = _import(path, module)
+        else:
+            body = ast.Module(body=selected, type_ignores=[])
+            exec(compile(body, str(path), "exec", dont_inherit=True), found.__dict__)
     except CirbenchError:
         raise
     except Exception:
-        # Something in the declarations needs a heavier import: then the whole file is imported after all.
-        module = import_path(path)
-    return {"__doc__": ast.get_docstring(tree), **{k: v for k, v in vars(module).items() if k in DECLARED}}
+        # They need something that was left out: then the whole file is imported after all.
+        found = _import(path, module)
+    return {"__doc__": ast.get_docstring(tree), **{k: v for k, v in vars(found).items() if k in DECLARED}}
 
 
 def _read(name: str, path: Path, module: str = "") -> MethodFile:
@@ -156,7 +217,7 @@ def _read(name: str, path: Path, module: str = "") -> MethodFile:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CirbenchError(f"cannot read the method file {path}: {error}.") from None
-    found = _declarations(path, source)
+    found = _declarations(path, source, module)
     config = found.get("Config")
     if not (isinstance(config, type) and issubclass(config, Settings)):
         raise CirbenchError(

@@ -171,7 +171,8 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
 class StreamSettings(Settings):
     """Fields of methods that compose an image vector with a text vector, over the CLIP stream, the CNN stream or both.
 
-    The defaults are DWC's, so that what differs between methods is the composition alone.
+    The defaults are DWC's, so that what differs between methods is the composition alone. `neutral` is the value under
+    which a run computes what it computed before the field existed; a method that overrides the field says it again.
     """
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and answer")
@@ -181,15 +182,26 @@ class StreamSettings(Settings):
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
         None, description="how pictures become CLIP's square input; null for its own way"
     )
+    clip_mode: Literal["train", "eval"] = Field(
+        "train", description="freeze_clip=false: eval keeps CLIP's batch statistics and dropout as in evaluation while "
+        "its weights learn", json_schema_extra={"neutral": "train"},
+    )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
     cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
+    cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="how pictures are resized for the CNN", json_schema_extra={"neutral": "bicubic"}
+    )
     cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
     clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
     dropout: float = Field(0.5, ge=0, lt=1, description="in projections")
+    text_dropout: float = Field(
+        0.0, ge=0, lt=1, description="CNN stream: of the pooled text, before its linear layer",
+        json_schema_extra={"neutral": 0.0},
+    )
     pooling: Literal["gem", "plain"] = Field(
         "gem", description="CNN stream: GeM over map and states; or the map's mean and the last word's state"
     )
@@ -201,7 +213,10 @@ class StreamSettings(Settings):
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     learn_temperature: bool = Field(False, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="of both streams; SGD has momentum 0.9")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of both streams; SGD has momentum 0.9")
+    eps: float = Field(
+        1e-8, gt=0, description="what Adam adds to the root of the second moment", json_schema_extra={"neutral": 1e-8}
+    )
     clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream")
     cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream")
     backbone_rate: float = Field(1.0, ge=0, description="the CNN itself learns at cnn_lr times this")
@@ -237,8 +252,10 @@ def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, A
     """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
     own = config.model_fields
     shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
-    # What a rival's DATASETS may change as well is said again: a variant wins over them.
+    # What a rival's DATASETS may change as well is said again: a variant wins over them. Flips are taken back where a
+    # dataset's texts name left and right (specs.py).
     return {
         **shared, "streams": streams, "loss": "softmax",
         "train.epochs": 50, "train.batch_size": 32, "train.schedule": "constant", "train.form": "",
+        "train.flip": "joint",
     }

@@ -13,8 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Up to TUNE this file is read without importing torch: only cheap imports above them.
+import torch
+from torch import Tensor, nn
+
+from cirbench.models.encoders import Clip, Encoders
+from cirbench.models.layers import adam, contrastive, hard_labels, l2norm
 from cirbench.settings import Field, Settings
+from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
 
 class Config(Settings):
@@ -49,13 +54,6 @@ DATASETS = {
 
 #: What `cirbench sweep tune --method ./NAME.py` draws from; without it, fields of usual names (settings.py).
 TUNE = {"temperature": {"low": 0.01, "high": 0.5, "log": True}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-
-import torch  # noqa: E402  declarations above are read without torch
-from torch import Tensor, nn  # noqa: E402
-
-from cirbench.models.encoders import Clip, Encoders  # noqa: E402
-from cirbench.models.layers import adam, contrastive, hard_labels, l2norm  # noqa: E402
-from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
 
 
 class Template(nn.Module):

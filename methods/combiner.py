@@ -5,10 +5,10 @@ q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one numb
 is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,
-no projection of the targets, and on FashionIQ the captions of a query drawn anew every epoch: a and b, b and a, a
-alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
-`like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under `sum`, is methods/sum.py with
-`freeze_clip=false` and `project=false`; its CLIP is not carried over to this stage.
+no projection of the targets, and on FashionIQ no flips and the captions of a query drawn anew every epoch: a and b, b
+and a, a alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
+`like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under a sum, is the variant `clip4cir-1`
+of methods/sum.py; its CLIP is not carried over to this stage.
 
 Differences from the paper and its code:
 - the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split,
@@ -22,7 +22,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from cirbench.models.encoders import Encoders
+from cirbench.models.layers import gate
+from cirbench.models.two_stream import Streams, WeightedStreams, build_streams
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, like_dwc
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -57,21 +64,44 @@ _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 _LIKE_DWC = {**_SCENES, "clip_lr": 0.004, "cnn_lr": 0.002, "dropout": 0.2}
 
 DATASETS = {
-    "fashioniq": {"train.form": "four-ways"},
+    "fashioniq": {"train.form": "four-ways", "train.flip": "none"},
     "scenes": _SCENES,
     "scenes/like-dwc": _LIKE_DWC,
     "scenes/like-dwc-clip": _LIKE_DWC,
     "scenes/like-dwc-cnn": _LIKE_DWC,
 }
 
-from cirbench.models.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.models.layers import Combiner  # noqa: E402
-from cirbench.models.two_stream import Streams, WeightedStreams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
+
+class Combiner(nn.Module):
+    """W h([x'; t']) + (1 - s) x + s t: (B, D), (B, D) -> (B, D), and the share of the image 1 - s (B, 1).
+
+    Args:
+        dim: D.
+        projection: width of x' and t'.
+        hidden: width of h, and of the MLP behind s.
+        dropout: behind every ReLU.
+    """
+
+    def __init__(self, dim: int, projection: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout))
+
+        self.image, self.text = block(dim, projection), block(dim, projection)
+        self.hidden = block(2 * projection, hidden)
+        self.output = nn.Linear(hidden, dim)
+        self.share = gate(2 * projection, hidden, 1, dropout)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The composition, and 1 - s."""
+        both = torch.cat([self.text(text), self.image(image)], 1)
+        share = self.share(both)
+        return self.output(self.hidden(both)) + share * text + (1 - share) * image, 1 - share
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See two_stream.py; the composition is `Combiner` of layers.py."""
+    """Streams (two_stream.py) around `Combiner`."""
     return build_streams(
         config, encoders, train, state,
         lambda name, dim: Combiner(dim, config.projection, config.hidden, config.dropout), kind=WeightedStreams,

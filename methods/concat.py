@@ -12,7 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from cirbench.models.encoders import Encoders
+from cirbench.models.two_stream import Streams, build_streams
 from cirbench.settings import SCENES_STREAMS, Field, StreamSettings
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -33,14 +39,30 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}}
 
-from cirbench.models.encoders import Encoders  # noqa: E402  declarations above are read without torch
-from cirbench.models.layers import Concat  # noqa: E402
-from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
+
+class Concat(nn.Module):
+    """A perceptron over both vectors, (B, D), (B, D) -> (B, D).
+
+    Args:
+        dim: D.
+        layers: 2 for BN, ReLU, linear 2D, BN, ReLU, dropout, linear D; 1 for a single linear layer.
+        dropout: before the last layer of two.
+    """
+
+    def __init__(self, dim: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * dim, dim)) if layers == 1 else nn.Sequential(
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim),
+            nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim),
+        )
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """MLP([image; text])."""
+        return self.layers(torch.cat([image, text], 1))
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Streams:
-    """See two_stream.py; the composition is `Concat` of layers.py."""
+    """Streams of DWC's encoders (two_stream.py) around `Concat`."""
     return build_streams(
         config, encoders, train, state, lambda name, dim: Concat(dim, config.layers, config.fusion_dropout)
     )

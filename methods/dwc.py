@@ -16,15 +16,36 @@ variant `as-released` (ours | theirs):
 - words of a text's template are words | unknown ones, since the vocabulary is that of bare captions (no field).
 Not followed in any variant: choosing the epoch on the test set (that is `train.selection=test-oracle`), layers that are
 allocated and never used, and a second pass of the reference through the CNN that only moves batch statistics.
-Shapes: B queries, D features, L words, C channels, h x w regions.
+Shapes: B queries, D features, L words, C channels, h x w regions. Letters: V the CNN's map, W the words' states, f_I
+and f_T the edited image and text, lambda the weight between them, q the query, t a target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import torch
+from torch import Tensor, nn
+
+from cirbench.models.encoders import Clip, Cnn, Encoders
+from cirbench.models.layers import (
+    GeM,
+    Inception1d,
+    Inception2d,
+    adam,
+    composition,
+    contrastive,
+    distillation,
+    gate,
+    hard_labels,
+    l2norm,
+    side_by_side,
+    similarities,
+)
+from cirbench.models.lstm_text import LstmText, build_vocabulary
 from cirbench.settings import SCENES_STREAMS, Field, Settings
+from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, Pixels, QueryBatch, TrainBatch, TrainView
 
 
 class Config(Settings):
@@ -50,19 +71,18 @@ class Config(Settings):
     padding_mask: bool = Field(True, description="hide padding from attention, convolution and pooling")
     editors: Literal["both", "image", "text", "none"] = Field("both", description="modalities that are edited (EMD)")
     weighting: Literal["learned", "constant", "per-channel"] = Field(
-        "learned", description="weight between the modalities: one a query, a constant, or one a channel (EMD)"
+        "learned", description="lambda between the modalities: one a query, a constant, or one a channel (EMD)"
     )
     modality_weight: float = Field(0.5, ge=0, le=1, description="share of the image where the weight is constant")
     unit_parts: bool = Field(False, description="scale f_I and f_T to unit length before they are weighted")
     fusion: Literal["emd", "sum", "concat", "hadamard", "tirg", "combiner"] = Field(
-        "emd", description="how f_I and f_T become a query: EMD's weighted sum, or another composition (layers.py)"
+        "emd", description="how f_I and f_T become q: EMD's weighted sum, or another composition (layers.py)"
     )
     soft_label_weight: float = Field(0.2, ge=0, le=1, description="share of soft labels (SSG); 0 for hard labels")
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     soft_label_temperature: float = Field(0.07, gt=0, description="tau of the soft labels")
     soft_label_source: Literal["target", "reference", "text", "teacher", "uniform"] = Field(
-        "target", description="whose likeness softens labels: targets, references, texts, the other stream's targets, "
-        "or nobody's (label smoothing)"
+        "target", description="who softens labels: targets, references, texts, the other stream's targets, or nobody"
     )
     soft_label_similarity: Literal["dot", "cosine", "euclidean", "gaussian"] = Field(
         "dot", description="likeness of two of them; the vectors are of unit length, so dot and cosine agree"
@@ -84,7 +104,7 @@ class Config(Settings):
     weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     # Parts taken away.
     "no-emd": {"editors": "none", "weighting": "constant"},
     "no-ssg": {"soft_label_weight": 0.0},
@@ -102,22 +122,12 @@ VARIANTS = {
     "lambda-per-channel": {"weighting": "per-channel"},
     "unit-parts": {"unit_parts": True},
     # Another composition in the place of EMD, with DWC's losses.
-    "fusion-sum": {"editors": "none", "fusion": "sum"},
-    "fusion-concat": {"editors": "none", "fusion": "concat"},
-    "fusion-hadamard": {"editors": "none", "fusion": "hadamard"},
-    "fusion-tirg": {"editors": "none", "fusion": "tirg"},
-    "fusion-combiner": {"editors": "none", "fusion": "combiner"},
+    **{f"fusion-{other}": {"editors": "none", "fusion": other}
+       for other in ("sum", "concat", "hadamard", "tirg", "combiner")},
     # Soft labels.
-    "ssg-0.1": {"soft_label_weight": 0.1},
-    "ssg-0.3": {"soft_label_weight": 0.3},
-    "ssg-0.5": {"soft_label_weight": 0.5},
-    "ssg-1.0": {"soft_label_weight": 1.0},
-    "ssg-euclidean": {"soft_label_similarity": "euclidean"},
-    "ssg-gaussian": {"soft_label_similarity": "gaussian"},
-    "ssg-reference": {"soft_label_source": "reference"},
-    "ssg-text": {"soft_label_source": "text"},
-    "ssg-teacher": {"soft_label_source": "teacher"},
-    "ssg-uniform": {"soft_label_source": "uniform"},
+    **{f"ssg-{weight}": {"soft_label_weight": weight} for weight in (0.1, 0.3, 0.5, 1.0)},
+    **{f"ssg-{likeness}": {"soft_label_similarity": likeness} for likeness in ("euclidean", "gaussian")},
+    **{f"ssg-{source}": {"soft_label_source": source} for source in ("reference", "text", "teacher", "uniform")},
     "ssg-gradient": {"detach_soft_labels": False},
     # Losses, and the other readings of the paper.
     "symmetric": {"contrastive_direction": "symmetric"},
@@ -142,44 +152,41 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 #: best of a grid that every trained method had, on `select` too (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2, "mutual_weight": 0.1}}
 
-import torch  # noqa: E402  declarations above are read without torch
-from torch import Tensor, nn  # noqa: E402
 
-from cirbench.models.encoders import Clip, Cnn, Encoders  # noqa: E402
-from cirbench.models.layers import (  # noqa: E402
-    GeM,
-    Inception1d,
-    Inception2d,
-    adam,
-    composition,
-    contrastive,
-    distillation,
-    gate,
-    hard_labels,
-    l2norm,
-    side_by_side,
-    similarities,
-)
-from cirbench.models.lstm_text import LstmText, build_vocabulary  # noqa: E402
-from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, QueryBatch, TrainBatch, TrainView  # noqa: E402
+#: What a loss compares, unit (B, D) each: `query`, `target`, and where it needs them `reference` and `text`.
+Vectors = dict[str, Tensor]
+Logs = dict[str, float]
+
+
+class _Stream(Protocol):
+    """What `Dwc` asks of either stream, of an image and a text as `Dwc.image` and `Dwc.text` give them."""
+
+    def query(self, image: Tensor, text: Any, /) -> tuple[Tensor, Tensor | None]: ...
+    def target(self, image: Tensor, /) -> Tensor: ...
+    def text_alone(self, text: Any, /) -> Tensor: ...
+
+
+def edited(config: Config) -> tuple[bool, bool]:
+    """Whether EMD edits the image, and the text."""
+    return config.editors in ("both", "image"), config.editors in ("both", "text")
 
 
 class Combine(nn.Module):
-    """The weighted sum of two modalities: (B, D), (B, D) -> unit (B, D), share of the image (B, 1) or (B, D).
+    """Adaptive weighting: q = l2norm(lambda f_I + (1 - lambda) f_T), lambda = sigmoid(MLP([f_I; f_T])).
 
-    With `fusion` it is another composition; then the share is None where that has none.
+    With `fusion` it is another composition.
     """
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
         self.config = config
-        if config.fusion == "emd" and config.weighting != "constant":
-            self.weight = gate(2 * dim, dim, 1 if config.weighting == "learned" else dim, config.dropout)
-        elif config.fusion != "emd":
+        if config.fusion != "emd":
             self.other = composition(config.fusion, dim, config.dropout)
+        elif config.weighting != "constant":
+            self.weight = gate(2 * dim, dim, 1 if config.weighting == "learned" else dim, config.dropout)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """q = l2norm(lambda f_I + (1 - lambda) f_T)."""
+        """f_I (B, D), f_T (B, D) -> unit q (B, D); lambda (B, 1) or (B, D), None where a fusion has none."""
         if self.config.unit_parts:
             image, text = l2norm(image), l2norm(text)
         if self.config.fusion != "emd":
@@ -193,68 +200,74 @@ class Combine(nn.Module):
 
 
 class ClipStream(nn.Module):
-    """Pooled CLIP features -> per-channel gates (the editors of this stream) -> weighted sum."""
+    """Pooled CLIP features (B, width) -> per-channel gates, the editors of this stream -> weighted sum."""
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
-        d, self.config = config.clip_dim, config
+        d = config.clip_dim
+        self.edits_image, self.edits_text = edited(config)
         self.img_fc = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.Dropout(config.dropout))
         self.txt_fc = nn.Sequential(nn.Linear(width, d), nn.ReLU(), nn.Dropout(config.dropout))
-        if config.editors in ("both", "image"):
+        if self.edits_image:
             self.gate_image = gate(2 * d, d, d, config.dropout)
-        if config.editors in ("both", "text"):
+        if self.edits_text:
             self.gate_text = gate(2 * d, d, d, config.dropout)
         self.combine = Combine(config, d)
 
     def target(self, image: Tensor) -> Tensor:
-        """(N, width) -> unit (N, D), through the same layer as reference images."""
+        """t (N, D), through the same layer as reference images."""
         return l2norm(self.img_fc(image))
 
     def text_alone(self, text: Tensor) -> Tensor:
-        """(B, width) -> unit (B, D), unedited."""
+        """w (B, D)."""
         return l2norm(self.txt_fc(text))
 
     def query(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, width), (B, width) -> unit (B, D), weight."""
-        i, w = l2norm(self.img_fc(image)), self.text_alone(text)
+        """f_I = g_I i and f_T = g_T w, the gates g of both [i; w]; then q (B, D) and lambda."""
+        i, w = self.target(image), self.text_alone(text)
         both = torch.cat([i, w], 1)
-        edited_i = self.gate_image(both) * i if self.config.editors in ("both", "image") else i
-        edited_w = self.gate_text(both) * w if self.config.editors in ("both", "text") else w
-        return self.combine(edited_i, edited_w)
+        f_i = self.gate_image(both) * i if self.edits_image else i
+        f_t = self.gate_text(both) * w if self.edits_text else w
+        return self.combine(f_i, f_t)
 
 
 class CnnStream(nn.Module):
-    """Feature map and LSTM states -> cross attention -> image and text editors -> weighted sum."""
+    """Feature map V and LSTM states W -> cross attention -> image and text editors -> weighted sum."""
 
     def __init__(self, config: Config, cnn: Cnn, text: LstmText) -> None:
         super().__init__()
         d, c, self.config = config.cnn_dim, cnn.info.channels, config
+        self.edits_image, self.edits_text = edited(config)
         self.cnn, self.text = cnn, text
         self.img_fc, self.txt_fc = nn.Linear(c, d), nn.Linear(d, d)
         self.pool_target, self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p), GeM(config.gem_p)
-        if config.editors != "none":
-            self.to_words = Inception2d(c, d)  # V~, the map in the width of the words
-        if config.editors in ("both", "image"):
+        if self.edits_image or self.edits_text:
+            self.to_words = Inception2d(c, d)
+        if self.edits_image:
             self.mask_image, self.words_to_image = Inception2d(2 * d, c), Inception2d(d, c)
-        if config.editors in ("both", "text"):
+        if self.edits_text:
             self.mask_text, self.image_to_words = Inception1d(2 * d, d), Inception1d(d, d)
         self.combine = Combine(config, d)
 
+    def words(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """B strings -> W (B, L, D), and which of them are real words, (B, L) bool."""
+        return self.text(texts, padded_as_words=not self.config.padding_mask)
+
     def target(self, feature_map: Tensor) -> Tensor:
-        """(N, C, h, w) -> unit (N, D)."""
+        """(N, C, h, w) -> t (N, D)."""
         return l2norm(self.img_fc(self.pool_target(feature_map)))
 
-    def attend(self, v: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cross attention between words and regions.
+    def text_alone(self, texts: list[str]) -> Tensor:
+        """B strings -> (B, D)."""
+        words, mask = self.words(texts)
+        return l2norm(self.txt_fc(self.pool_text(words.transpose(1, 2), mask)))
 
-        Args:
-            v: (B, C, h, w) feature map.
-            words: (B, L, D) LSTM states.
-            mask: (B, L) bool, real words.
+    def attend(self, v: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cross attention between words W (B, L, D) and regions of the map V (B, C, h, w).
 
         Returns:
-            V~ (B, D, h, w); S, what the words say of each region (B, D, h, w); R, what the regions say of each word
-            (B, D, L); affinities A (B, L, h*w).
+            V~, the map in the width of the words (B, D, h, w); S, what the words say of each region (B, D, h, w); R,
+            what the regions say of each word (B, D, L); A, how close they are (B, L, h*w).
         """
         v = self.to_words(v).relu()
         flat = v.flatten(2)
@@ -266,91 +279,82 @@ class CnnStream(nn.Module):
         return v, said, seen, affinity
 
     def edit(self, v: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The editors: f_I (B, D), f_T (B, D), and the maps that explain them."""
+        """EMD's editors: f_I (B, D), f_T (B, D), and the maps that explain them."""
         maps: dict[str, Tensor] = {"energy": v.square().mean(1)}
         edited_v, edited_w = v, words.transpose(1, 2)
-        if self.config.editors != "none":
+        if self.edits_image or self.edits_text:
             v_words, said, seen, affinity = self.attend(v, words, mask)
             maps["affinity"] = affinity.masked_fill(~mask[:, :, None], -torch.inf).amax(1).view_as(v[:, 0])
-        if self.config.editors in ("both", "image"):
+        if self.edits_image:  # M_I = sigmoid(Inc([V~; S])), E_I = M_I V + ReLU(Inc(S))
             keep = self.mask_image(torch.cat([v_words, said], 1)).sigmoid()
             edited_v = keep * v + self.words_to_image(said).relu()
             maps["gate"] = keep.mean(1)
-        if self.config.editors in ("both", "text"):
+        if self.edits_text:  # M_T = sigmoid(Inc([W; R])), E_T = M_T W + ReLU(Inc(R))
             keep = self.mask_text(torch.cat([edited_w, seen], 1), mask).sigmoid()
             edited_w = keep * edited_w + self.image_to_words(seen, mask).relu()
             maps["words"] = keep.mean(1)
-        image = self.img_fc(self.pool_image(edited_v))
-        text = self.txt_fc(self.pool_text(edited_w, mask))
-        return image, text, maps
-
-    def text_alone(self, texts: list[str]) -> Tensor:
-        """B strings -> unit (B, D), unedited."""
-        words, mask = self.text(texts, padded_as_words=not self.config.padding_mask)
-        return l2norm(self.txt_fc(self.pool_text(words.transpose(1, 2), mask)))
+        return self.img_fc(self.pool_image(edited_v)), self.txt_fc(self.pool_text(edited_w, mask)), maps
 
     def query(self, feature_map: Tensor, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """(B, C, h, w), B strings -> unit (B, D), weight."""
-        words, mask = self.text(texts, padded_as_words=not self.config.padding_mask)
-        image, text, _ = self.edit(feature_map, words, mask)
+        """(B, C, h, w), B strings -> q (B, D) and lambda."""
+        image, text, _ = self.edit(feature_map, *self.words(texts))
         return self.combine(image, text)
 
 
 class Dwc(nn.Module):
-    """Both streams, their losses and their common answer."""
+    """Both streams, their losses and their common answer; `clip` and `cnn` are there where the stream is on."""
+
+    clip: ClipStream
+    cnn: CnnStream
 
     def __init__(self, config: Config, clip: Clip | None, cnn: Cnn | None, text: LstmText | None) -> None:
         super().__init__()
         self.config = config
-        images: dict[str, Any] = {}
+        self.streams: dict[str, _Stream] = {}
+        images: dict[str, Pixels | Frozen] = {}
         texts: dict[str, Frozen] = {}
         # A frozen CLIP is no part of the module: its features come from the cache.
         self.trained_clip = clip if clip is not None and not config.freeze_clip else None
         if clip is not None:
-            self.clip = ClipStream(config, clip.dim)
+            self.clip = self.streams["clip"] = ClipStream(config, clip.dim)
             images["clip"] = clip.pixels if self.trained_clip is not None else Frozen(clip)
             if self.trained_clip is None:
                 texts["clip"] = Frozen(clip)
         if cnn is not None and text is not None:
-            self.cnn = CnnStream(config, cnn, text)
+            self.cnn = self.streams["cnn"] = CnnStream(config, cnn, text)
             images["cnn"] = cnn.info.pixels
         self.inputs = Inputs(images, texts)
-        self.names = [name for name in ("clip", "cnn") if hasattr(self, name)]
-        if config.soft_label_source == "teacher" and len(self.names) < 2:
+        if config.soft_label_source == "teacher" and len(self.streams) < 2:
             raise CirbenchError("method.soft_label_source=teacher needs the other stream: set method.streams=both.")
         self.to(memory_format=torch.channels_last)
 
-    # ------------------------------------------------------------------------------ streams
-
-    def features(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
-        """What a stream reads of a picture: (B, width) of CLIP, or the CNN's map (B, C, h, w)."""
+    def image(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
+        """What a stream reads of a picture: (B, width) of CLIP, or the CNN's map V (B, C, h, w)."""
         if stream == "cnn":
             return self.cnn.cnn(images["cnn"])
         return images["clip"] if self.trained_clip is None else self.trained_clip.encode_images(images["clip"])
 
-    def texts(self, stream: str, batch: QueryBatch) -> Any:
+    def text(self, stream: str, batch: QueryBatch) -> Tensor | list[str]:
         """What a stream reads of a text: (B, width) of CLIP, or the B strings."""
         if stream == "cnn":
             return batch.words
         return batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
 
     def query(self, stream: str, batch: QueryBatch) -> tuple[Tensor, Tensor | None]:
-        """Unit (B, D) of one stream, share of the image."""
-        return getattr(self, stream).query(self.features(stream, batch.reference), self.texts(stream, batch))
+        """q, unit (B, D) of one stream, and its lambda."""
+        return self.streams[stream].query(self.image(stream, batch.reference), self.text(stream, batch))
 
     def target(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
-        """Unit (N, D) of one stream."""
-        return getattr(self, stream).target(self.features(stream, images))
+        """t, unit (N, D) of one stream."""
+        return self.streams[stream].target(self.image(stream, images))
 
     def encode_queries(self, batch: QueryBatch) -> Tensor:
         """(B, D), D of both streams together."""
-        return side_by_side({name: self.query(name, batch)[0] for name in self.names}, self.config.clip_share)
+        return side_by_side({name: self.query(name, batch)[0] for name in self.streams}, self.config.clip_share)
 
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """(N, D), D of both streams together."""
-        return side_by_side({name: self.target(name, images) for name in self.names}, self.config.clip_share)
-
-    # ------------------------------------------------------------------------------- losses
+        return side_by_side({name: self.target(name, images) for name in self.streams}, self.config.clip_share)
 
     def labels(self, compared: Tensor, positives: Tensor) -> Tensor:
         """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(likeness(x_i, x_j) / tau) + (1 - a) y, y the hard labels.
@@ -367,21 +371,19 @@ class Dwc(nn.Module):
         alike = similarities(compared, self.config.soft_label_similarity, self.config.soft_label_width)
         return share * (alike / self.config.soft_label_temperature).softmax(1) + (1 - share) * hard
 
-    def _vectors(self, stream: str, batch: TrainBatch) -> dict[str, Tensor]:
-        """Unit (B, D) of queries and targets, and of references and texts alone where a loss compares them."""
-        own, used = getattr(self, stream), {self.config.teacher_image, self.config.soft_label_source}
-        image, text = self.features(stream, batch.reference), self.texts(stream, batch)
-        out = {"query": own.query(image, text)[0], "target": self.target(stream, batch.target)}
+    def _vectors(self, name: str, batch: TrainBatch) -> Vectors:
+        """Of one stream, with references and texts alone where a loss compares them."""
+        stream, used = self.streams[name], {self.config.teacher_image, self.config.soft_label_source}
+        image, text = self.image(name, batch.reference), self.text(name, batch)
+        out = {"query": stream.query(image, text)[0], "target": self.target(name, batch.target)}
         if "reference" in used:
-            out["reference"] = own.target(image)
+            out["reference"] = stream.target(image)
         if "text" in used:
-            out["text"] = own.text_alone(text)
+            out["text"] = stream.text_alone(text)
         return out
 
-    def _loss(
-        self, stream: str, own: dict[str, Tensor], other: dict[str, Tensor] | None, positives: Tensor
-    ) -> tuple[str, Tensor, dict[str, float]]:
-        """One stream's loss; `other` is the stream that teaches it."""
+    def _loss(self, name: str, own: Vectors, other: Vectors | None, positives: Tensor) -> tuple[str, Tensor, Logs]:
+        """One stream's loss, contrastive and mutual enhancement; `other` is the stream that teaches it."""
         config, q, t = self.config, own["query"], own["target"]
         compared = own.get(config.soft_label_source, t)
         if config.soft_label_source == "teacher" and other is not None:
@@ -389,56 +391,50 @@ class Dwc(nn.Module):
         con = contrastive(q, t, self.labels(compared, positives), config.temperature)
         if config.contrastive_direction == "symmetric":
             con = (con + contrastive(t, q, self.labels(compared, positives.T), config.temperature)) / 2
-        loss, logs = config.contrastive_weight * con, {f"{stream}/contrastive": con.item()}
+        loss, logs = config.contrastive_weight * con, {f"{name}/contrastive": con.item()}
         if other is not None and config.mutual_weight:
             mutual = distillation(other["query"] @ other[config.teacher_image].T, q @ t.T, config.mutual_scale)
-            loss, logs[f"{stream}/mutual"] = loss + config.mutual_weight * mutual, mutual.item()
-        return stream, loss, logs
+            loss, logs[f"{name}/mutual"] = loss + config.mutual_weight * mutual, mutual.item()
+        return name, loss, logs
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Logs]]:
         """The CLIP stream against the CNN stream, a step, then the CNN stream against the stepped CLIP stream."""
-        taught = len(self.names) == 2 and (
-            self.config.mutual_weight > 0 or self.config.soft_label_source == "teacher"
-        )
+        uses_teacher = self.config.mutual_weight > 0 or self.config.soft_label_source == "teacher"
+        taught = len(self.streams) == 2 and uses_teacher
         # Computed once: the CLIP stream's step leaves the CNN stream as it is.
-        cnn = self._vectors("cnn", batch) if "cnn" in self.names else None
-        if "clip" in self.names:
+        cnn = self._vectors("cnn", batch) if "cnn" in self.streams else None
+        if "clip" in self.streams:
             yield self._loss("clip", self._vectors("clip", batch), cnn if taught else None, batch.positives)
         if cnn is not None:
-            clip = None
-            if taught:
-                with torch.no_grad():
-                    clip = self._vectors("clip", batch)
+            with torch.no_grad():
+                clip = self._vectors("clip", batch) if taught else None
             yield self._loss("cnn", cnn, clip, batch.positives)
 
     def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
         """Stream -> unit queries (B, D), unit targets (B, D), temperature: what the contrastive loss compares."""
         tau = self.config.temperature
-        return {name: (self.query(name, batch)[0], self.target(name, batch.target), tau) for name in self.names}
+        return {name: (self.query(name, batch)[0], self.target(name, batch.target), tau) for name in self.streams}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One a stream."""
         out: dict[str, torch.optim.Optimizer] = {}
-        if "clip" in self.names:
+        if "clip" in self.streams:
             trained = [] if self.trained_clip is None else list(self.trained_clip.parameters())
             out["clip"] = adam([*self.clip.parameters(), *trained], self.config.clip_lr, self.config.weight_decay)
-        if "cnn" in self.names:
+        if "cnn" in self.streams:
             out["cnn"] = adam(self.cnn.parameters(), self.config.cnn_lr, self.config.weight_decay)
         return out
 
-    # ------------------------------------------------------------------------------ evidence
-
     def modality_weights(self, batch: QueryBatch) -> dict[str, Tensor]:
         """Stream -> (B,) share of the image; the CNN stream's image branch already contains text."""
-        shares = {name: self.query(name, batch)[1] for name in self.names}
+        shares = {name: self.query(name, batch)[1] for name in self.streams}
         return {name: share.mean(1) for name, share in shares.items() if share is not None}
 
     def explain(self, batch: QueryBatch) -> Explanation:
         """Words weighted by the text editor, and maps over the reference picture, all from the CNN stream."""
-        if "cnn" not in self.names:
+        if "cnn" not in self.streams:
             return Explanation()
-        states, mask = self.cnn.text(batch.words, padded_as_words=not self.config.padding_mask)
-        _, _, maps = self.cnn.edit(self.features("cnn", batch.reference), states, mask)
+        _, _, maps = self.cnn.edit(self.image("cnn", batch.reference), *self.cnn.words(batch.words))
         if "gate" in maps:
             maps["gate x feature"] = maps["gate"] * maps["energy"]
         words = [
@@ -449,7 +445,7 @@ class Dwc(nn.Module):
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary: without it the word embeddings mean nothing."""
-        return {"vocabulary": self.cnn.text.vocabulary} if "cnn" in self.names else {}
+        return {"vocabulary": self.cnn.text.vocabulary} if "cnn" in self.streams else {}
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Dwc:

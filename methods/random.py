@@ -10,7 +10,13 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from cirbench.data.images import CLIP_MEAN, CLIP_STD
+from cirbench.models.encoders import Encoders
 from cirbench.settings import Field, Settings
+from cirbench.types import Inputs, Pixels, QueryBatch, TrainView
 
 
 class Config(Settings):
@@ -20,16 +26,7 @@ class Config(Settings):
     size: int = Field(32, ge=8, description="side in pixels of the pictures that name the directions")
 
 
-VARIANTS: dict[str, dict[str, Any]] = {}
 TRAIN = {"epochs": 0}
-DATASETS: dict[str, dict[str, Any]] = {}
-
-import torch  # noqa: E402  declarations above are read without torch
-from torch import Tensor  # noqa: E402
-
-from cirbench.data.images import CLIP_MEAN, CLIP_STD  # noqa: E402
-from cirbench.models.encoders import Encoders  # noqa: E402
-from cirbench.types import Inputs, Pixels, QueryBatch, TrainView  # noqa: E402
 
 
 class Random:

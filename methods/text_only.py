@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
+from cirbench.models.encoders import Encoders
+from cirbench.models.two_stream import Streams, build_streams
 from cirbench.settings import SCENES_STREAMS, StreamSettings
+from cirbench.types import TrainView
 
 
 class Config(StreamSettings):
@@ -26,12 +31,6 @@ TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.0005, "dropout": 0.2, "temperature": 0.1}}
-
-from torch import Tensor, nn  # noqa: E402  declarations above are read without torch
-
-from cirbench.models.encoders import Encoders  # noqa: E402
-from cirbench.models.two_stream import Streams, build_streams  # noqa: E402
-from cirbench.types import TrainView  # noqa: E402
 
 
 class Text(nn.Module):

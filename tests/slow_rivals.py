@@ -32,15 +32,15 @@ def tirg(p: dict, image: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def tirg_on_map(p: dict, v: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """The same over a (C, h, w) map, 3x3 convolutions for linear layers, the text beside every region."""
+    """Over a (C, h, w) map with the text beside every region: gate and residual are conv(ReLU(conv(BN([x; t])))), 3x3."""
 
     def layer(name: str, x: np.ndarray) -> np.ndarray:
         return conv(p[f"{name}.weight"], x) + p[f"{name}.bias"][:, None, None]
 
     _, h, w = v.shape
     both = np.array([*v, *(np.full((h, w), t) for t in text)])
-    gate = sigmoid(layer("gate.2", relu(norm(p, "gate.0", both))))
-    residual = layer("residual.4", relu(layer("residual.2", relu(norm(p, "residual.0", both)))))
+    gate = sigmoid(layer("gate.3", relu(layer("gate.1", norm(p, "gate.0", both)))))
+    residual = layer("residual.3", relu(layer("residual.1", norm(p, "residual.0", both))))
     keep, change = p["shares"]
     return keep * gate * v + change * residual
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and what must stay cheap."""
+"""Who may import whom, and what must stay cheap. docs/architecture.md draws the same picture."""
 
 from __future__ import annotations
 
@@ -13,34 +13,45 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "cirbench"
 HEAVY = {"torch", "optuna", "pandas", "matplotlib", "seaborn", "open_clip", "timm", "scipy", "torchvision"}
 
-#: Layers from the bottom up; a module may import from its own layer's allowances only.
-MAY = {
-    "types": set(),
-    "settings": {"types"},
-    "seeds": set(),
-    "records": {"types"},
-    "folders": {"types", "records"},
-    "metrics": {"types"},
-    "statistics": {"types", "metrics"},
-    "plugins": {"types", "settings"},
-    "lease": {"records"},
-    "images": {"types", "seeds", "lease"},
-    "words": set(),
-    "encoders": {"types", "seeds", "settings", "images", "smallclip", "smallcnn", "words"},
-    "layers": set(),
-    "streams": {"types", "settings", "encoders", "layers", "words"},
-    "ranking": {"types"},
-    "features": {"types", "encoders", "images", "seeds"},
-    "feed": {"types", "features", "images", "seeds"},
-    "information": {"types", "feed", "seeds"},
-    "training": {"types", "settings", "feed", "information"},
-    "judging": {"types", "metrics", "ranking"},
-    "evaluation": {"types", "feed", "judging", "metrics", "ranking"},
-    "specs": {"types", "settings", "plugins", "seeds"},
+#: Modules at the root of the package, from the bottom up: each imports only what stands before it.
+WORDS = ("types", "seeds", "files", "settings", "numerics", "lease", "plugins")
+
+#: Room -> the rooms it may import from, beside itself; `words` are the modules at the root of the package.
+ROOMS: dict[str, set[str]] = {
+    "data": {"words"},
+    "datasets": {"words", "data"},
+    "models": {"words", "data"},
+    "scoring": {"words", "data"},
+    "methods": {"words", "data", "models"},
+    "runs": {"words", "data", "models", "scoring"},
+    "reports": {"words", "scoring", "runs"},
+    "studies": {"words", "data", "models", "scoring", "runs", "reports"},
+    "sweeps": set(),
+    "cli": {"words", "data", "models", "scoring", "runs", "reports", "studies"},
 }
-#: What a method may use.
-METHODS = {"types", "settings", "encoders", "layers", "streams", "images", "words"}
-REPORTS = {"types", "folders", "records", "metrics", "statistics", "settings", "reports"}
+#: Where a room may see only a part of another.
+ONLY = {
+    ("methods", "words"): {"types", "settings"},
+    ("methods", "data"): {"images"},
+    ("reports", "runs"): {"record", "store"},
+    ("reports", "scoring"): {"metrics", "statistics"},
+    ("reports", "words"): {"types", "settings", "plugins"},
+    ("datasets", "words"): {"types", "settings", "seeds", "numerics"},
+}
+
+
+def modules() -> dict[tuple[str, str], Path]:
+    """(room, dotted name inside it) -> file, of every Python file of the product."""
+    out = {}
+    for room, folder in (("", CORE), ("methods", ROOT / "methods"), ("reports", ROOT / "reports"), ("sweeps", ROOT / "sweeps")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            inside = room or (parts[0] if len(parts) > 1 else "words")
+            out[inside, ".".join(parts if room or len(parts) == 1 else parts[1:])] = path
+    return out
+
+
+MODULES = modules()
 
 
 def imports(path: Path, everywhere: bool = True) -> set[str]:
@@ -56,49 +67,101 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
     return found
 
 
-def of_cirbench(found: set[str]) -> set[str]:
-    names = [name.split(".") for name in found]
-    kinds = ("datasets", "methods", "reports", "cli", "sweeps")
-    return {n[1] for n in names if n[0] == "cirbench" and len(n) > 1
-            and ((CORE / f"{n[1]}.py").is_file() or n[1] in kinds)}
-
-@pytest.mark.parametrize("name", sorted(n for n in MAY if (CORE / f"{n}.py").is_file()))
-def test_core_imports_point_down(name: str) -> None:
-    found = of_cirbench(imports(CORE / f"{name}.py")) - {name}
-    assert found <= MAY[name], f"cirbench/{name}.py may not import {sorted(found - MAY[name])}"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("[a-z]*.py")), ids=lambda p: p.stem)
-def test_methods_know_encoders_and_layers_only(path: Path) -> None:
-    found = of_cirbench(imports(path))
-    assert found <= METHODS, f"{path.name} may not import {sorted(found - METHODS)}"
+def of_cirbench(found: set[str]) -> set[tuple[str, str]]:
+    """(room, module) of what is imported of cirbench."""
+    out = set()
+    for parts in (name.split(".") for name in found):
+        if parts[0] != "cirbench" or len(parts) < 2:
+            continue
+        if ("words", parts[1]) in MODULES:
+            out.add(("words", parts[1]))
+        elif parts[1] in ROOMS and len(parts) > 2 and (parts[1], parts[2]) in MODULES:
+            out.add((parts[1], parts[2]))
+    return out
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("*.py")), ids=lambda p: p.stem)
-def test_reports_know_records_only(path: Path) -> None:
-    found = imports(path)
-    assert not {n.split(".")[0] for n in found} & {"torch", "open_clip", "timm", "torchvision"}
-    assert of_cirbench(found) <= REPORTS
+@pytest.mark.parametrize("room", sorted({room for room, _ in MODULES}))
+def test_every_room_has_a_rule(room: str) -> None:
+    assert room == "words" or room in ROOMS, f"cirbench/{room} is in no rule of this test: say what it may import"
 
 
-@pytest.mark.parametrize("path", sorted((CORE / "datasets").glob("*.py")), ids=lambda p: p.stem)
-def test_datasets_import_no_torch_and_no_method(path: Path) -> None:
-    found = imports(path)
-    assert not {n.split(".")[0] for n in found} & HEAVY
-    assert not of_cirbench(found) & {"methods", "training", "runs", "evaluation", "reports"}
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_every_rule_is_about_a_room(room: str) -> None:
+    assert any(r == room for r, _ in MODULES), f"{room} is no folder of the product"
+    for other in ROOMS[room] - {"words"}:
+        assert other in ROOMS
+    for (of, at), names in ONLY.items():
+        assert of in ROOMS and all((at, name) in MODULES for name in names), (of, at, names)
+
+
+@pytest.mark.parametrize(("room", "name"), sorted(MODULES), ids=lambda text: str(text))
+def test_imports_keep_to_the_rules(room: str, name: str) -> None:
+    found = of_cirbench(imports(MODULES[room, name]))
+    for other, module in found - {(room, name)}:
+        if room == "words":
+            assert name == "__init__" or (other == "words" and WORDS.index(module) < WORDS.index(name)), \
+                f"cirbench/{name}.py may not import {other}.{module}"
+        elif other == room:
+            assert room not in ("methods", "datasets") or module.startswith("_"), f"{name} imports its sibling {module}"
+        else:
+            assert other in ROOMS[room], f"{room}/{name}.py may not import from {other} ({module})"
+            allowed = ONLY.get((room, other))
+            assert allowed is None or module in allowed, f"{room}/{name}.py may not import {other}.{module}"
+
+
+def test_no_circle_between_rooms() -> None:
+    arrows: dict[str, set[str]] = {}
+    for (room, _), path in MODULES.items():
+        arrows.setdefault(room, set()).update(other for other, _ in of_cirbench(imports(path)) if other != room)
+    while arrows:
+        ground = [room for room, others in arrows.items() if not others & arrows.keys()]
+        assert ground, f"these rooms import each other: {arrows}"
+        for room in ground:
+            del arrows[room]
+
+
+def test_no_circle_between_modules() -> None:
+    arrows = {key: of_cirbench(imports(path)) - {key} for key, path in MODULES.items()}
+    while arrows:
+        ground = [key for key, others in arrows.items() if not others & arrows.keys()]
+        assert ground, f"these modules import each other: {sorted(arrows)}"
+        for key in ground:
+            del arrows[key]
+
+
+def test_the_house_has_few_rooms() -> None:
+    folders = [p.name for p in CORE.iterdir() if p.is_dir() and not p.name.startswith("_")]
+    files = [p.stem for p in CORE.glob("*.py") if p.stem != "__init__"]
+    assert len(folders) <= 10 and len(files) <= 10, (folders, files)
+    assert set(files) == set(WORDS)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_every_room_says_what_lives_there(room: str) -> None:
+    doc = ast.get_docstring(ast.parse(MODULES[room, "__init__"].read_text(encoding="utf-8"))) or ""
+    assert len(doc.splitlines()) >= 3 and "mport" in doc, f"{room}/__init__.py: what lives there, and what it may import"
+
+
+@pytest.mark.parametrize("room", ["reports", "datasets"])
+def test_rooms_without_torch(room: str) -> None:
+    heavy = HEAVY if room == "datasets" else {"torch", "open_clip", "timm", "torchvision"}
+    for (where, name), path in MODULES.items():
+        if where == room:
+            assert not {n.split(".")[0] for n in imports(path)} & heavy, name
 
 
 def test_the_harness_knows_no_method_by_name() -> None:
-    names = {p.stem for p in (ROOT / "methods").glob("[a-z]*.py")} - {"sum", "random"}
-    for path in [*CORE.glob("*.py")]:
-        assert not {f"cirbench.methods.{n}" for n in names} & imports(path), path.name
+    names = {name for room, name in MODULES if room == "methods"} - {"__init__"}
+    for (room, name), path in MODULES.items():
+        if room not in ("methods", "reports"):
+            assert not {f"cirbench.methods.{n}" for n in names} & imports(path), (room, name)
 
 
-@pytest.mark.parametrize("path", sorted((CORE / "cli").glob("*.py")), ids=lambda p: p.stem)
-def test_subcommands_import_heavy_things_inside(path: Path) -> None:
-    top = imports(path, everywhere=False)
+@pytest.mark.parametrize("name", sorted(name for room, name in MODULES if room == "cli"))
+def test_subcommands_import_heavy_things_inside(name: str) -> None:
+    top = imports(MODULES["cli", name], everywhere=False)
     assert not {n.split(".")[0] for n in top} & HEAVY
-    assert of_cirbench(top) <= {"cli", "types", "settings", "plugins", "records"}
+    assert {key for key in of_cirbench(top) if key[0] not in ("cli", "words")} <= {("runs", "record"), ("runs", "store")}
 
 
 @pytest.mark.parametrize("arguments", [
@@ -131,6 +194,5 @@ def test_bad_names_are_told_before_torch_is_imported(tmp_path: Path) -> None:
 
 
 def test_files_stay_readable() -> None:
-    files = ROOT.glob("[cmrst]*/**/*.py")
-    long = {p.relative_to(ROOT): n for p in files if (n := len(p.read_text().splitlines())) > 480}
+    long = {p.relative_to(ROOT): n for p in MODULES.values() if (n := len(p.read_text().splitlines())) > 440}
     assert not long, f"split these: {long}"

@@ -15,11 +15,11 @@ import torch
 from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
 from cirbench.models.encoders import Cnn, CnnInfo
-from cirbench.models.layers import Combiner, Concat, GatedResidual, draw_negatives, soft_triplet
+from cirbench.models.layers import composition, draw_negatives, soft_triplet
 from cirbench.models.lstm_text import LstmText
 from cirbench.models.two_stream import Streams
-from cirbench.plugins import find_method
-from cirbench.runs import planning
+from cirbench.plugins import find_method, methods
+from cirbench.runs import contract, planning
 from cirbench.settings import StreamSettings
 from cirbench.types import Pixels, TrainView
 
@@ -38,20 +38,20 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_concat_equals_its_formula(layers: int) -> None:
-    module, (image, text) = scrambled(Concat(D, layers)), vectors()
+    module, (image, text) = scrambled(concat.Concat(D, layers, 0.1)), vectors()
     expected = [slow.concat(test_dwc.weights(module), i.numpy(), t.numpy(), layers) for i, t in zip(image, text, strict=True)]
     assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
 
 
 def test_tirg_equals_its_formula() -> None:
-    module, (image, text) = scrambled(GatedResidual(D)), vectors()
+    module, (image, text) = scrambled(tirg.GatedResidual(D)), vectors()
     expected = [slow.tirg(test_dwc.weights(module), i.numpy(), t.numpy()) for i, t in zip(image, text, strict=True)]
     assert np.abs(module(image, text).detach().numpy() - expected).max() < 1e-6
-    assert GatedResidual(D).shares.tolist() == [1.0, 10.0]
+    assert tirg.GatedResidual(D).shares.tolist() == [1.0, 10.0]
 
 
 def test_tirg_on_a_map_equals_its_formula() -> None:
-    module, g = scrambled(GatedResidual(D, channels=6)), torch.Generator().manual_seed(4)
+    module, g = scrambled(tirg.GatedResidualMap(6, D)), torch.Generator().manual_seed(4)
     maps = torch.randn(3, 6, 2, 3, generator=g, dtype=torch.float64)
     _, text = vectors()
     found = module(maps, text[:3]).detach().numpy()
@@ -91,11 +91,29 @@ def test_negatives_are_drawn_from_torchs_generator_and_are_none_of_the_hits() ->
 
 
 def test_combiner_equals_its_formula() -> None:
-    module, (image, text) = scrambled(Combiner(D, 7, 9)), vectors()
+    module, (image, text) = scrambled(combiner.Combiner(D, 7, 9, 0.5)), vectors()
     found, share = module(image, text)
     for n in range(len(image)):
         q, s = slow.combiner(test_dwc.weights(module), image[n].numpy(), text[n].numpy())
         assert np.abs(found[n].detach().numpy() - q).max() < 1e-6 and share[n, 0].item() == pytest.approx(s, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "own"), [
+    ("concat", lambda: concat.Concat(D, 2, 0.3)), ("tirg", lambda: tirg.GatedResidual(D)),
+    ("combiner", lambda: combiner.Combiner(D, D, 2 * D, 0.3)),
+])
+def test_a_composition_by_name_equals_the_one_of_its_method(kind: str, own: Any) -> None:
+    """layers.py has them once more, for methods that put them in the place of their own composition."""
+    made, seen = [], []
+    for build in (own, lambda: composition(kind, D, 0.3).compose):
+        torch.manual_seed(5)
+        made.append(build().double().train())
+        torch.manual_seed(6)
+        out = made[-1](*vectors())
+        seen.append(torch.cat(out, 1) if isinstance(out, tuple) else out)
+    a, b = (module.state_dict() for module in made)
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a), "names, order and first weights"
+    assert torch.equal(*seen), "in training, dropout included"
 
 
 def test_sum_equals_its_formula() -> None:
@@ -212,7 +230,7 @@ def test_the_cnn_learns_at_a_rate_of_its_own() -> None:
     cnn = Cnn(Body(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
     words = LstmText(["a"], 6, 16)
     config = tirg.Config(cnn_dim=16, word_dim=6, cnn_lr=0.5)
-    made = Streams(config, None, cnn, words, lambda name, dim: GatedResidual(dim))
+    made = Streams(config, None, cnn, words, lambda name, dim: tirg.GatedResidual(dim))
     rest, slow_group = made.optimizers()["cnn"].param_groups
     assert [id(p) for p in slow_group["params"]] == [id(cnn.body.weight)]
     assert rest["lr"] == 0.5 and slow_group["lr"] == pytest.approx(0.05)
@@ -255,6 +273,62 @@ def test_plain_pooling_does_not_read_padding() -> None:
         together = made.vectors["cnn"].text(batch.words)
         alone = torch.cat([made.vectors["cnn"].text([t]) for t in batch.words])
     assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_dropout_of_the_text_is_tirgs_own() -> None:
+    words = test_dwc.TEXTS
+    for fields, moves in (({"text_dropout": 0.5}, True), ({"text_dropout": 0.0}, False)):
+        vectors = make(tirg, **fields).train().vectors["cnn"]
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first, second = vectors.text(words), vectors.text(words)
+        assert torch.equal(first, second) != moves and torch.equal(state, torch.get_rng_state()) != moves
+        assert torch.equal(vectors.eval().text(words), vectors.text(words))
+    assert tirg.Config().text_dropout == 0.1 and StreamSettings().text_dropout == 0.0
+
+
+def test_pictures_of_the_cnn_are_resized_as_the_settings_say() -> None:
+    asked = {m: make(m).inputs.images["cnn"].interpolation for m in (tirg, concat)}
+    assert asked == {tirg: "bilinear", concat: "bicubic"}
+
+
+def test_new_fields_have_neutral_values_which_like_for_like_variants_keep() -> None:
+    neutral = {n: f.json_schema_extra["neutral"] for n, f in StreamSettings.model_fields.items() if f.json_schema_extra}
+    assert neutral == {n: getattr(StreamSettings(), n) for n in neutral} and "text_dropout" in neutral
+    for found in methods():
+        own = {n: f for n, f in found.config.model_fields.items() if n in neutral}
+        assert all(f.json_schema_extra == {"neutral": neutral[n]} for n, f in own.items()), found.name
+        for variant in (v for v in found.variants if v.startswith("like-dwc")):
+            config = planning.plan(found.name, "scenes", variant).config
+            assert {n: getattr(config, n) for n in neutral} == neutral
+
+
+def test_first_stage_of_clip4cir_trains_clip_as_it_is_evaluated() -> None:
+    subject = contract.Subject("sum", "clip4cir-1")
+    made = subject.build().train()
+    assert made.training and not any(m.training for m in made.trained_clip.modules())
+    (optimizer,) = made.optimizers().values()
+    group = optimizer.param_groups[0]
+    assert isinstance(optimizer, torch.optim.AdamW) and (group["eps"], group["weight_decay"]) == (1e-7, 0.01)
+    assert {id(p) for p in group["params"]} == {id(p) for p in made.trained_clip.parameters() if p.requires_grad}
+    assert subject.planned.train.flip == "none" and made.inputs.images["clip"].resize == "targetpad"
+    moving = contract.Subject("sum", "clip4cir-1", over={"method.clip_mode": "train"}).build().train()
+    assert moving.trained_clip.training
+
+
+def test_what_a_dataset_asks_of_a_method_goes_before_what_the_dataset_says(tmp_path: Path) -> None:
+    def train(method: str, dataset: str, variant: str = "") -> tuple[str, str, str]:
+        made = planning.plan(method, dataset, variant, root=tmp_path).train
+        return made.flip, made.form, made.schedule
+
+    assert train("combiner", "fashioniq") == ("none", "four-ways", "constant")
+    assert train("sum", "fashioniq", "clip4cir-1") == ("none", "four-ways", "constant")
+    for variant in ("like-dwc", "like-dwc-clip", "like-dwc-cnn"):
+        assert train("combiner", "fashioniq", variant) == train("dwc", "fashioniq") == ("joint", "", "constant")
+        assert train("tirg", "css3d", variant) == train("dwc", "css3d") == ("none", "", "constant")
+    assert train("tirg", "fashion200k")[2] == "step" and train("tirg", "css3d")[2] == "constant"
+    config: Any = planning.plan("tirg", "css3d", root=tmp_path).config
+    assert (config.backbone_rate, config.loss) == (1.0, "soft-triplet")
 
 
 def test_targetpad_is_asked_of_the_pictures() -> None:

@@ -122,18 +122,17 @@ def gate(in_dim: int, hidden: int, out_dim: int, dropout: float) -> nn.Sequentia
     )
 
 
+# Compositions of other papers at plain widths, for a method that puts one in the place of its own (`composition`). The
+# methods of these papers, methods/concat.py, tirg.py and combiner.py, have them in full, each to be read by itself;
+# tests/test_rivals.py holds both equal.
+
+
 class Concat(nn.Module):
-    """Concatenation and a perceptron, (B, D), (B, D) -> (B, D) (the concatenation baseline of Vo et al. 2019).
+    """Concatenation and a perceptron of two layers, (B, D), (B, D) -> (B, D) (baseline of Vo et al. 2019)."""
 
-    Args:
-        dim: D.
-        layers: 2 for BN, ReLU, linear 2D, BN, ReLU, dropout, linear D; 1 for a single linear layer.
-        dropout: before the last layer of two.
-    """
-
-    def __init__(self, dim: int, layers: int = 2, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2 * dim, dim)) if layers == 1 else nn.Sequential(
+        self.layers = nn.Sequential(
             nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * dim),
             nn.BatchNorm1d(2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim),
         )
@@ -144,60 +143,36 @@ class Concat(nn.Module):
 
 
 class GatedResidual(nn.Module):
-    """TIRG's composition (Vo et al. 2019), (B, D), (B, D) -> (B, D).
+    """TIRG's composition (Vo et al. 2019), (B, D), (B, D) -> (B, D), a_0 sigmoid(gate([x; t])) x + a_1 res([x; t])."""
 
-    q = a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t]), with a = (1, 10) learned.
-
-    Args:
-        dim: D.
-        channels: C, to compose a map instead: (B, C, h, w), (B, D) -> (B, C, h, w), with 3x3 convolutions for linear
-            layers and the text beside every region.
-    """
-
-    def __init__(self, dim: int, channels: int | None = None) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        wide, out = (channels or dim) + dim, channels or dim
+        d = 2 * dim
         self.shares = nn.Parameter(torch.tensor([1.0, 10.0]))
-
-        def norm() -> nn.Module:
-            return nn.BatchNorm2d(wide) if channels else nn.BatchNorm1d(wide)
-
-        def layer(outputs: int) -> nn.Module:
-            return nn.Conv2d(wide, outputs, 3, padding=1) if channels else nn.Linear(wide, outputs)
-
-        self.gate = nn.Sequential(norm(), nn.ReLU(), layer(out))
-        self.residual = nn.Sequential(norm(), nn.ReLU(), layer(wide), nn.ReLU(), layer(out))
+        self.gate = nn.Sequential(nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, dim))
+        self.residual = nn.Sequential(nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, dim))
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """a_0 sigmoid(gate) * image + a_1 residual."""
-        if image.ndim == 4:
-            text = text[:, :, None, None].expand(-1, -1, *image.shape[2:])
         both = torch.cat([image, text], 1)
         return self.shares[0] * self.gate(both).sigmoid() * image + self.shares[1] * self.residual(both)
 
 
 class Combiner(nn.Module):
-    """CLIP4Cir's Combiner (Baldrati et al. 2022), (B, D), (B, D) -> (B, D), share of the image (B, 1).
+    """CLIP4Cir's Combiner (Baldrati et al. 2022), D and 2D wide: (B, D), (B, D) -> (B, D), share of the image (B, 1).
 
-    With x' and t' wide projections: q = W h([x'; t']) + (1 - s) x + s t, s = sigmoid(MLP([x'; t'])).
-
-    Args:
-        dim: D.
-        projection: width of x' and t'.
-        hidden: width of h, and of the MLP behind s.
-        dropout: everywhere.
+    q = W h([x'; t']) + (1 - s) x + s t, s = sigmoid(MLP([x'; t'])), x' and t' projections of image and text.
     """
 
-    def __init__(self, dim: int, projection: int, hidden: int, dropout: float = 0.5) -> None:
+    def __init__(self, dim: int, dropout: float = 0.5) -> None:
         super().__init__()
 
         def block(inputs: int, outputs: int) -> nn.Sequential:
             return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout))
 
-        self.image, self.text = block(dim, projection), block(dim, projection)
-        self.hidden = block(2 * projection, hidden)
-        self.output = nn.Linear(hidden, dim)
-        self.share = gate(2 * projection, hidden, 1, dropout)
+        self.image, self.text, self.hidden = block(dim, dim), block(dim, dim), block(2 * dim, 2 * dim)
+        self.output = nn.Linear(2 * dim, dim)
+        self.share = gate(2 * dim, 2 * dim, 1, dropout)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """The composition, and 1 - s."""
@@ -222,8 +197,8 @@ class Composition(nn.Module):
 def composition(kind: str, dim: int, dropout: float) -> Composition:
     """`sum`, `hadamard` (product), `concat`, `tirg` or `combiner`, D and 2D wide inside."""
     made: dict[str, Callable[[], Callable[[Tensor, Tensor], Any]]] = {
-        "sum": lambda: torch.add, "hadamard": lambda: torch.mul, "concat": lambda: Concat(dim, dropout=dropout),
-        "tirg": lambda: GatedResidual(dim), "combiner": lambda: Combiner(dim, dim, 2 * dim, dropout),
+        "sum": lambda: torch.add, "hadamard": lambda: torch.mul, "concat": lambda: Concat(dim, dropout),
+        "tirg": lambda: GatedResidual(dim), "combiner": lambda: Combiner(dim, dropout),
     }
     return Composition(made[kind]())
 
@@ -335,8 +310,13 @@ def sgd(
 
 
 def adam(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8
-) -> torch.optim.Adam:
-    """Adam in its fused form, the faster one on the CPU too (tests/perf); takes parameters or groups."""
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8,
+    decoupled: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam in its fused form, the faster one on the CPU too (tests/perf); takes parameters or groups.
+
+    `decoupled` is AdamW: the decay shrinks the weights themselves instead of being a part of the gradient.
+    """
     kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
-    return torch.optim.Adam(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    make = torch.optim.AdamW if decoupled else torch.optim.Adam
+    return make(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)

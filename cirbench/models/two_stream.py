@@ -67,6 +67,7 @@ class CnnVectors(nn.Module):
         self.plain = config.pooling == "plain"
         if not self.plain:
             self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p)
+        self.text_dropout = nn.Dropout(config.text_dropout)
         self.image_fc = nn.Linear(cnn.info.channels, self.dim)
         self.text_fc = nn.Linear(self.dim, self.dim)
 
@@ -82,8 +83,10 @@ class CnnVectors(nn.Module):
         """B strings -> (B, D)."""
         states, mask = self.words(texts)
         if self.plain:
-            return self.text_fc(states[torch.arange(len(texts), device=states.device), mask.sum(1) - 1])
-        return self.text_fc(self.pool_text(states.transpose(1, 2), mask))
+            pooled = states[torch.arange(len(texts), device=states.device), mask.sum(1) - 1]
+        else:
+            pooled = self.pool_text(states.transpose(1, 2), mask)
+        return self.text_fc(self.text_dropout(pooled))
 
 
 class Streams(nn.Module):
@@ -129,6 +132,13 @@ class Streams(nn.Module):
             scale = config.temperature**-0.5
             self.scales.update({n: nn.Parameter(torch.tensor(scale)) for n in self.optimizer_names()})
         self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Streams:
+        """Training mode, but for a CLIP whose statistics stay as they are (`clip_mode`)."""
+        super().train(mode)
+        if self.trained_clip is not None and self.config.clip_mode == "eval":
+            self.trained_clip.eval()
+        return self
 
     def _image(self, name: str, images: Mapping[str, Tensor]) -> Tensor:
         x = images[name]
@@ -219,9 +229,14 @@ class Streams(nn.Module):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One for each stream that learns."""
-        make = adam if self.config.optimizer == "adam" else sgd
-        rates = {"clip": self.config.clip_lr, "cnn": self.config.cnn_lr}
-        return {n: make(self._groups(n), rates[n], self.config.weight_decay) for n in self.optimizer_names()}
+        config, out = self.config, dict[str, torch.optim.Optimizer]()
+        for name in self.optimizer_names():
+            groups, lr = self._groups(name), config.clip_lr if name == "clip" else config.cnn_lr
+            if config.optimizer == "sgd":
+                out[name] = sgd(groups, lr, config.weight_decay)
+            else:
+                out[name] = adam(groups, lr, config.weight_decay, config.eps, config.optimizer == "adamw")
+        return out
 
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary of the CNN stream's words."""
@@ -253,5 +268,7 @@ def build_streams(
     if config.streams != "clip":
         vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
         cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)
+        pixels = dataclasses.replace(cnn.info.pixels, interpolation=config.cnn_interpolation)
+        cnn.info = dataclasses.replace(cnn.info, pixels=pixels)
         words = encoders.lstm(vocabulary, config.word_dim, config.cnn_dim)
     return kind(config, clip, cnn, words, compose, uses_image, uses_text, compose_map)
