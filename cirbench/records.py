@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -22,17 +23,19 @@ from typing import IO, Any
 
 import numpy as np
 
-from cirbench.types import CirbenchError
+from cirbench.recordtypes import RunData, is_number, read_run
+from cirbench.types import CirbenchError, Protocol
 
 __all__ = [
-    "SCHEMA", "Pictures", "Rankings", "Record", "chosen_on_report", "is_finished", "not_a_run", "read_json",
-    "write_json", "write_jsonl", "write_npz", "write_pictures",
+    "DAMAGE", "READABLE", "SCHEMA", "Pictures", "Rankings", "Record", "chosen_on_report", "is_finished", "not_a_run",
+    "read_json", "write_json", "write_jsonl", "write_npz", "write_pictures",
 ]
 
-SCHEMA = 1
-"""Version of the record format that this code writes and reads."""
+SCHEMA = 2
+"""Version of the record format that this code writes."""
 
-REQUIRED = ("id", "name", "inputs", "protocols", "default_protocol")
+READABLE = (1, 2)
+"""Versions it reads. Schema 2 added the definition of each protocol (docs/records.md)."""
 
 #: What reading a damaged archive may raise: a flipped bit can also make it look encrypted, or packed by unknown means.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError)
@@ -219,7 +222,12 @@ class Pictures(Mapping[str, bytes]):
 
 
 class Record:
-    """A finished run, read from its folder. `data` is read at once, the rest when first used.
+    """A finished run, read from its folder. `record.json` is read and checked at once, the rest when first used.
+
+    Attributes:
+        folder: of the run.
+        run: what `record.json` holds, as typed values.
+        data: the same as it stands in the file, with keys that this version does not know.
 
     Raises:
         CirbenchError: the folder is no finished run, or a file of it is damaged.
@@ -233,16 +241,15 @@ class Record:
         data = read_json(path)
         if not isinstance(data, dict):
             raise _broken(path, ValueError("it is not a JSON object"))
-        if data.get("schema") != SCHEMA:
+        if data.get("schema") not in READABLE or isinstance(data["schema"], bool):
             raise CirbenchError(
-                f"{path}: schema {data.get('schema')!r}; this version of cirbench reads schema {SCHEMA}. "
-                "Repeat the run, or use the version that wrote it."
+                f"{path}: schema {data.get('schema')!r}; this version of cirbench reads schemas "
+                f"{', '.join(map(str, READABLE))}. Repeat the run, or use the version that wrote it."
             )
-        absent = [key for key in REQUIRED if key not in data]
-        if absent:
-            raise _broken(path, ValueError(f"it lacks {', '.join(absent)}"))
-        if not isinstance(data["protocols"], dict) or data["default_protocol"] not in data["protocols"]:
-            raise _broken(path, ValueError(f"default protocol {data['default_protocol']!r} is not in protocols"))
+        try:
+            self.run: RunData = read_run(data)
+        except ValueError as error:
+            raise _broken(path, error) from None
         self.data: dict[str, Any] = data
 
     def __repr__(self) -> str:
@@ -251,12 +258,27 @@ class Record:
     @property
     def id(self) -> str:
         """Hash of the inputs."""
-        return str(self.data["id"])
+        return self.run.id
 
     @property
     def name(self) -> str:
         """Name of the folder as the run gave it."""
-        return str(self.data["name"])
+        return self.run.name
+
+    def definition(self, protocol: str) -> Protocol | None:
+        """What a protocol of the record is: as recorded, or, in schema 1, as the packaged dataset declares that name.
+
+        None where neither knows it.
+        """
+        recorded = self.run.protocols[protocol].definition
+        if recorded is not None:
+            return recorded
+        from cirbench import plugins
+
+        dataset = self.run.inputs.dataset
+        if dataset not in plugins.dataset_names():
+            return None
+        return next((p for p in plugins.find_dataset(dataset).SPEC.protocols if p.name == protocol), None)
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
@@ -293,14 +315,31 @@ class Record:
         path = self.folder / "explain.json"
         if not path.is_file():
             return {}
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("queries"), dict):
+        data = read_json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("queries"), dict):
             raise _broken(path, ValueError("it has no object `queries`"))
-        for name, query in found["queries"].items():
-            if not (isinstance(query, dict) and isinstance(query.get("words") or [], list)
-                    and isinstance(query.get("regions") or {}, dict)):
+        queries: dict[str, Any] = data["queries"]
+        for name, query in queries.items():
+            if not _is_evidence(query):
                 raise _broken(path, ValueError(f"query {name!r} has no words and regions"))
-        return found["queries"]
+        return queries
+
+
+def _is_evidence(query: Any) -> bool:
+    """Whether an entry of `explain.json` has [word, weight] pairs and maps of h rows of w numbers."""
+    if not isinstance(query, dict):
+        return False
+    words, regions = query.get("words", []), query.get("regions", {})
+    if not isinstance(words, list) or not isinstance(regions, dict):
+        return False
+    maps = [region for region in regions.values() if isinstance(region, list) and region]
+    return (
+        all(isinstance(w, list) and len(w) == 2 and isinstance(w[0], str) and is_number(w[1]) for w in words)
+        and len(maps) == len(regions) and all(
+            isinstance(row, list) and row and len(row) == len(region[0]) and all(map(is_number, row))
+            for region in maps for row in region
+        )
+    )
 
 
 def not_a_run(folder: Path) -> str:
@@ -323,11 +362,41 @@ def _broken(path: Path, error: Exception) -> CirbenchError:
 def read_json(path: Path) -> Any:
     """A JSON file of a run folder; CirbenchError where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        return parse_json(path.read_bytes().decode("utf-8", "surrogatepass"))
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError) as error:
         raise _broken(path, error) from None
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: it is none; NaN and infinity, which Python would accept, are named with their place.
+    """
+    odd: list[str] = []
+
+    def refuse(name: str) -> float:
+        odd.append(name)
+        return math.nan
+
+    value = json.loads(text, parse_constant=refuse)
+    if odd:
+        raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is no JSON")
+    return value
+
+
+def _place_of_nan(value: Any) -> str | None:
+    """Path of the first NaN in a JSON value, None without one."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else None
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, entry in entries:
+        place = _place_of_nan(entry)
+        if place is not None:
+            return f"{name}.{place}" if place else str(name)
+    return None
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -343,7 +412,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise _broken(path, ValueError(f"line {number}: {error}")) from None
         if not isinstance(row, dict):

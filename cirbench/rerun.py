@@ -13,6 +13,7 @@ from typing import Any
 from cirbench import lease, specs
 from cirbench.plugins import find_dataset
 from cirbench.records import Record, is_finished, write_json
+from cirbench.recordtypes import CODE
 from cirbench.seeds import digest
 from cirbench.settings import parse_assignments
 from cirbench.specs import Plan
@@ -91,9 +92,9 @@ def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[
     if not isinstance(record, Record):
         return {}
     training = record.data["inputs"]
-    rest = {k: v for k, v in training.items() if k not in ("seed", "source", "train") and inputs.get(k) != v}
+    rest = {k: v for k, v in training.items() if k not in ("seed", *CODE, "train") and inputs.get(k) != v}
     rest["train"] = {k: v for k, v in training["train"].items() if inputs["train"].get(k) != v}
-    out = {"inputs": digest(rest), "source": digest(training["source"])}
+    out = {"inputs": digest(rest), "source": digest(record.run.inputs.code)}
     if (record.data.get("selection") or {}).get("rule") != "untrained":
         out |= {"dataset": training["dataset"], "data": training["data"]}
     return out

@@ -23,7 +23,7 @@ from cirbench.encoders import Encoders, check_clip, check_cnn, weights_id
 from cirbench.feed import Feed, Triplets
 from cirbench.images import image_set_fingerprint, webp
 from cirbench.information import bounds
-from cirbench.records import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.records import SCHEMA, Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
 from cirbench.seeds import derive
 from cirbench.specs import Plan
 from cirbench.training import Trained, pick_device, train
@@ -277,7 +277,7 @@ def report(
     first = split.queries[0]
     text = dataset.forms[forms[0]](first)[0][0]
     record = {
-        "schema": 1, "name": folder.name, **head, "command": options.command,
+        "schema": SCHEMA, "name": folder.name, **head, "command": options.command,
         "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
         "cost": {
             "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),

@@ -94,7 +94,7 @@ def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list
     common = [s for s in map(str, a.seeds) if s in set(map(str, b.seeds))]
     parts, scores = [], []
     for arm in (a, b):
-        records = [r for r in arm.records if str(r.data["inputs"].get("seed")) in common] or arm.records
+        records = [r for r in arm.records if str(r.run.inputs.seed) in common] or arm.records
         same = arm if len(records) == len(arm.records) else Arm(arm.key, records)
         parts.append(arm_values(same, protocol, metric))
         scores.append(same.scores(protocol, metric))
@@ -172,7 +172,7 @@ def _bases(arms: Sequence[Arm]) -> list[Arm]:
 
 def likeness(a: Arm, b: Arm) -> tuple[bool, int]:
     """How well two arms are compared: run by one version of the code, and over how many common seeds."""
-    return a.inputs.get("source") == b.inputs.get("source"), len(set(map(str, a.seeds)) & set(map(str, b.seeds)))
+    return a.inputs.code == b.inputs.code, len(set(map(str, a.seeds)) & set(map(str, b.seeds)))
 
 
 def _named(arm: Arm, base: Arm, changed: dict[str, Any]) -> str:
@@ -295,7 +295,7 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[s
     codes = []
     for arm in list(voters.values())[:10]:
         record = arm.records[0]
-        name = f"top/{record.data['protocols'][protocol].get('form', 'text')}"
+        name = f"top/{record.run.protocols[protocol].form}"
         if name not in record.rankings:
             continue
         top, rank = record.rankings[name][:, :10].astype(np.int64), record.rankings[f"rank/{protocol}"]
@@ -325,10 +325,10 @@ def training(test: TestSet) -> list[dict[str, Any]]:
         parts: dict[str, dict[str, dict[int, list[float]]]] = {"losses": {}, "select": {}, "bound": {}}
         pairs = 0
         for record in arm.records:
-            chosen = record.data.get("selection") or {}
+            chosen = record.run.selection
             # The value that chose the checkpoint; with test-oracle it was measured on the reported split.
-            name = str(chosen.get("metric") or "value")
-            name += ", reported split" if chosen.get("rule") == "test-oracle" else ", split select"
+            name = chosen.metric or "value"
+            name += ", reported split" if chosen.on_report else ", split select"
             for entry in record.training:
                 pairs = max(pairs, int(entry.get("pairs") or 0))
                 for kind, target in parts.items():

@@ -10,6 +10,7 @@ from cirbench.reports.collect import LEVEL, Arm, TestSet
 from cirbench.reports.explorer import data_uri
 
 from cirbench import statistics
+from cirbench.recordtypes import is_number
 
 __all__ = ["attention", "pointing"]
 
@@ -61,7 +62,7 @@ def attention(test: TestSet, images: bool) -> list[dict[str, Any]]:
         if records:
             entry = _examples(test, records[0], images)
             out.append(entry | {
-                "arm": arm, "seeds": [r.data["inputs"].get("seed") for r in records],
+                "arm": arm, "seeds": [r.run.inputs.seed for r in records],
                 "scores": _scores(test, arm, records),
             })
     return out
@@ -79,7 +80,7 @@ def _examples(test: TestSet, record: Any, images: bool) -> dict[str, Any]:
     if len(pictured) >= SHOWN:
         chosen = [pictured[k * len(pictured) // SHOWN] for k in range(SHOWN)]
     return {
-        "seed": record.data["inputs"].get("seed"), "count": len(record.explain),
+        "seed": record.run.inputs.seed, "count": len(record.explain),
         "examples": [
             {
                 "query": q, "picture": data_uri(pictures[q["reference"]]) if q["reference"] in pictures else "",
@@ -93,7 +94,8 @@ def _examples(test: TestSet, record: Any, images: bool) -> dict[str, Any]:
 
 def _scores(test: TestSet, arm: Arm, records: Sequence[Any]) -> list[dict[str, Any]]:
     """A row a map: rates in percent, and whether it is above chance, any object and the maps without text."""
-    side = float((arm.inputs.get("data") or {}).get("side") or 0)
+    side = arm.inputs.data.get("side")
+    side = float(side) if is_number(side) else 0.0
     place = {str(q["id"]): n for n, q in enumerate(test.queries)}
     asked = [
         i for i in records[0].explain if i in place and all(i in r.explain for r in records[1:])

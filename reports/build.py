@@ -46,7 +46,7 @@ def build(
     Raises:
         CirbenchError: no records, or damaged ones.
     """
-    tests, sweeps = collect(records), sorted(sweeps, key=lambda s: (str(s.data["name"]), str(s.data["study"])))
+    tests, sweeps = collect(records), sorted(sweeps, key=lambda s: (s.sweep.name, s.sweep.study))
     parts = [_test_part(test, number, images, sweeps) for number, test in enumerate(tests)]
     context: dict[str, Any] = {
         "title": title or "Composed image retrieval: " + ", ".join(dict.fromkeys(t.dataset for t in tests)),
@@ -90,7 +90,7 @@ def _test_part(test: TestSet, number: int, images: bool, found: Sequence[Study])
         "families": analysis.ablations(test, default, metric), "curves": analysis.curves(test, default, metric),
         "noise": analysis.curves(test, default, metric, analysis.NOISE, least=2),
         "backbones": [
-            {"curve": c, "costs": {r["arm"].key: r for r in tables.cost_rows([p[2] for p in c.points])}}
+            {"curve": c, "costs": {r.arm.key: r for r in tables.cost_rows([p[2] for p in c.points])}}
             for c in analysis.curves(test, default, metric, analysis.BACKBONE, least=2)
         ],
         "audit": modalities.audit(test, default, metric), "studies": studies.studies(test, found, metric),
@@ -168,21 +168,21 @@ def _provenance(tests: Sequence[TestSet]) -> dict[str, Any]:
     records = [r for t in tests for a in t.arms for r in a.records]
     environments: dict[str, dict[str, Any]] = {}
     for record in records:
-        told = dict(record.data.get("environment") or {})
+        told = dict(record.run.environment)
         told.pop("commit", None)  # it stands with the run
         machine = told.pop("machine", None)
         told |= machine if isinstance(machine, dict) else {}
         items = [(k, v) for k, v in told.items() if isinstance(v, str | int | float) and v != ""]
-        started, finished = str(record.data.get("started", ""))[:16], str(record.data.get("finished", ""))[:16]
+        started, finished = record.run.started[:16], record.run.finished[:16]
         group = environments.setdefault(repr(items), {"items": items, "runs": 0, "first": started, "last": finished})
         group["runs"] += 1
         group["first"], group["last"] = min(group["first"], started), max(group["last"], finished)
     return {
         "environments": list(environments.values()),
-        "notes": list(dict.fromkeys(str(n) for r in records for n in r.data.get("notes") or ())),
-        "omitted": list(dict.fromkeys(f"{k}: {v}" for r in records for k, v in (r.data.get("omitted") or {}).items())),
+        "notes": list(dict.fromkeys(n for r in records for n in r.run.notes)),
+        "omitted": list(dict.fromkeys(f"{k}: {v}" for r in records for k, v in r.run.omitted.items())),
         "inputs_text": lambda record: json.dumps(
-            {"inputs": record.data["inputs"], "overrides": record.data.get("overrides")}, indent=1, ensure_ascii=False
+            {"inputs": record.run.inputs.raw, "overrides": record.run.overrides}, indent=1, ensure_ascii=False
         ),
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cirbench.records import Rankings, Record
+from cirbench.recordtypes import read_run
 
 __all__ = ["CATEGORIES", "EACH", "Joined", "joined"]
 
@@ -77,19 +78,20 @@ class Joined(Record):
         run_id = hashlib.sha256("".join(p.id for p in parts).encode()).hexdigest()
         inputs = {
             **first["inputs"], "data": {**first["inputs"]["data"], "category": EACH},
-            **{key: _digest([p.data["inputs"].get(key) for p in parts]) for key in ("fingerprint", "images")},
+            **{key: _digest([p.data["inputs"][key] for p in parts]) for key in ("fingerprint", "images")},
         }
-        notes = dict.fromkeys(n for p in parts for n in p.data.get("notes") or ())
+        notes = dict.fromkeys(n for p in parts for n in p.run.notes)
         self.data = {
             **first, "id": run_id, "inputs": inputs, "select": None,
             "name": f"{first['inputs']['dataset']}-{first['inputs']['method']}-{EACH}-{run_id[:10]}",
             "protocols": {
                 name: _protocol([p.data["protocols"][name] for p in parts]) for name in first["protocols"]
-                if all(name in p.data["protocols"] for p in parts)
+                if all(name in p.run.protocols for p in parts)
             },
-            "cost": _cost([p.data.get("cost") or {} for p in parts]),
+            "cost": _cost([p.data["cost"] for p in parts]),
             "notes": [*notes, f"One model per category: {', '.join(p.name for p in parts)}."],
         }
+        self.run = read_run(self.data)
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
@@ -178,9 +180,8 @@ def joined(records: Sequence[Record], identity: Any) -> list[Joined]:
     """
     found: dict[tuple[str, Any], dict[str, Record]] = {}
     for record in records:
-        inputs = record.data["inputs"]
-        category = (inputs.get("data") or {}).get("category")
-        if inputs.get("dataset") == "fashioniq" and category in CATEGORIES:
-            rest = {k: v for k, v in inputs.items() if k != "images"}
-            found.setdefault((identity(rest, "data.category"), inputs.get("seed")), {})[category] = record
+        inputs = record.run.inputs
+        category = inputs.data.get("category")
+        if inputs.dataset == "fashioniq" and category in CATEGORIES:
+            found.setdefault((identity(inputs, "data.category"), inputs.seed), {})[category] = record
     return [Joined([runs[c] for c in CATEGORIES]) for runs in found.values() if len(runs) == len(CATEGORIES)]

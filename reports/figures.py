@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn
 from cirbench.reports.analysis import Curve, Family
-from cirbench.reports.tables import MainTable
+from cirbench.reports.tables import CostRow, MainTable
 
 __all__ = [
     "PALETTE", "Figure", "ablation_figure", "cost_figure", "curve_figure", "modality_figure", "save", "score_figure",
@@ -137,10 +137,9 @@ def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Fi
                    f"queries, a stroke for each seed{left}.")
 
 
-def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, float], metric: str) -> Figure | None:
+def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], metric: str) -> Figure | None:
     """Quality over latency, one point an arm, area by parameters."""
-    points = [(r["p50"], scores[r["arm"].key], r["total"] or 0, r["arm"]) for r in rows
-              if r["p50"] and r["arm"].key in scores]
+    points = [(r.p50, scores[r.arm.key], r.total or 0, r.arm) for r in rows if r.p50 and r.arm.key in scores]
     if len(points) < 2:
         return None
     # A colour an arm while there are colours, else one a method.

@@ -18,8 +18,10 @@ MAY = {
     "types": set(),
     "settings": {"types"},
     "seeds": set(),
-    "records": {"types"},
-    "folders": {"types", "records"},
+    "recordtypes": {"types"},
+    "studytypes": {"recordtypes"},
+    "records": {"types", "recordtypes", "plugins"},  # plugins: what a packaged dataset declares of a protocol
+    "folders": {"types", "records", "studytypes"},
     "metrics": {"types"},
     "statistics": {"types", "metrics"},
     "plugins": {"types", "settings"},
@@ -40,7 +42,7 @@ MAY = {
 }
 #: What a method may use.
 METHODS = {"types", "settings", "encoders", "layers", "streams", "images", "words"}
-REPORTS = {"types", "folders", "records", "metrics", "statistics", "settings", "reports"}
+REPORTS = {"types", "folders", "records", "recordtypes", "studytypes", "metrics", "statistics", "settings", "reports"}
 
 
 def imports(path: Path, everywhere: bool = True) -> set[str]:

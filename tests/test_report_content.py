@@ -201,21 +201,21 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
     for given in (folder, folder / "sweep.json", tmp_path):
         assert len(find_records([given])) == 24 and [s.folder for s in find_studies([given])] == [folder]
     (told,) = studies.studies(collect(find_records([folder]))[0], find_studies([folder]), "R@1")
-    shares = {i["knob"]: i for i in told["importance"]}
-    assert shares["method.clip_lr"]["share"] > 0.6 and sum(i["share"] for i in told["importance"]) == pytest.approx(1)
-    assert all(i["low"] <= i["high"] for i in told["importance"])
-    assert told["tuning"] and [r["mean"] for r in told["rows"]] == sorted((r["mean"] for r in told["rows"]), reverse=True)
-    by_label = {r["label"]: r for r in told["rows"]}
+    shares = {i.knob: i.share for i in told.importance}
+    assert shares["method.clip_lr"] > 0.6 and sum(shares.values()) == pytest.approx(1)
+    assert all(i.low <= i.high for i in told.importance)
+    assert told.tuning and [r.mean for r in told.rows] == sorted((r.mean for r in told.rows), reverse=True)
+    by_label = {r.label: r for r in told.rows}
     for point in Study(folder).data["points"]:
         record = next(r for r in find_records([folder]) if r.id == point["seeds"]["0"]["id"])
-        assert by_label[point["label"]]["reported"] == record.data["protocols"]["scenes"]["metrics"]["R@1"]
+        assert by_label[point["label"]].reported == record.data["protocols"]["scenes"]["metrics"]["R@1"]
     page = build(find_records([folder]), sweeps=find_studies([folder]))
     assert "Tuning:" in page and 'data-table="importance"' in page and "Which &lt;values&gt;?" in page
     assert page == build(find_records([folder]), sweeps=find_studies([folder]))
     data = Study(folder).data
     write_json(folder / "sweep.json", {**data, "objective": {**data["objective"], "direction": "minimize"}})
     (turned,) = studies.studies(collect(find_records([folder]))[0], find_studies([folder]), "R@1")
-    assert [r["mean"] for r in turned["rows"]] == sorted(r["mean"] for r in told["rows"])
+    assert [r.mean for r in turned.rows] == sorted(r.mean for r in told.rows)
     other = tmp_path / "sweeps" / "also"
     write_json(other / "sweep.json", {**data, "study": "also", "name": "also"})
     both = [find_studies([a, b]) for a, b in ((folder, other), (other, folder))]
@@ -223,8 +223,8 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
 
 
 def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Path) -> None:
-    assert studies.importance(Study(sweep(tmp_path / "a", sampler="grid")).data) == []
-    assert studies.importance(Study(sweep(tmp_path / "b", points=6)).data) == []
+    assert studies.importance(Study(sweep(tmp_path / "a", sampler="grid"))) == []
+    assert studies.importance(Study(sweep(tmp_path / "b", points=6))) == []
     with pytest.raises(CirbenchError, match="no finished run is in"):
         find_records([sweep(tmp_path / "c", here=False)])
     broken = tmp_path / "a" / "sweeps" / "tune-scenes-0"

@@ -50,7 +50,7 @@ def reproduce(
         from cirbench import runs
 
         record = runs.run(planned, runs.Options(out, device, quiet=is_quiet(quiet) or as_json, command=command_line()))
-        rows = recipes.compare(row, record.data)
+        rows = recipes.compare(row, record.run)
         failed |= any(r.verdict == "FAIL" for r in rows)
         told.append({"folder": str(record.folder), "rows": [{**vars(r), "difference": r.difference} for r in rows]})
         if not as_json:

@@ -1,0 +1,187 @@
+"""Any part of a record or of a sweep damaged in any way: each reader answers with one message, never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cirbench.reports import build as building
+from cirbench.reports.collect import collect
+from cirbench.reports.compare import compare, other_seeds
+from cirbench.reports.tables import main_table, text_table
+from click.testing import CliRunner
+from fake_records import write_run
+
+from cirbench import rerun, reproduce, statistics, sweepscore, sweepshow
+from cirbench.cli.runs import runs as runs_command
+from cirbench.cli.show import show
+from cirbench.folders import Study, find_records, find_studies
+from cirbench.records import Record, write_npz
+from cirbench.types import CirbenchError
+
+QUERIES, GALLERY = 6, 12
+VALUES: tuple[Any, ...] = (None, 5, "x", [], {}, float("nan"))
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two seeds, one of another method, a sweep of the first two, and what a run on select leaves."""
+    out = tmp_path_factory.mktemp("good")
+    sizes: dict[str, Any] = {"queries": QUERIES, "gallery": GALLERY, "pictures": 2, "weights": True}
+    common = {"evaluated": {"run": "r", "model": "m", "inputs": "i", "source": "s", "dataset": "shoes", "data": {"part": 1}}}
+    folders = [write_run(out, seed=seed, explain=True, steps=10, **sizes, **common) for seed in (0, 1)]
+    write_run(out, method="sum", skill=0.3, **sizes)
+    for folder in folders:
+        (folder / "model.safetensors").write_bytes(b"")
+        data = json.loads((folder / "record.json").read_text())
+        data["select"] = {"protocols": data["protocols"], "omitted": {"other": "no labels"}}
+        data["missing"] = {"images": 1, "ids": ["a"], "queries_lost": {"report": 1}}
+        data["protocols"]["scenes"] |= {
+            "missing": {"queries_lost": 1, "gallery_lost": 1, "bounds": {"R@1": [10.0, 50.0]}}}
+        (folder / "record.json").write_text(json.dumps(data))
+        with np.load(folder / "rankings.npz") as found:
+            write_npz(folder / "select.npz", {n: found[n] for n in found.files if n.split("/")[0] in ("row_query", "rank")})
+    sweep = out / "sweeps" / "tune-scenes-0"
+    sweep.mkdir(parents=True)
+    ids = [json.loads((f / "record.json").read_text())["id"] for f in folders]
+    axes = {"method.clip_lr": {"low": 1e-4, "high": 1e-2, "log": True, "step": None}, "method.editors": ["both", "none"]}
+    (sweep / "sweep.json").write_text(json.dumps({
+        "schema": 1, "study": "tune-scenes-0", "question": "Which?", "note": "n", "tuning": True, "name": "tune",
+        "dataset": "scenes", "seeds": [0, 1], "sampler": "tpe", "pruner": "none", "variant": "", "total": 10,
+        "objective": {"split": "select", "protocol": "scenes", "metric": "R@1", "direction": "maximize"},
+        "arms": [{"label": "", "method": "dwc", "variants": [""], "fixed": {}, "points": [{}], "space": axes}],
+        "points": [
+            {
+                "number": n, "label": f"dwc {n}", "arm": "", "method": "dwc", "variant": "", "fixed": {}, "error": None,
+                "values": {"method.clip_lr": 1e-3, "method.editors": "none"}, "state": "complete", "value": 10.0 + n,
+                "seeds": {str(s): {"run": f.name, "id": i, "objective": 10.0 + n}
+                          for s, (f, i) in enumerate(zip(folders, ids, strict=True))},
+            } for n in range(10)
+        ],
+        "runs": [f.name for f in folders],
+    }))
+    return out
+
+
+def damaged(value: Any) -> Iterator[tuple[str, Any]]:
+    """(place, copy of a JSON value with that place deleted or replaced), at every level; the first three of a list."""
+    root = [value]
+
+    def places(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        keys = list(node) if isinstance(node, dict) else range(min(len(node), 3)) if isinstance(node, list) else ()
+        for key in keys:
+            yield (*path, key)
+            yield from places(node[key], (*path, key))
+
+    for path in list(places(value, (0,))):
+        for new in (GONE, *VALUES):
+            changed = copy.deepcopy(root)
+            node = changed
+            for key in path[:-1]:
+                node = node[key]
+            if new is GONE:
+                del node[path[-1]]
+            elif node[path[-1]] == new:
+                continue
+            else:
+                node[path[-1]] = new
+            yield f"{'.'.join(map(str, path[1:]))} = {'(deleted)' if new is GONE else new!r}", changed[0]
+
+
+def answers(what: str, read: Callable[[], Any]) -> str | None:
+    """The message of a refusal, None where the reader coped; anything else fails the test."""
+    try:
+        read()
+    except CirbenchError as error:
+        return str(error)
+    except Exception as error:
+        raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+    return None
+
+
+def command(function: Any, *words: str) -> None:
+    """A subcommand as a function that raises what it raises."""
+    done = CliRunner().invoke(function, list(words), catch_exceptions=False, standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples and no drawing: what is tested is reading."""
+    monkeypatch.setattr(building, "_figures", lambda part: dict.fromkeys(
+        ("summary", "cost", "ablation", "sensitivity", "noise", "modality", "training"), ()))
+    for name in ("bootstrap_interval", "paired_permutation"):
+        real = getattr(statistics, name)
+        monkeypatch.setattr(statistics, name, lambda *a, real=real, **k: real(*a, **{**k, "resamples": 19}))
+
+
+def readers(out: Path, first: str) -> dict[str, Callable[[], Any]]:
+    """Everything that reads a record, by name."""
+    folder, query = out / first, "q-00001"
+    goal: Any = type("Sweep", (), {"objective": type("Goal", (), {"protocol": "scenes", "metric": "R@1"})})
+    expected = reproduce.Expected("dwc", "scenes", "", "scenes", {}, {"R@1": 50.0}, "s", (1.0, 2.0))
+
+    def evaluate() -> None:
+        planned, record = rerun.plan_eval(folder)
+        rerun._training_of(record, {"train": dict(planned.spec.data)})
+
+    return {
+        "show": lambda: command(show, str(folder), query), "runs": lambda: command(runs_command, str(out)),
+        "report": lambda: building.build(find_records([out]), sweeps=find_studies([out])),
+        "table": lambda: [text_table(main_table(t, t.protocols()[0]), s) for t in collect(find_records([out]))
+                          for s in ("csv", "latex", "markdown")],
+        "compare": lambda: compare([other_seeds(Record(folder)), [r for r in find_records([out]) if r.run.inputs.method == "sum"]]),
+        "sweep status": lambda: [sweepshow.table(s.data, out) for s in find_studies([out / "sweeps"])],
+        "objective": lambda: sweepscore.objective(Record(folder), goal),
+        "blocks": lambda: sweepscore.blocks(Record(folder), goal),
+        "reproduce": lambda: reproduce.compare(expected, Record(folder).run), "eval": evaluate,
+    }
+
+
+def test_the_good_records_are_read_by_all(good: Path, quick: None) -> None:
+    first = sorted(f.name for f in good.glob("scenes-dwc-s0-*"))[0]
+    for name, read in readers(good, first).items():
+        assert answers(name, read) is None, name
+
+
+def test_every_field_of_a_record(good: Path, tmp_path: Path, quick: None) -> None:
+    out = Path(shutil.copytree(good, tmp_path / "runs"))
+    path = next(iter(sorted(out.glob("scenes-dwc-s0-*")))) / "record.json"
+    data = json.loads(path.read_text())
+    refused = read = 0
+    for place, changed in damaged(data):
+        path.write_text(json.dumps(changed))
+        message = answers(place, lambda: Record(path.parent))
+        if message is not None:
+            refused += 1
+            assert str(path) in message, place
+            continue
+        read += 1
+        for name, reader in readers(out, path.parent.name).items():
+            answers(f"{place}, {name}", reader)
+    assert refused > 500 and read
+
+
+def test_every_field_of_a_sweep(good: Path, tmp_path: Path, quick: None) -> None:
+    out = Path(shutil.copytree(good, tmp_path / "runs"))
+    path = out / "sweeps" / "tune-scenes-0" / "sweep.json"
+    data = json.loads(path.read_text())
+    refused = 0
+    for place, changed in damaged(data):
+        path.write_text(json.dumps(changed))
+        message = answers(place, lambda: Study(path.parent))
+        if message is not None:
+            refused += 1
+            assert str(path) in message, place
+            continue
+        for name in ("report", "sweep status"):
+            answers(f"{place}, {name}", readers(out, "")[name])
+    assert refused > 300
