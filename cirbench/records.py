@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 import tempfile
 import zipfile
@@ -23,7 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from cirbench.recordtypes import RunData, is_number, read_run
+from cirbench.recordlines import check_training, is_evidence, parse_json
+from cirbench.recordtypes import RunData, read_run
 from cirbench.types import CirbenchError, Protocol
 
 __all__ = [
@@ -302,7 +302,13 @@ class Record:
     def training(self) -> list[dict[str, Any]]:
         """One entry a step and one an evaluation; empty for methods that are not trained."""
         path = self.folder / "training.jsonl"
-        return _read_jsonl(path) if path.is_file() else []
+        entries = _read_jsonl(path) if path.is_file() else []
+        for number, entry in enumerate(entries, 1):
+            try:
+                check_training(entry)
+            except ValueError as error:
+                raise _broken(path, ValueError(f"line {number}: {error}")) from None
+        return entries
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -320,26 +326,9 @@ class Record:
             raise _broken(path, ValueError("it has no object `queries`"))
         queries: dict[str, Any] = data["queries"]
         for name, query in queries.items():
-            if not _is_evidence(query):
+            if not is_evidence(query):
                 raise _broken(path, ValueError(f"query {name!r} has no words and regions"))
         return queries
-
-
-def _is_evidence(query: Any) -> bool:
-    """Whether an entry of `explain.json` has [word, weight] pairs and maps of h rows of w numbers."""
-    if not isinstance(query, dict):
-        return False
-    words, regions = query.get("words", []), query.get("regions", {})
-    if not isinstance(words, list) or not isinstance(regions, dict):
-        return False
-    maps = [region for region in regions.values() if isinstance(region, list) and region]
-    return (
-        all(isinstance(w, list) and len(w) == 2 and isinstance(w[0], str) and is_number(w[1]) for w in words)
-        and len(maps) == len(regions) and all(
-            isinstance(row, list) and row and len(row) == len(region[0]) and all(map(is_number, row))
-            for region in maps for row in region
-        )
-    )
 
 
 def not_a_run(folder: Path) -> str:
@@ -367,36 +356,6 @@ def read_json(path: Path) -> Any:
         raise _missing(path) from None
     except (OSError, ValueError) as error:
         raise _broken(path, error) from None
-
-
-def parse_json(text: str) -> Any:
-    """JSON as the standard has it.
-
-    Raises:
-        ValueError: it is none; NaN and infinity, which Python would accept, are named with their place.
-    """
-    odd: list[str] = []
-
-    def refuse(name: str) -> float:
-        odd.append(name)
-        return math.nan
-
-    value = json.loads(text, parse_constant=refuse)
-    if odd:
-        raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is no JSON")
-    return value
-
-
-def _place_of_nan(value: Any) -> str | None:
-    """Path of the first NaN in a JSON value, None without one."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else None
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, entry in entries:
-        place = _place_of_nan(entry)
-        if place is not None:
-            return f"{name}.{place}" if place else str(name)
-    return None
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

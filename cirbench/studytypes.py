@@ -131,8 +131,8 @@ def _arm(o: Fields) -> StudyArm:
 def _axis(space: Fields, name: str) -> Axis:
     value = space.value[name]
     if isinstance(value, list):
-        if not value:
-            raise ValueError(f"{space.where(name)} is empty")
+        if not value or any(isinstance(choice, list | dict) for choice in value):
+            raise ValueError(f"{space.where(name)} is no list of choices")
         return Axis(tuple(value))
     o = Fields(value, space.where(name))
     axis = Axis((), o.number("low"), o.number("high"), o.flag("log", False), o.number("step", None))

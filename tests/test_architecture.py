@@ -19,8 +19,9 @@ MAY = {
     "settings": {"types"},
     "seeds": set(),
     "recordtypes": {"types"},
+    "recordlines": {"recordtypes"},
     "studytypes": {"recordtypes"},
-    "records": {"types", "recordtypes", "plugins"},  # plugins: what a packaged dataset declares of a protocol
+    "records": {"types", "recordtypes", "recordlines", "plugins"},  # plugins: what a packaged dataset declares of a protocol
     "folders": {"types", "records", "studytypes"},
     "metrics": {"types"},
     "statistics": {"types", "metrics"},
