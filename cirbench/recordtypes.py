@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from cirbench.types import Protocol
 
@@ -32,7 +32,7 @@ def kind(value: Any) -> str:
     return names.get(type(value).__name__, "a number")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a JSON value is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -85,10 +85,9 @@ class Fields:
         found: list[Any] = self._get(name, "a list", lambda v: isinstance(v, list), default)
         return found
 
-    def mapping(self, name: str, default: Any = _REQUIRED) -> dict[str, Any]:
+    def mapping(self, name: str, default: Any = _REQUIRED) -> Any:
         """An object of anything."""
-        found: dict[str, Any] = self._get(name, "an object", lambda v: isinstance(v, dict), default)
-        return found
+        return self._get(name, "an object", lambda v: isinstance(v, dict), default)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of strings."""
@@ -272,6 +271,9 @@ class RunData:
     started: str
     finished: str
     notes: tuple[str, ...]
+    missing: Mapping[str, Any] | None
+    method_path: str | None
+    dataset_path: str | None
 
 
 def read_run(data: Any) -> RunData:
@@ -290,12 +292,9 @@ def read_run(data: Any) -> RunData:
         command=o.text("command"), split=o.text("split"), protocols=protocols,
         default_protocol=o.text("default_protocol"), omitted=_texts(o.part("omitted")), cost=_cost(o.part("cost")),
         environment=o.mapping("environment"), started=o.text("started"), finished=o.text("finished"),
-        notes=o.texts("notes"),
+        notes=o.texts("notes"), missing=o.mapping("missing", None), method_path=o.text("method_path", None),
+        dataset_path=o.text("dataset_path", None),
     )
-    # What using a run again needs, where its method or dataset is a loose file.
-    for name in ("method_path", "dataset_path"):
-        o.text(name, "")
-    o.mapping("missing", {})
     if out.default_protocol not in protocols:
         raise ValueError(f"default_protocol {out.default_protocol!r} is not in protocols")
     return out

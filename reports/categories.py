@@ -85,7 +85,7 @@ class Joined(Record):
             **first, "id": run_id, "inputs": inputs, "select": None,
             "name": f"{first['inputs']['dataset']}-{first['inputs']['method']}-{EACH}-{run_id[:10]}",
             "protocols": {
-                name: _protocol([p.data["protocols"][name] for p in parts]) for name in first["protocols"]
+                name: _protocol(name, parts) for name in first["protocols"]
                 if all(name in p.run.protocols for p in parts)
             },
             "cost": _cost([p.data["cost"] for p in parts]),
@@ -133,10 +133,16 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _protocol(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Unweighted means over categories, as the protocols of FashionIQ average; single groups as they are."""
+def _protocol(protocol: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Means over categories, unweighted where the protocol averages over groups; single groups as they are."""
+    parts: list[dict[str, Any]] = [r.data["protocols"][protocol] for r in records]
+    definition = records[0].definition(protocol)
+    weights = [p["queries"] for p in parts] if definition is not None and definition.average == "queries" else None
     names = list(dict.fromkeys(n for p in parts for n in p["metrics"]))
-    metrics = {n: float(np.mean([p["metrics"][n] for p in parts])) for n in names if "/" not in n}
+    metrics = {
+        n: float(np.average([p["metrics"][n] for p in parts], weights=weights)) for n in names
+        if "/" not in n and all(p["metrics"].get(n) is not None for p in parts)
+    }
     metrics |= {n: next(p["metrics"][n] for p in parts if n in p["metrics"]) for n in names if "/" in n}
     out = {
         **parts[0], "queries": sum(p["queries"] for p in parts), "gallery": max(p["gallery"] for p in parts),

@@ -16,13 +16,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from cirbench.reports.categories import Joined, joined
-from cirbench.reports.checks import check_runs
 
 from cirbench import metrics, statistics
 from cirbench.records import Record
 from cirbench.recordtypes import CODE, Inputs, ProtocolScores, RunData
 from cirbench.types import CirbenchError
+
+from .categories import Joined, joined
+from .checks import check_runs
 
 __all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
 from cirbench import statistics
 from cirbench.records import Record, is_finished
 from cirbench.types import CirbenchError
+
+from .collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
 __all__ = ["compare", "differing_inputs", "other_seeds"]
 

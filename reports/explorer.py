@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.records import Record
+
+from .collect import Arm, TestSet, rows_of
 
 __all__ = [
     "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "hits",

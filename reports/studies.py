@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import TestSet
 
 from cirbench import statistics
 from cirbench.folders import Study
 from cirbench.recordtypes import RunData
 from cirbench.studytypes import Axis, Point, StudyData
 from cirbench.types import CirbenchError
+
+from .collect import TestSet
 
 __all__ = ["Importance", "PointRow", "StudyPart", "importance", "studies"]
 

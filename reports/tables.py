@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
 
 from cirbench import statistics
 from cirbench.recordtypes import ProtocolScores
+
+from .collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
 
 __all__ = ["Cell", "CostRow", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cirbench.reports import build as building
-from cirbench.reports import claims, studies
+from cirbench.reports import claims, parts, studies
 from cirbench.reports.collect import collect
 from cirbench.reports.compare import compare, other_seeds
 from cirbench.reports.tables import main_table, text_table
@@ -121,9 +121,8 @@ def command(function: Any, *words: str) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer resamples and no drawing: what is tested is reading."""
-    monkeypatch.setattr(building, "_figures", lambda part: dict.fromkeys(
-        ("summary", "cost", "ablation", "sensitivity", "noise", "modality", "training"), ()))
-    monkeypatch.setattr(building, "_environment", functools.cache(building._environment))
+    monkeypatch.setattr(parts, "_figures", lambda part: parts.Figures())
+    monkeypatch.setattr(building, "environment", functools.cache(building.environment))
     monkeypatch.setattr(studies, "RESAMPLES", 1)
     monkeypatch.setattr(claims, "spearman_interval", lambda *_: (0.1, 0.2))
     for name in ("bootstrap_interval", "paired_permutation"):

@@ -132,16 +132,16 @@ def test_the_audit_by_hand(tmp_path: Path) -> None:
     found = modalities.audit(test, "scenes", "R@1")
     assert found is not None
     for cell, mask in (("both", text & image), ("neither", ~text & ~image), ("text alone", text & ~image)):
-        row = next(c for c in found["cells"] if c["name"] == cell)
-        assert row["count"] == mask.sum() and row["share"] == pytest.approx(100 * mask.mean())
-        assert row["composed"] == pytest.approx(100 * composed[mask].mean())
-    assert found["gap"] == pytest.approx(100 * (composed.mean() - max(text.mean(), image.mean())))
-    assert found["gap_low"] < found["gap"] < found["gap_high"]
-    clip = next(m for m in modalities.modality(test, found) if m["stream"] == "clip")
+        row = next(c for c in found.cells if c.name == cell)
+        assert row.count == mask.sum() and row.share == pytest.approx(100 * mask.mean())
+        assert row.composed == pytest.approx(100 * composed[mask].mean())
+    assert found.gap == pytest.approx(100 * (composed.mean() - max(text.mean(), image.mean())))
+    assert found.gap_low < found.gap < found.gap_high
+    clip = next(m for m in modalities.modality(test, found) if m.stream == "clip")
     share = test.arms[0].records[0].rankings["weight/clip"]
     a, b = share[image & ~text], share[text & ~image]
-    assert clip["auc"] == pytest.approx(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
-    assert clip["rho"] <= clip["ceiling"] < 1
+    assert clip.auc == pytest.approx(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+    assert clip.rho <= clip.ceiling < 1
 
 
 def test_attention_is_grounded_only_above_chance_objects_and_energy(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_attention_is_grounded_only_above_chance_objects_and_energy(tmp_path: Pa
         (test,) = collect(find_records([tmp_path]))
         (answer,) = ask(test)["Is the attention grounded in the words?"]
         (entry,) = attention.attention(test, False)
-        rates = {s["map"]: s for s in entry["scores"]}["words to regions"]
-        assert rates["n"] == 100 and rates["chance"] == pytest.approx(100 / 9) == rates["object_chance"]
+        rates = {s.map: s for s in entry.scores}["words to regions"]
+        assert rates.n == 100 and rates.chance == pytest.approx(100 / 9) == rates.object_chance
         return answer
 
     assert told(sharp, flat).verdict == "yes"
@@ -260,7 +260,7 @@ def test_the_bound_is_told_with_its_cap(tmp_path: Path) -> None:
     lines += [json.dumps({"epoch": e, "bound": {"clip": 1.5 + e}, "pairs": 256}) for e in range(2)]
     (folder / "training.jsonl").write_text("\n".join(lines) + "\n")
     (told,) = analysis.training(collect(find_records([tmp_path]))[0])
-    assert told["bound"] == {"clip": [(0, 1.5), (1, 2.5)]} and told["cap"] == pytest.approx(math.log(256))
+    assert told.bound == {"clip": [(0, 1.5), (1, 2.5)]} and told.cap == pytest.approx(math.log(256))
     page = build(find_records([tmp_path]))
     assert 'data-v="2.5"' in page and "log N" in page
 
