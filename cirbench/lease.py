@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cirbench.runs.record import write_json
+from cirbench.files import write_json
 
 __all__ = ["BEAT", "PATIENCE", "Watch", "held", "identity", "lock", "repeating"]
 

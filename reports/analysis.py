@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, rows_of
 
 from cirbench.scoring import statistics
 
+from .collect import LEVEL, Arm, TestSet, arm_values, identity, rows_of
+
 __all__ = [
-    "Curve", "Delta", "Family", "ablations", "curves", "false_negatives", "paired", "tested", "training",
+    "Curve", "Delta", "FalseNegative", "Family", "TrainingCurves", "ablations", "curves", "false_negatives", "paired",
+    "tested", "training",
 ]
+
+Points = dict[str, list[tuple[int, float]]]
 
 NOISE = ("data.noise_rate", "data.noise_kind")
 BACKBONE = ("method.clip", "method.clip_size")
@@ -94,7 +98,7 @@ def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list
     common = [s for s in map(str, a.seeds) if s in set(map(str, b.seeds))]
     parts, scores = [], []
     for arm in (a, b):
-        records = [r for r in arm.records if str(r.data["inputs"].get("seed")) in common] or arm.records
+        records = [r for r in arm.records if str(r.run.inputs.seed) in common] or arm.records
         same = arm if len(records) == len(arm.records) else Arm(arm.key, records)
         parts.append(arm_values(same, protocol, metric))
         scores.append(same.scores(protocol, metric))
@@ -172,7 +176,7 @@ def _bases(arms: Sequence[Arm]) -> list[Arm]:
 
 def likeness(a: Arm, b: Arm) -> tuple[bool, int]:
     """How well two arms are compared: run by one version of the code, and over how many common seeds."""
-    return a.inputs.get("source") == b.inputs.get("source"), len(set(map(str, a.seeds)) & set(map(str, b.seeds)))
+    return a.inputs.code == b.inputs.code, len(set(map(str, a.seeds)) & set(map(str, b.seeds)))
 
 
 def _named(arm: Arm, base: Arm, changed: dict[str, Any]) -> str:
@@ -280,7 +284,17 @@ def _near(
     return [d.changed["value"] for d in tested(test, protocol, metric, found) if not d.clear]
 
 
-def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class FalseNegative:
+    """An unlabelled `image` that `votes` `of` so many methods rank above the target of a query."""
+
+    query: dict[str, Any]
+    image: str
+    votes: int
+    of: int
+
+
+def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[FalseNegative]:
     """Unlabelled images that the most methods put above the target: likely to be right as well.
 
     One arm a method and at most ten methods vote, each with its first ten; an image needs three votes.
@@ -295,7 +309,7 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[s
     codes = []
     for arm in list(voters.values())[:10]:
         record = arm.records[0]
-        name = f"top/{record.data['protocols'][protocol].get('form', 'text')}"
+        name = f"top/{record.run.protocols[protocol].form}"
         if name not in record.rankings:
             continue
         top, rank = record.rankings[name][:, :10].astype(np.int64), record.rankings[f"rank/{protocol}"]
@@ -305,17 +319,38 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[dict[s
     if len(codes) < 3:
         return []
     found, votes = np.unique(np.concatenate(codes), return_counts=True)
-    out: list[dict[str, Any]] = []
+    out: list[FalseNegative] = []
     for n in np.argsort(-votes, kind="stable"):
         if votes[n] < 3 or len(out) == most:
             break
         query, image = test.queries[int(found[n]) // size], test.gallery[int(found[n]) % size]
         if image not in query["targets"] and query.get("targets_total", 0) <= len(query["targets"]):
-            out.append({"query": query, "image": image, "votes": int(votes[n]), "of": len(codes)})
+            out.append(FalseNegative(query, image, int(votes[n]), len(codes)))
     return out
 
 
-def training(test: TestSet) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class TrainingCurves:
+    """Training of one arm: quantity -> (epoch, mean over seeds).
+
+    Attributes:
+        arm: whose.
+        losses: by optimizer.
+        select: the value that chooses the checkpoint.
+        bound: lower bound on the mutual information of query and target by stream, nats.
+        pairs: N of the bounds, 0 without any.
+        cap: log N, NaN without any.
+    """
+
+    arm: Arm
+    losses: Points
+    select: Points
+    bound: Points
+    pairs: int
+    cap: float
+
+
+def training(test: TestSet) -> list[TrainingCurves]:
     """Losses, evaluations and bounds on information by epoch, means over seeds, of at most eight trained arms.
 
     Arms with a label of their own go before settings of a sweep.
@@ -325,10 +360,10 @@ def training(test: TestSet) -> list[dict[str, Any]]:
         parts: dict[str, dict[str, dict[int, list[float]]]] = {"losses": {}, "select": {}, "bound": {}}
         pairs = 0
         for record in arm.records:
-            chosen = record.data.get("selection") or {}
+            chosen = record.run.selection
             # The value that chose the checkpoint; with test-oracle it was measured on the reported split.
-            name = str(chosen.get("metric") or "value")
-            name += ", reported split" if chosen.get("rule") == "test-oracle" else ", split select"
+            name = chosen.metric or "value"
+            name += ", reported split" if chosen.on_report else ", split select"
             for entry in record.training:
                 pairs = max(pairs, int(entry.get("pairs") or 0))
                 for kind, target in parts.items():
@@ -337,12 +372,14 @@ def training(test: TestSet) -> list[dict[str, Any]]:
                         if isinstance(value, int | float):
                             target.setdefault(quantity, {}).setdefault(int(entry["epoch"]), []).append(float(value))
         if any(parts.values()):
-            curves_ = {kind: _by_epoch(found) for kind, found in parts.items()}
-            out.append({"arm": arm, **curves_, "pairs": pairs, "cap": math.log(pairs) if pairs else math.nan})
+            by_epoch = {kind: _by_epoch(found) for kind, found in parts.items()}
+            out.append(TrainingCurves(
+                arm, **by_epoch, pairs=pairs, cap=math.log(pairs) if pairs > 0 else math.nan
+            ))
         if len(out) == 8:
             break
     return out
 
 
-def _by_epoch(part: dict[str, dict[int, list[float]]]) -> dict[str, list[tuple[int, float]]]:
+def _by_epoch(part: dict[str, dict[int, list[float]]]) -> Points:
     return {name: [(e, float(np.mean(v))) for e, v in sorted(by.items())] for name, by in part.items()}

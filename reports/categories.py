@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cirbench.runs.record import Rankings, Record
+from cirbench.runs.record_types import read_run
 
 __all__ = ["CATEGORIES", "EACH", "Joined", "joined"]
 
@@ -77,19 +78,20 @@ class Joined(Record):
         run_id = hashlib.sha256("".join(p.id for p in parts).encode()).hexdigest()
         inputs = {
             **first["inputs"], "data": {**first["inputs"]["data"], "category": EACH},
-            **{key: _digest([p.data["inputs"].get(key) for p in parts]) for key in ("fingerprint", "images")},
+            **{key: _digest([p.data["inputs"][key] for p in parts]) for key in ("fingerprint", "images")},
         }
-        notes = dict.fromkeys(n for p in parts for n in p.data.get("notes") or ())
+        notes = dict.fromkeys(n for p in parts for n in p.run.notes)
         self.data = {
             **first, "id": run_id, "inputs": inputs, "select": None,
             "name": f"{first['inputs']['dataset']}-{first['inputs']['method']}-{EACH}-{run_id[:10]}",
             "protocols": {
-                name: _protocol([p.data["protocols"][name] for p in parts]) for name in first["protocols"]
-                if all(name in p.data["protocols"] for p in parts)
+                name: _protocol(name, parts) for name in first["protocols"]
+                if all(name in p.run.protocols for p in parts)
             },
-            "cost": _cost([p.data.get("cost") or {} for p in parts]),
+            "cost": _cost([p.data["cost"] for p in parts]),
             "notes": [*notes, f"One model per category: {', '.join(p.name for p in parts)}."],
         }
+        self.run = read_run(self.data)
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
@@ -131,10 +133,16 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _protocol(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Unweighted means over categories, as the protocols of FashionIQ average; single groups as they are."""
+def _protocol(protocol: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Means over categories, unweighted where the protocol averages over groups; single groups as they are."""
+    parts: list[dict[str, Any]] = [r.data["protocols"][protocol] for r in records]
+    definition = records[0].definition(protocol)
+    weights = [p["queries"] for p in parts] if definition is not None and definition.average == "queries" else None
     names = list(dict.fromkeys(n for p in parts for n in p["metrics"]))
-    metrics = {n: float(np.mean([p["metrics"][n] for p in parts])) for n in names if "/" not in n}
+    metrics = {
+        n: float(np.average([p["metrics"][n] for p in parts], weights=weights)) for n in names
+        if "/" not in n and all(p["metrics"].get(n) is not None for p in parts)
+    }
     metrics |= {n: next(p["metrics"][n] for p in parts if n in p["metrics"]) for n in names if "/" in n}
     out = {
         **parts[0], "queries": sum(p["queries"] for p in parts), "gallery": max(p["gallery"] for p in parts),
@@ -178,9 +186,8 @@ def joined(records: Sequence[Record], identity: Any) -> list[Joined]:
     """
     found: dict[tuple[str, Any], dict[str, Record]] = {}
     for record in records:
-        inputs = record.data["inputs"]
-        category = (inputs.get("data") or {}).get("category")
-        if inputs.get("dataset") == "fashioniq" and category in CATEGORIES:
-            rest = {k: v for k, v in inputs.items() if k != "images"}
-            found.setdefault((identity(rest, "data.category"), inputs.get("seed")), {})[category] = record
+        inputs = record.run.inputs
+        category = inputs.data.get("category")
+        if inputs.dataset == "fashioniq" and category in CATEGORIES:
+            found.setdefault((identity(inputs, "data.category"), inputs.seed), {})[category] = record
     return [Joined([runs[c] for c in CATEGORIES]) for runs in found.values() if len(runs) == len(CATEGORIES)]

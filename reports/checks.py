@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import zipfile
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from cirbench.runs.record import Record
+from cirbench.runs.record import DAMAGE, Record
 from cirbench.types import CirbenchError
 
-__all__ = ["check_arrays", "check_queries", "check_record"]
+__all__ = ["check_arrays", "check_queries", "check_runs"]
 
-KINDS: dict[str, type] = {
-    "inputs": dict, "protocols": dict, "overrides": dict, "selection": dict, "environment": dict, "omitted": dict,
-    "cost": dict, "notes": list, "command": str, "split": str, "variant": str,
-}
-OBJECTS = ("config", "data", "train", "evaluated")
-
+#: Kinds of numpy types that whole numbers and any numbers may have.
+WHOLE, NUMBERS = "iu", "iuf"
 
 def _damaged(record: Record, name: str, what: str) -> CirbenchError:
     return CirbenchError(f"{record.folder / name} is damaged: {what}. Delete {record.folder} and repeat the run.")
-
-
-def _kind(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null"}
-    return names.get(type(value).__name__, "a number")
-
-
-def check_record(record: Record) -> None:
-    """The parts of `record.json` are of their kind. What may be absent may; what is there is right.
-
-    Raises:
-        CirbenchError: naming the part.
-    """
-    data = record.data
-
-    def need(value: Any, kind: type, name: str) -> None:
-        if not isinstance(value, kind):
-            raise _damaged(record, "record.json", f"{name} is {_kind(value)}, not {_kind(kind())}")
-
-    for name, kind in KINDS.items():
-        if name in data:
-            need(data[name], kind, name)
-    inputs = data["inputs"]
-    for name in OBJECTS:
-        need(inputs.get(name, {}), dict, f"inputs.{name}")
-    need(inputs.get("seed") or 0, int, "inputs.seed")
-    need(inputs.get("evaluated", {}).get("data", {}), dict, "inputs.evaluated.data")
-    for name, protocol in data["protocols"].items():
-        need(protocol, dict, f"protocols.{name}")
-        need(protocol.get("metrics"), dict, f"protocols.{name}.metrics")
-        for part in ("queries", "gallery"):
-            need(protocol.get(part), int, f"protocols.{name}.{part}")
-        for metric, value in protocol["metrics"].items():
-            if not isinstance(value, int | float | None):
-                need(value, float, f"protocols.{name}.metrics.{metric}")
 
 
 QUERY: dict[str, type] = {
@@ -80,53 +41,88 @@ def check_queries(record: Record) -> None:
         raise _damaged(record, "gallery.json", "an image id is not text")
 
 
-def check_arrays(record: Record, queries: int, gallery: int) -> None:
+def check_arrays(record: Record, queries: int, gallery: int) -> dict[str, int]:
     """The arrays of a record fit its queries, its gallery and each other.
 
-    Shapes are read from the heads of the arrays alone, which is quick; values only where they are places in a list.
+    Shapes and types are read from the heads of the arrays alone, which is quick; values only where they are positions
+    in a list.
+
+    Args:
+        record: whose arrays.
+        queries: B, how many queries it has.
+        gallery: N, how many images.
+
+    Returns:
+        How many rows each protocol has.
 
     Raises:
         CirbenchError: naming the array.
     """
-    shapes = _shapes(record)
+    heads, out = _heads(record), {}
 
-    def need(name: str, *shape: int) -> None:
-        if name not in shapes:
+    def need(name: str, kinds: str, *shape: int) -> None:
+        if name not in heads:
             raise _damaged(record, "rankings.npz", f"it lacks {name}")
-        if len(shapes[name]) != len(shape) or any(w not in (-1, h) for w, h in zip(shape, shapes[name], strict=True)):
+        found, dtype = heads[name]
+        if len(found) != len(shape) or any(w not in (-1, h) for w, h in zip(shape, found, strict=True)):
             wanted = " x ".join("any" if n < 0 else str(n) for n in shape)
-            raise _damaged(record, "rankings.npz", f"{name} has shape {shapes[name]}, not {wanted}")
+            raise _damaged(record, "rankings.npz", f"{name} has shape {found}, not {wanted}")
+        if dtype.kind not in kinds:
+            wanted = "whole numbers" if kinds == WHOLE else "numbers"
+            raise _damaged(record, "rankings.npz", f"{name} holds {dtype}, not {wanted}")
 
-    for name, protocol in record.data["protocols"].items():
-        form = protocol.get("form", "text")
-        places = f"row_query/{form}"
-        rows = shapes[places][0] if len(shapes.get(places, ())) == 1 else queries
-        need(f"rank/{name}", rows)
-        if places in shapes:
-            need(places, rows)
-            _within(record, places, queries)
-        if f"top/{form}" in shapes:
-            need(f"top/{form}", rows, -1)
-            _within(record, f"top/{form}", gallery)
-        for array in shapes:
+    for name, protocol in record.run.protocols.items():
+        place = f"row_query/{protocol.form}"
+        rows = out[name] = heads[place][0][0] if place in heads and len(heads[place][0]) == 1 else queries
+        need(f"rank/{name}", WHOLE, rows)
+        need(f"ties/{name}", WHOLE, rows)
+        if place in heads:
+            need(place, WHOLE, rows)
+            _within(record, place, 0, queries)
+        if f"top/{protocol.form}" in heads:
+            need(f"top/{protocol.form}", WHOLE, rows, -1)
+            need(f"top_score/{protocol.form}", NUMBERS, *heads[f"top/{protocol.form}"][0])
+            _within(record, f"top/{protocol.form}", -1, gallery)
+        for array in heads:
             if array.startswith("value/") and array.split("/")[1] == name:
-                need(array, rows)
-    for array in shapes:
+                need(array, NUMBERS, rows)
+    for array in heads:
         if array.startswith("weight/"):
-            need(array, queries)
+            need(array, NUMBERS, queries)
+    return out
 
 
-def _within(record: Record, name: str, count: int) -> None:
+def check_runs(records: Sequence[Record]) -> None:
+    """Runs that answered the same queries over the same gallery: each is whole, and all have the same rows.
+
+    Raises:
+        CirbenchError: naming the run and the file.
+    """
+    first = records[0]
+    check_queries(first)
+    known: dict[str, int] = {}
+    for record in records:
+        for name, rows in check_arrays(record, len(first.queries), len(first.gallery)).items():
+            if known.setdefault(name, rows) != rows:
+                raise _damaged(record, "rankings.npz", f"rank/{name} has {rows} rows, {known[name]} in {first.name}")
+
+
+def _within(record: Record, name: str, least: int, count: int) -> None:
     array = record.rankings[name]
-    if array.size and not (array.dtype.kind in "iu" and -1 <= int(array.min()) and int(array.max()) < count):
-        raise _damaged(record, "rankings.npz", f"{name} holds {array.max()}, but places end at {count - 1}")
+    if not array.size:
+        return
+    low, high = int(array.min()), int(array.max())
+    if low < least or high >= count:
+        raise _damaged(
+            record, "rankings.npz", f"{name} holds {high if high >= count else low}, but places end at {count - 1}"
+        )
 
 
-def _shapes(record: Record) -> dict[str, tuple[int, ...]]:
-    """Shape of each array."""
+def _heads(record: Record) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each array."""
     out = {}
     path = record.rankings.path
-    names = record.rankings.names  # a missing or broken file is told here
+    names = record.rankings.names  # a missing or broken file is named here
     try:
         with zipfile.ZipFile(path) as archive:
             for name in names:
@@ -134,7 +130,8 @@ def _shapes(record: Record) -> dict[str, tuple[int, ...]]:
                     version = np.lib.format.read_magic(member)
                     old = version == (1, 0)
                     read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-                    out[name] = read(member)[0]
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError, EOFError) as error:
+                    shape, _, dtype = read(member)
+                    out[name] = (shape, dtype)
+    except DAMAGE as error:
         raise _damaged(record, "rankings.npz", str(error)) from None
     return out

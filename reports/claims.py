@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cirbench.reports.analysis import FRAME, Delta, likeness, paired, tested
-from cirbench.reports.collect import Arm, TestSet
 
 from cirbench.scoring import statistics
+
+from .analysis import FRAME, Delta, likeness, paired, tested
+from .attention import Evidence
+from .collect import Arm, TestSet
+from .modalities import Audit, WeightRow
 
 __all__ = ["Answer", "answers"]
 
@@ -34,8 +37,8 @@ class Answer:
 
 
 def answers(
-    test: TestSet, protocol: str, metric: str, modality: Sequence[dict[str, Any]], audit: dict[str, Any] | None,
-    attention: Sequence[dict[str, Any]],
+    test: TestSet, protocol: str, metric: str, modality: Sequence[WeightRow], audit: Audit | None,
+    attention: Sequence[Evidence],
 ) -> list[Answer]:
     """All questions that these runs can answer.
 
@@ -135,31 +138,31 @@ def _s(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _composition(audit: dict[str, Any] | None) -> Iterator[Answer]:
+def _composition(audit: Audit | None) -> Iterator[Answer]:
     if audit is None:
         return
-    verdict = YES if audit["gap_low"] > 0 else NO if audit["gap_high"] < 0 else OPEN
+    verdict = YES if audit.gap_low > 0 else NO if audit.gap_high < 0 else OPEN
     yield Answer(
-        "Does composing beat the better single modality?", verdict, audit["arm"].label,
-        f"{_s(audit['gap'])} points of {audit['metric']} [{_s(audit['gap_low'])}, {_s(audit['gap_high'])}] over "
-        f"{audit['better']}", audit["arm"],
+        "Does composing beat the better single modality?", verdict, audit.arm.label,
+        f"{_s(audit.gap)} points of {audit.metric} [{_s(audit.gap_low)}, {_s(audit.gap_high)}] over "
+        f"{audit.better}", audit.arm,
     )
 
 
-def _weights(test: TestSet, modality: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+def _weights(test: TestSet, modality: Sequence[WeightRow]) -> Iterator[Answer]:
     """The learned weight of each method's CLIP stream; that of a CNN stream has no such meaning where it is edited."""
-    first: dict[str, dict[str, Any]] = {}
-    for row in sorted(modality, key=lambda m: len(m["arm"].overrides)):  # the method as it comes before its variants
-        if row["stream"] == "clip" and np.isfinite(row["rho"]):
-            first.setdefault(row["arm"].method, row)
+    first: dict[str, WeightRow] = {}
+    for row in sorted(modality, key=lambda m: len(m.arm.overrides)):  # the method as it comes before its variants
+        if row.stream == "clip" and np.isfinite(row.rho):
+            first.setdefault(row.arm.method, row)
     for row in first.values():
-        low, high = spearman_interval(row["values"], row["known"], test.clusters)
+        low, high = spearman_interval(row.values, row.known, test.clusters)
         verdict = YES if low > 0 else NO if high < 0.1 else OPEN
-        weak = ", less than half of what is possible" if verdict == YES and row["rho"] < row["ceiling"] / 2 else ""
+        weak = ", less than half of what is possible" if verdict == YES and row.rho < row.ceiling / 2 else ""
         yield Answer(
-            "Does lambda follow the importance of the modalities (CLIP stream)?", verdict, row["arm"].label,
-            f"rank correlation {_n(row['rho'], 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row['ceiling'], 3)} with "
-            f"these ties{weak}", row["arm"],
+            "Does lambda follow the importance of the modalities (CLIP stream)?", verdict, row.arm.label,
+            f"rank correlation {_n(row.rho, 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row.ceiling, 3)} with "
+            f"these ties{weak}", row.arm,
         )
 
 
@@ -178,22 +181,22 @@ def spearman_interval(
     return float(low), float(high)
 
 
-def _grounding(attention: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+def _grounding(attention: Sequence[Evidence]) -> Iterator[Answer]:
     for entry in attention:
-        maps = [s for s in entry["scores"] if s["against"]]
+        maps = [s for s in entry.scores if s.against]
         if not maps:
             continue
-        best = max(maps, key=lambda s: s["named"])
-        good = [s for s in maps if s["grounded"]]
+        best = max(maps, key=lambda s: s.named)
+        good = [s for s in maps if s.grounded]
         beaten = [
             f"{name} {value:.1f} %" for name, value in (
-                ("cell chance", best["chance"]), ("landing on any object", best["object_chance"]),
-                *((f"the text-free {n}", v) for n, v in best["free"].items()),
+                ("cell chance", best.chance), ("landing on any object", best.object_chance),
+                *((f"the text-free {n}", v) for n, v in best.free.items()),
             )
         ]
         told = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
         yield Answer(
-            "Is the attention grounded in the words?", YES if good else NO, entry["arm"].label,
-            f"{told} above {', '.join(beaten)}; the best, {best['map']}, peaks on the named object in "
-            f"{best['named']:.1f} % of {best['n']} queries", entry["arm"],
+            "Is the attention grounded in the words?", YES if good else NO, entry.arm.label,
+            f"{told} above {', '.join(beaten)}; the best, {best.map}, peaks on the named object in "
+            f"{best.named:.1f} % of {best.n} queries", entry.arm,
         )

@@ -16,43 +16,48 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from cirbench.reports.categories import Joined, joined
-from cirbench.reports.checks import check_arrays, check_queries, check_record
 
-from cirbench.runs.record import Record, chosen_on_report
+from cirbench.runs.record import Record
+from cirbench.runs.record_types import CODE, Inputs, ProtocolScores, RunData
 from cirbench.scoring import metrics, statistics
 from cirbench.types import CirbenchError
+
+from .categories import Joined, joined
+from .checks import check_runs
 
 __all__ = ["Arm", "TestSet", "arms_of", "collect", "flat", "metric_names", "values_of"]
 
 #: p below which a difference counts.
 LEVEL = 0.05
-GROUPS = ("config", "data", "train")
-SCOPE = {"config": "method", "data": "data", "train": "train"}
 
 
-def flat(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def flat(inputs: Inputs) -> dict[str, Any]:
     """`method.x`, `data.y`, `train.z` -> value: every knob of a run, named as on the command line.
 
     Of weights that were trained on other data than they are evaluated on, also `trained.dataset` and `trained.y`.
     """
-    out = {f"{SCOPE[g]}.{name}": value for g in GROUPS for name, value in (inputs.get(g) or {}).items()}
-    evaluated = inputs.get("evaluated") or {}
-    if "dataset" in evaluated:
+    scopes = (("method", inputs.config), ("data", inputs.data), ("train", inputs.train))
+    out = {f"{scope}.{name}": value for scope, knobs in scopes for name, value in knobs.items()}
+    evaluated = inputs.evaluated
+    if evaluated is not None and evaluated.dataset:
         data: Mapping[str, Any] = {}
-        if evaluated["dataset"] == inputs.get("dataset"):
-            data = inputs.get("data") or {}
+        if evaluated.dataset == inputs.dataset:
+            data = inputs.data
         else:
-            out["trained.dataset"] = evaluated["dataset"]
-        for name, value in (evaluated.get("data") or {}).items():
+            out["trained.dataset"] = evaluated.dataset
+        for name, value in evaluated.data.items():
             if name not in data or data[name] != value:
                 out[f"trained.{name}"] = value
     return out
 
 
-def identity(inputs: Mapping[str, Any], *without: str) -> str:
-    """Text that is equal for inputs that are equal but for the seed and for the knobs named in `without`."""
-    rest = {k: v for k, v in inputs.items() if k not in ("seed", *GROUPS)}
+def identity(inputs: Inputs, *without: str, code: bool = True) -> str:
+    """Text that is equal for inputs that are equal but for the seed and for the knobs named in `without`.
+
+    With `code` False also for runs of two versions of the code.
+    """
+    apart = ("seed", "config", "data", "train", *(() if code else CODE))
+    rest = {k: v for k, v in inputs.raw.items() if k not in apart}
     knobs = {k: v for k, v in flat(inputs).items() if k not in without}
     if any(name.startswith("data.") for name in without):
         for name in ("fingerprint", "images"):  # they follow from the data knobs
@@ -60,8 +65,10 @@ def identity(inputs: Mapping[str, Any], *without: str) -> str:
     if without:
         rest.pop("weights", None)  # follows from the knob that names the encoder
     evaluated = rest.get("evaluated") or {}
-    if "inputs" in evaluated:  # which run it was is told by the seed; its data are among the knobs
-        rest["evaluated"] = {k: evaluated.get(k) for k in ("inputs", "source")}
+    if "inputs" in evaluated:  # which run it was follows from the seed; its data are among the knobs
+        rest["evaluated"] = {k: evaluated[k] for k in ("inputs", *(CODE if code else ())) if k in evaluated}
+    elif evaluated and not code:
+        rest["evaluated"] = {k: v for k, v in evaluated.items() if k not in CODE}
     return json.dumps([rest, knobs], sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -84,19 +91,24 @@ class Arm:
     _values: dict[tuple[str, str], np.ndarray | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def inputs(self) -> dict[str, Any]:
-        """Of its first run; the others differ in the seed."""
-        return self.records[0].data["inputs"]
+    def run(self) -> RunData:
+        """Its first run; the others differ in the seed and in what came of it."""
+        return self.records[0].run
+
+    @property
+    def inputs(self) -> Inputs:
+        """Of its first run."""
+        return self.run.inputs
 
     @property
     def method(self) -> str:
         """Name of the method."""
-        return str(self.inputs.get("method", "?"))
+        return self.inputs.method
 
     @property
     def variant(self) -> str:
         """Label of its overrides, "" for the method as it comes."""
-        return str(self.records[0].data.get("variant") or "")
+        return self.run.variant
 
     @property
     def name(self) -> str:
@@ -108,12 +120,12 @@ class Arm:
     @property
     def oracle(self) -> bool:
         """Whether its checkpoint was chosen on the reported split itself."""
-        return chosen_on_report(self.records[0].data)
+        return self.run.selection.on_report
 
     @property
-    def seeds(self) -> list[Any]:
+    def seeds(self) -> list[int]:
         """One a run, in order."""
-        return [r.data["inputs"].get("seed") for r in self.records]
+        return [r.run.inputs.seed for r in self.records]
 
     @cached_property
     def knobs(self) -> dict[str, Any]:
@@ -123,18 +135,17 @@ class Arm:
     @cached_property
     def overrides(self) -> dict[str, Any]:
         """Knobs of the method or its training that were set for this run, by a variant or by hand."""
-        given = self.records[0].data.get("overrides") or {}
-        return {k: v for k, v in given.items() if k.startswith(("method.", "train."))}
+        return {k: v for k, v in self.run.overrides.items() if k.startswith(("method.", "train."))}
 
-    def protocols(self) -> dict[str, dict[str, Any]]:
-        """Those that every run of it was scored under."""
-        first = self.records[0].data["protocols"]
-        return {n: p for n, p in first.items() if all(n in r.data["protocols"] for r in self.records)}
+    def protocols(self) -> dict[str, ProtocolScores]:
+        """Those that every run of it was scored under, with the numbers of its first run."""
+        first = self.run.protocols
+        return {n: p for n, p in first.items() if all(n in r.run.protocols for r in self.records)}
 
     def scores(self, protocol: str, metric: str) -> list[float]:
         """One number a seed, straight from the records (percent)."""
-        found = [r.data["protocols"].get(protocol, {}).get("metrics", {}).get(metric) for r in self.records]
-        return [float(v) for v in found if v is not None]
+        scored = [r.run.protocols[protocol] for r in self.records if protocol in r.run.protocols]
+        return [float(v) for s in scored if (v := s.metrics.get(metric)) is not None]
 
 
 @dataclass
@@ -181,7 +192,7 @@ class TestSet:
 
     def protocols(self) -> list[str]:
         """All that any arm was scored under, the default of the first arm first."""
-        names = dict.fromkeys([self.first.data["default_protocol"]])
+        names = dict.fromkeys([self.first.run.default_protocol])
         for arm in self.arms:
             names.update(dict.fromkeys(arm.protocols()))
         return list(names)
@@ -189,26 +200,29 @@ class TestSet:
     def weights(self, protocol: str, metric: str) -> np.ndarray | None:
         """(R,) weights under which the mean over rows is the record's number, None for equal ones.
 
-        A record does not say whether its protocol averages over groups; its numbers do.
+        The protocol's definition says whether it averages over groups. Where neither the record nor a packaged dataset
+        has one, the number itself must tell: it is the mean over rows, or it is not.
         """
         arm = next((a for a in self.arms if protocol in a.protocols()), None)
         if arm is None:
             return None
-        numbers = arm.records[0].data["protocols"][protocol]["metrics"]
-        rows = self.groups[rows_of(arm.records[0], protocol)]
-        names, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
-        values = values_of(arm.records[0], protocol, metric)
-        if len(names) < 2 or values is None or metric not in numbers:
+        record = arm.records[0]
+        definition, number = record.definition(protocol), record.run.protocols[protocol].metrics.get(metric)
+        if number is None or (definition is not None and definition.average != "groups"):
             return None
-        if math.isclose(100 * float(values.mean()), numbers[metric], abs_tol=1e-3):
+        rows = self.groups[rows_of(record, protocol)]
+        names, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
+        values = values_of(record, protocol, metric)
+        if len(names) < 2 or values is None:
+            return None
+        if definition is None and math.isclose(100 * float(values.mean()), number, abs_tol=1e-3):
             return None
         return (1.0 / counts)[codes]
 
 
 def rows_of(record: Record, protocol: str) -> np.ndarray:
     """(R,) index of the query of each row of `rank/protocol`."""
-    form = record.data["protocols"][protocol].get("form", "text")
-    name = f"row_query/{form}"
+    name = f"row_query/{record.run.protocols[protocol].form}"
     if name in record.rankings:
         return record.rankings[name].astype(np.int64)
     return np.arange(len(record.queries))
@@ -235,7 +249,7 @@ def arm_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
 def _mean_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     parts: list[np.ndarray] = []
     for record in arm.records:
-        if protocol not in record.data["protocols"]:
+        if protocol not in record.run.protocols:
             return None
         found = values_of(record, protocol, metric)
         if found is None or (parts and len(found) != len(parts[0])):
@@ -249,7 +263,8 @@ def metric_names(arms: Sequence[Arm], protocol: str, groups: bool = False) -> li
     names: dict[str, None] = {}
     for arm in arms:
         for record in arm.records:
-            names.update(dict.fromkeys(record.data["protocols"].get(protocol, {}).get("metrics", {})))
+            if protocol in record.run.protocols:
+                names.update(dict.fromkeys(record.run.protocols[protocol].metrics))
     return [n for n in names if ("/" in n) == groups]
 
 
@@ -271,13 +286,13 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
     """Group runs that differ in the seed only; runs of an arm are ordered by seed."""
     found: dict[str, Arm] = {}
     for record in records:
-        key = identity(record.data["inputs"])
+        key = identity(record.run.inputs)
         # A run repeated elsewhere may have other weights; evaluated too, it is the same seed again, not another.
-        while key in found and record.data["inputs"].get("seed") in found[key].seeds:
+        while key in found and record.run.inputs.seed in found[key].seeds:
             key += " again"
         found.setdefault(key, Arm(key, [])).records.append(record)
     for arm in found.values():
-        arm.records.sort(key=lambda r: (int(r.data["inputs"].get("seed") or 0), r.id))
+        arm.records.sort(key=lambda r: (r.run.inputs.seed, r.id))
     return list(found.values())
 
 
@@ -290,21 +305,16 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
     """
     if not records:
         raise CirbenchError("no runs to report on. Make one with `cirbench run`, then name its folder.")
-    for record in records:
-        check_record(record)
     records = sorted(records, key=lambda r: (r.name, r.id))
     found: dict[tuple[str, str], list[Record]] = {}
 
     def add(record: Record) -> None:
-        dataset = str(record.data["inputs"].get("dataset", "?"))
-        found.setdefault((dataset, _test_key(record)), []).append(record)
+        found.setdefault((record.run.inputs.dataset, _test_key(record)), []).append(record)
 
     for record in records:
         add(record)
     for members in found.values():
-        check_queries(members[0])
-        for record in members:
-            check_arrays(record, len(members[0].queries), len(members[0].gallery))
+        check_runs(members)
     for record in joined(records, identity):
         add(record)
     out = []
@@ -316,10 +326,10 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
         for arm in arms:
             if arm.oracle and "test-oracle" not in arm.label:
                 arm.label += " [test-oracle]"  # so that every place that shows a number says it
-        protocol = members[0].data["default_protocol"]
+        protocol = members[0].run.default_protocol
         summary = next(iter(metric_names(arms, protocol)), "")
         arms.sort(key=lambda a: (-(np.mean(a.scores(protocol, summary) or [-1.0])), a.label, a.key))
-        out.append(TestSet(dataset, key, str(members[0].data.get("split", "")), arms))
+        out.append(TestSet(dataset, key, members[0].run.split, arms))
     return out
 
 
@@ -327,7 +337,7 @@ def _mark_points(arms: Sequence[Arm], long: int = 12, many: int = 4) -> None:
     """Settings are told apart from methods and named variants where there are too many rows to see the latter."""
     count = Counter(arm.method for arm in arms)
     for arm in arms:
-        given = bool(arm.records[0].data.get("overrides"))
+        given = bool(arm.run.overrides)
         arm.point = len(arms) > long and count[arm.method] > many and given and arm.label != arm.name
 
 
@@ -352,7 +362,7 @@ def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
 
     Where nothing was run as it comes, values usual in the family are left out.
     """
-    as_it_comes = next((arm for arm in family if not arm.records[0].data.get("overrides")), None)
+    as_it_comes = next((arm for arm in family if not arm.run.overrides), None)
     names = dict.fromkeys(k for arm in arms for k in arm.knobs)
     vary: dict[str, str] = {}
     for name in names:

@@ -7,32 +7,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
 from cirbench.runs.record import Record, is_finished
 from cirbench.scoring import statistics
 from cirbench.types import CirbenchError
+
+from .collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
 
 __all__ = ["compare", "differing_inputs", "other_seeds"]
 
 
 def other_seeds(record: Record) -> list[Record]:
     """The run and those beside it that differ from it in the seed alone, by seed, one of each."""
-    key, found = identity(record.data["inputs"]), {record.data["inputs"].get("seed"): record}
+    key, found = identity(record.run.inputs), {record.run.inputs.seed: record}
     for folder in sorted(record.folder.resolve().parent.iterdir()):
         if is_finished(folder):
             other = Record(folder)
-            if identity(other.data["inputs"]) == key:
-                found.setdefault(other.data["inputs"].get("seed"), other)
-    return sorted(found.values(), key=lambda r: int(r.data["inputs"].get("seed") or 0))
+            if identity(other.run.inputs) == key:
+                found.setdefault(other.run.inputs.seed, other)
+    return sorted(found.values(), key=lambda r: r.run.inputs.seed)
 
 
 def differing_inputs(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     """Everything the two runs depend on that is not equal: knobs by name, the rest by field."""
     out: dict[str, tuple[Any, Any]] = {}
     for left, right in (
-        (flat(a.data["inputs"]), flat(b.data["inputs"])),
-        tuple({k: r.data["inputs"].get(k) for k in ("method", "dataset", "fingerprint", "images", "seed", "weights")}
+        (flat(a.run.inputs), flat(b.run.inputs)),
+        tuple({k: r.run.inputs.raw[k] for k in ("method", "dataset", "fingerprint", "images", "seed", "weights")}
               for r in (a, b)),
     ):
         for name in dict.fromkeys([*left, *right]):
@@ -77,8 +78,8 @@ def _pair(a: Sequence[Record], b: Sequence[Record], protocol: str) -> list[dict[
             f"{one.name} and {two.name} answered different queries or ranked different galleries "
             f"({len(one.queries)} and {len(two.queries)} queries); they cannot be compared query by query."
         )
-    name = protocol or one.data["default_protocol"]
-    common = [p for p in one.data["protocols"] if all(p in r.data["protocols"] for r in (*a, *b))]
+    name = protocol or one.run.default_protocol
+    common = [p for p in one.run.protocols if all(p in r.run.protocols for r in (*a, *b))]
     if name not in common:
         raise CirbenchError(f"protocol {name!r} was not scored by both. Both have: {', '.join(common) or 'none'}.")
     sides = [Arm("", list(side)) for side in (a, b)]

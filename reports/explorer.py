@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, rows_of
 
 from cirbench.runs.record import Record
+
+from .collect import Arm, TestSet, rows_of
 
 __all__ = [
     "Block", "Example", "Explorer", "Strip", "add_pictures", "data_uri", "examples", "explorer", "first_rows", "hits",
@@ -105,8 +106,7 @@ def first_rows(record: Record, protocol: str, queries: int) -> np.ndarray:
 
 
 def _tops(record: Record, protocol: str, shown: int = STRIP) -> np.ndarray:
-    form = record.data["protocols"][protocol].get("form", "text")
-    name = f"top/{form}"
+    name = f"top/{record.run.protocols[protocol].form}"
     if name not in record.rankings:
         return np.full((len(rows_of(record, protocol)), shown), -1)
     return record.rankings[name][:, :shown]
@@ -122,8 +122,8 @@ def hits(
     rank counts ties against it, or is that of another protocol than the one whose first images were kept.
     """
     top, ranks = _tops(record, protocol, shown), record.rankings[f"rank/{protocol}"]
-    form = record.data["protocols"][protocol].get("form", "text")
-    kept = next(n for n, p in record.data["protocols"].items() if p.get("form", "text") == form)
+    form = record.run.protocols[protocol].form
+    kept = next(n for n, p in record.run.protocols.items() if p.form == form)
     # Without `ties` nothing is certain.
     certain = np.zeros(len(ranks), dtype=bool)
     if kept == protocol and f"ties/{protocol}" in record.rankings:

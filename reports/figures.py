@@ -18,8 +18,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn
-from cirbench.reports.analysis import Curve, Family
-from cirbench.reports.tables import MainTable
+
+from .analysis import Curve, Family, TrainingCurves
+from .modalities import WeightRow
+from .tables import CostRow, MainTable
 
 __all__ = [
     "PALETTE", "Figure", "ablation_figure", "cost_figure", "curve_figure", "modality_figure", "save", "score_figure",
@@ -111,7 +113,7 @@ def _legend(drawing: Any, ax: Any) -> None:
 
 def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Figure | None:
     """The first column of the main table: each arm's mean, its interval, its seeds."""
-    rows = [(row.arm, row.cells[metric]) for row in table.rows if row.cells.get(metric) and not row.folded]
+    rows = [(row.arm, cell) for row in table.rows if (cell := row.cells.get(metric)) and not row.folded]
     count, rows = len(rows), rows[:most]
     if len(rows) < 2:
         return None
@@ -137,10 +139,9 @@ def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Fi
                    f"queries, a stroke for each seed{left}.")
 
 
-def cost_figure(name: str, rows: Sequence[dict[str, Any]], scores: dict[str, float], metric: str) -> Figure | None:
+def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], metric: str) -> Figure | None:
     """Quality over latency, one point an arm, area by parameters."""
-    points = [(r["p50"], scores[r["arm"].key], r["total"] or 0, r["arm"]) for r in rows
-              if r["p50"] and r["arm"].key in scores]
+    points = [(r.p50, scores[r.arm.key], r.total or 0, r.arm) for r in rows if r.p50 and r.arm.key in scores]
     if len(points) < 2:
         return None
     # A colour an arm while there are colours, else one a method.
@@ -207,37 +208,37 @@ def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
                    "standard deviation over seeds.")
 
 
-def modality_figure(name: str, row: dict[str, Any], groups: np.ndarray) -> Figure:
+def modality_figure(name: str, row: WeightRow, groups: np.ndarray) -> Figure:
     """Distribution of the learned share of the image, by group."""
     with matplotlib.rc_context(STYLE):
         drawing, ax = _axes(2.5)
-        low, high = float(row["values"].min()), float(row["values"].max())
+        low, high = float(row.values.min()), float(row.values.max())
         bins = np.linspace(low, high if high > low else low + 1e-6, 41)
         for n, group in enumerate(dict.fromkeys(groups.tolist())):
             seaborn.histplot(
-                x=row["values"][groups == group], bins=bins, ax=ax, color=PALETTE[n % 8], element="step", fill=False,
+                x=row.values[groups == group], bins=bins, ax=ax, color=PALETTE[n % 8], element="step", fill=False,
                 stat="count", label=_plain(group or "all"), linestyle=DASHES[n % 4],
             )
         ax.set(xlabel="share of the image in the query", ylabel="queries")
         _legend(drawing, ax)
-    return _finish(drawing, name, f"Learned share of the image, {row['arm'].label}, stream {row['stream']}, by group.")
+    return _finish(drawing, name, f"Learned share of the image, {row.arm.label}, stream {row.stream}, by group.")
 
 
-def training_figures(name: str, rows: Sequence[dict[str, Any]], part: str, unit: str, most: int = 4) -> list[Figure]:
+def training_figures(name: str, rows: Sequence[TrainingCurves], part: str, unit: str, most: int = 4) -> list[Figure]:
     """Losses or evaluations over epochs: one figure a quantity, its own legend below it."""
     out = []
     what = {"losses": "Training loss", "select": "Value that chooses the checkpoint,"}.get(
         part, "Lower bound on the mutual information of query and target, stream")
-    for place, quantity in enumerate(list(dict.fromkeys(n for r in rows for n in r[part]))[:most]):
+    for place, quantity in enumerate(list(dict.fromkeys(n for r in rows for n in getattr(r, part)))[:most]):
         with matplotlib.rc_context(STYLE):
             drawing, ax = _axes(2.8)
             for n, row in enumerate(rows):
-                points = row[part].get(quantity)
+                points = getattr(row, part).get(quantity)
                 if points:
                     ax.plot(*zip(*points, strict=True), color=PALETTE[n % 8], linewidth=1.4, marker=MARKERS[n % 8],
-                            markersize=3.5, linestyle=DASHES[n % 4], label=_plain(row["arm"].label, 40))
+                            markersize=3.5, linestyle=DASHES[n % 4], label=_plain(row.arm.label, 40))
             if part == "bound":
-                for cap in sorted({row["cap"] for row in rows if row[part].get(quantity)}):
+                for cap in sorted({row.cap for row in rows if row.bound.get(quantity)}):
                     ax.axhline(cap, color=SOFT, linewidth=1, linestyle=":", label=f"log N = {cap:.2f}")
             ax.set(xlabel="epoch", ylabel=f"{_plain(quantity)} ({unit})" if unit else _plain(quantity))
             ax.xaxis.get_major_locator().set_params(integer=True)

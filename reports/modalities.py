@@ -3,31 +3,107 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from cirbench.reports.collect import Arm, TestSet, arm_values, rows_of
 
 from cirbench.scoring import statistics
 
-__all__ = ["audit", "modality"]
+from .collect import Arm, TestSet, arm_values, rows_of
+
+__all__ = ["Audit", "AuditCell", "WeightRow", "audit", "modality"]
 
 MIX = {"text": 0, "text-dominant": 0, "balanced": 1, "image": 2, "image-dominant": 2}
 #: What answers a query: text counts 1, the image 2.
 CELLS = ("neither", "text alone", "image alone", "both")
 
 
-def modality(test: TestSet, audit: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Mean learned share of the image by group, per arm and stream, and how it goes with importance.
+@dataclass(frozen=True)
+class AuditCell:
+    """Queries answered by one kind of modality.
 
-    Importance is the known mix of each query, where the dataset tells it (`rho`, its `ceiling` given the ties, `std`
-    over seeds), and what the single modalities answer (`auc`: how likely a query that only the image answers has the
-    larger share of two, the other one being answered by the text only). Constant weights are left out.
+    Attributes:
+        name: one of `CELLS`.
+        count, share: how many queries, and percent of all.
+        composed: percent of them that the composing method answers, NaN without queries.
+    """
+
+    name: str
+    count: int
+    share: float
+    composed: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Whether one modality alone already answers the queries.
+
+    Attributes:
+        arm: the best composing method.
+        text_arm, image_arm: the best `text-only` and `image-only`.
+        metric: by which a query is answered.
+        text, image, composed: means in percent.
+        better: method of the better single modality.
+        gap, gap_low, gap_high: composed less the better single modality, points, with its 95 % interval over queries.
+        cell_of: (R,) position in `CELLS` of each row.
+        cells: one each.
+    """
+
+    arm: Arm
+    text_arm: Arm
+    image_arm: Arm
+    metric: str
+    text: float
+    image: float
+    composed: float
+    better: str
+    gap: float
+    gap_low: float
+    gap_high: float
+    cell_of: np.ndarray
+    cells: list[AuditCell]
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """The learned share of the image of one arm and stream.
+
+    Attributes:
+        arm, stream: whose.
+        holds_text: whether the text has edited the image branch, so that its weight is not that of the picture.
+        mean, by: over all queries, and by group.
+        values: (B,) share of each query, mean over seeds.
+        known: (B,) importance of the image by the mix of each query, 0 to 2; -1 where it is not known.
+        rho, ceiling, std: rank correlation with it, the highest that its ties allow, deviation over seeds; NaN where
+            importance is not known, `std` also for one seed.
+        cells: mean share of the queries of each kind of the composition audit; empty without one.
+        auc: how often a query that only the image answers has a larger share than one that only the text answers.
+    """
+
+    arm: Arm
+    stream: str
+    holds_text: bool
+    mean: float
+    by: dict[str, float]
+    values: np.ndarray
+    known: np.ndarray
+    rho: float
+    ceiling: float
+    std: float
+    cells: dict[str, float]
+    auc: float
+
+
+def modality(test: TestSet, audit: Audit | None = None) -> list[WeightRow]:
+    """Learned share of the image, per arm and stream, and how it goes with importance.
+
+    Importance is the known mix of each query, where the dataset has it, and what the single modalities answer.
+    Constant weights are left out.
     """
     known = np.array([MIX.get(str((q.get("extra") or {}).get("mix", "")), -1) for q in test.queries])
-    told = bool(np.all(known >= 0)) and len(set(known.tolist())) > 1
+    mixed = bool(np.all(known >= 0)) and len(set(known.tolist())) > 1
     # Three known levels cannot order all queries: the most any untied weight can reach.
-    ceiling = statistics.spearman(np.argsort(np.argsort(known, kind="stable")), known) if told else math.nan
+    ceiling = statistics.spearman(np.argsort(np.argsort(known, kind="stable")), known) if mixed else math.nan
     out = []
     for arm in test.arms:
         streams: dict[str, list[np.ndarray]] = {}
@@ -39,13 +115,13 @@ def modality(test: TestSet, audit: dict[str, Any] | None = None) -> list[dict[st
             if np.ptp(share) < 1e-6:
                 continue
             by = {g: float(share[test.groups == g].mean()) for g in dict.fromkeys(test.groups.tolist())}
-            rhos = [statistics.spearman(p, known) for p in parts] if told else []
-            out.append({
-                "arm": arm, "stream": stream, "holds_text": stream == "cnn" and _edited(arm),
-                "mean": float(share.mean()), "by": by, "values": share, "known": known,
-                "rho": statistics.spearman(share, known) if told else math.nan, "ceiling": ceiling,
-                "std": statistics.mean_std(rhos)[1] if rhos else math.nan, **_against_audit(share, audit),
-            })
+            rhos = [statistics.spearman(p, known) for p in parts] if mixed else []
+            cells, auc = _against_audit(share, audit)
+            out.append(WeightRow(
+                arm, stream, stream == "cnn" and _edited(arm), float(share.mean()), by, share, known,
+                statistics.spearman(share, known) if mixed else math.nan, ceiling,
+                statistics.mean_std(rhos)[1] if rhos else math.nan, cells, auc,
+            ))
     return out
 
 
@@ -54,20 +130,20 @@ def _edited(arm: Arm) -> bool:
     return arm.knobs.get("method.editors", "none") != "none"
 
 
-def _against_audit(share: np.ndarray, audit: dict[str, Any] | None) -> dict[str, Any]:
-    """Mean share where one modality alone answers, and the chance that the two kinds are told apart by it."""
-    if audit is None or len(audit["cell_of"]) != len(share):
-        return {"cells": {}, "auc": math.nan}
-    cells = {name: share[audit["cell_of"] == n] for n, name in enumerate(CELLS)}
+def _against_audit(share: np.ndarray, audit: Audit | None) -> tuple[dict[str, float], float]:
+    """Mean share of each kind of query, and the chance that it ranks image-only above text-only queries."""
+    if audit is None or len(audit.cell_of) != len(share):
+        return {}, math.nan
+    cells = {name: share[audit.cell_of == n] for n, name in enumerate(CELLS)}
     text, image = cells["text alone"], cells["image alone"]
     auc = math.nan
     if len(text) and len(image):
         ranks = statistics.average_ranks(np.concatenate([image, text]))[: len(image)]
         auc = float((ranks.sum() - len(image) * (len(image) + 1) / 2) / (len(image) * len(text)))
-    return {"cells": {n: float(v.mean()) if len(v) else math.nan for n, v in cells.items()}, "auc": auc}
+    return {n: float(v.mean()) if len(v) else math.nan for n, v in cells.items()}, auc
 
 
-def audit(test: TestSet, protocol: str, metric: str) -> dict[str, Any] | None:
+def audit(test: TestSet, protocol: str, metric: str) -> Audit | None:
     """Whether one modality alone already answers the queries; needs runs of `text-only` and `image-only`.
 
     Of each kind the arm with the highest mean stands; a query is answered where its value, averaged over seeds, is
@@ -88,16 +164,14 @@ def audit(test: TestSet, protocol: str, metric: str) -> dict[str, Any] | None:
     better, single = max((("text-only", text), ("image-only", image)), key=lambda pair: mean(pair[1]))
     clusters = test.clusters[rows_of(test.first, protocol)]
     low, high = 100 * statistics.bootstrap_interval(composed - single, clusters, weights=weights)
-    return {
-        "arm": best["composed"][0], "arms": {n: a for n, (a, _) in best.items()}, "metric": metric,
-        "text": mean(text), "image": mean(image), "composed": mean(composed), "queries": len(cell_of),
-        "better": better, "gap": mean(composed) - mean(single), "gap_low": float(low), "gap_high": float(high),
-        "cell_of": cell_of,
-        "cells": [
-            {
-                "name": name, "count": int((cell_of == n).sum()), "share": 100 * float((cell_of == n).mean()),
-                "composed": 100 * float(composed[cell_of == n].mean()) if (cell_of == n).any() else math.nan,
-            }
+    return Audit(
+        best["composed"][0], best["text-only"][0], best["image-only"][0], metric, mean(text), mean(image),
+        mean(composed), better, mean(composed) - mean(single), float(low), float(high), cell_of,
+        [
+            AuditCell(
+                name, int((cell_of == n).sum()), 100 * float((cell_of == n).mean()),
+                100 * float(composed[cell_of == n].mean()) if (cell_of == n).any() else math.nan,
+            )
             for n, name in enumerate(CELLS)
         ],
-    }
+    )

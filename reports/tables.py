@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from cirbench.reports.collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
 
+from cirbench.runs.record_types import ProtocolScores
 from cirbench.scoring import statistics
 
-__all__ = ["Cell", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
+from .collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
+
+__all__ = ["Cell", "CostRow", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 
 RESAMPLES = 2000
 
@@ -48,7 +49,7 @@ class MainTable:
     metrics: list[str]
     rows: list[Row]
     groups: list[str]
-    facts: dict[str, Any]
+    facts: ProtocolScores
     ties: dict[str, list[int]]
     grouped: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     detectable: float = math.nan
@@ -76,10 +77,10 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
     # The highest is seen, whatever it is.
     rows = [Row(arm, {name: _cell(arm, protocol, name) for name in names}, arm.point and arm is not arms[0])
             for arm in arms]
-    facts = arms[0].records[0].data["protocols"][protocol]
+    facts = arms[0].run.protocols[protocol]
     table = MainTable(
         test, protocol, names, rows, metric_names(arms, protocol, groups=True), facts,
-        {a.key: [int(r.data["protocols"][protocol].get("ties", 0)) for r in a.records] for a in arms},
+        {a.key: [r.run.protocols[protocol].ties for r in a.records] for a in arms},
     )
     for arm in arms:
         table.grouped[arm.key] = {m: statistics.mean_std(arm.scores(protocol, m)) for m in table.groups}
@@ -92,15 +93,15 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
 
 def _lacking(arm: Arm, protocol: str) -> str:
     """What missing pictures imply for a row (`cirbench run --allow-missing`), widest over its seeds; "" for none."""
-    found = [m for r in arm.records if (m := r.data["protocols"][protocol].get("missing"))]
+    found = [m for r in arm.records if (m := r.run.protocols[protocol].missing) is not None]
     if not found:
         return ""
     between = [
-        f"{name} {min(m['bounds'][name][0] for m in found):.2f} to {max(m['bounds'][name][1] for m in found):.2f}"
-        for name in found[0]["bounds"] if "/" not in name
+        f"{name} {min(m.bounds[name][0] for m in found):.2f} to {max(m.bounds[name][1] for m in found):.2f}"
+        for name in found[0].bounds if "/" not in name and all(name in m.bounds for m in found)
     ]
     return (
-        f"{arm.label}: pictures are missing ({found[0]['queries_lost']} queries lost, {found[0]['gallery_lost']} "
+        f"{arm.label}: pictures are missing ({found[0].queries_lost} queries lost, {found[0].gallery_lost} "
         f"images gone from a gallery). On the whole data it lies between: {'; '.join(between) or 'not known'}."
     )
 
@@ -117,16 +118,13 @@ def _other_code(arms: Sequence[Arm]) -> list[str]:
     """Rows that differ in nothing but the version of the code they were run with."""
     same: dict[str, list[Arm]] = {}
     for arm in arms:
-        inputs = {k: v for k, v in arm.inputs.items() if k != "source"}
-        if "source" in (inputs.get("evaluated") or {}):
-            inputs["evaluated"] = {**inputs["evaluated"], "source": ""}
-        same.setdefault(identity(inputs), []).append(arm)
+        same.setdefault(identity(arm.inputs, code=False), []).append(arm)
     out = []
     for first, *others in same.values():
         for arm in others:
-            one, two = (a.inputs.get("source") or {} for a in (first, arm))
+            one, two = first.inputs.code, arm.inputs.code
             names = sorted(n for n in {*one, *two} if one.get(n) != two.get(n))
-            trained = [(a.inputs.get("evaluated") or {}).get("source") for a in (first, arm)]
+            trained = [a.inputs.evaluated.code if a.inputs.evaluated else "" for a in (first, arm)]
             files = ", ".join([*names, *(["the code that trained them"] if trained[0] != trained[1] else [])])
             if not files:
                 continue  # one seed twice, with other weights
@@ -180,32 +178,56 @@ def _beyond_seeds(a: Cell, b: Cell) -> bool:
     return a.mean - b.mean > 2 * error
 
 
-def cost_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """One row an arm: what it costs, means over its seeds; None where it was not measured."""
+@dataclass(frozen=True)
+class CostRow:
+    """What an arm costs: means over its seeds, None where it was not measured.
 
-    def mean(arm: Arm, *path: str) -> float | None:
-        found = []
-        for record in arm.records:
-            value: Any = record.data.get("cost") or {}
-            for name in path:
-                value = value.get(name) if isinstance(value, dict) else None
-            if isinstance(value, int | float):
-                found.append(float(value))
-        return float(np.mean(found)) if found else None
+    Attributes:
+        arm: whose.
+        trainable, total: parameters, those trained and all.
+        flops_query, flops_image: of one query and one gallery image, frozen encoders included.
+        epoch, train, seconds: seconds on the clock of one epoch, of the training, of the whole run.
+        cpu: seconds of training on the processor, all cores together.
+        p50, p95: latency of one query, milliseconds.
+        memory: peak, megabytes.
+    """
 
-    return [
-        {
-            "arm": arm,
-            "trainable": mean(arm, "parameters", "trainable"), "total": mean(arm, "parameters", "total"),
-            "flops_query": mean(arm, "flops", "query"), "flops_image": mean(arm, "flops", "image"),
-            "epoch": mean(arm, "seconds", "epoch"), "train": mean(arm, "seconds", "train"),
-            "cpu": mean(arm, "seconds", "cpu"),
-            "seconds": mean(arm, "seconds", "total"),
-            "p50": mean(arm, "latency_ms", "p50"), "p95": mean(arm, "latency_ms", "p95"),
-            "memory": mean(arm, "peak_memory_mb"),
-        }
-        for arm in arms
-    ]
+    arm: Arm
+    trainable: float | None
+    total: float | None
+    flops_query: float | None
+    flops_image: float | None
+    epoch: float | None
+    train: float | None
+    cpu: float | None
+    seconds: float | None
+    p50: float | None
+    p95: float | None
+    memory: float | None
+
+
+def cost_rows(arms: Sequence[Arm]) -> list[CostRow]:
+    """One row an arm."""
+    return [_cost_row(arm) for arm in arms]
+
+
+def _cost_row(arm: Arm) -> CostRow:
+    costs = [record.run.cost for record in arm.records]
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [float(v) for v in values if v is not None]
+        return float(np.mean(known)) if known else None
+
+    return CostRow(
+        arm,
+        trainable=mean(c.parameters.get("trainable") for c in costs),
+        total=mean(c.parameters.get("total") for c in costs),
+        flops_query=mean(c.flops.get("query") for c in costs), flops_image=mean(c.flops.get("image") for c in costs),
+        epoch=mean(c.seconds.get("epoch") for c in costs), train=mean(c.seconds.get("train") for c in costs),
+        cpu=mean(c.seconds.get("cpu") for c in costs), seconds=mean(c.seconds.get("total") for c in costs),
+        p50=mean(c.latency_ms.get("p50") for c in costs), p95=mean(c.latency_ms.get("p95") for c in costs),
+        memory=mean(c.peak_memory_mb for c in costs),
+    )
 
 
 def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[list[bool]]]:
@@ -227,8 +249,8 @@ def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[li
             else:
                 cells.append(f"{cell.mean:.2f}" + ("" if math.isnan(cell.std) else f" ± {cell.std:.2f}"))
             marks.append(bool(cell and cell.best))
-        cells.append("" if cost["trainable"] is None else f"{cost['trainable']:,.0f}")
-        cells.append("" if cost["cpu"] is None else f"{cost['cpu']:,.1f}")
+        cells.append("" if cost.trainable is None else f"{cost.trainable:,.0f}")
+        cells.append("" if cost.cpu is None else f"{cost.cpu:,.1f}")
         marks += [False, False]
         rows.append(cells)
         best.append(marks)
@@ -258,10 +280,10 @@ def text_table(table: MainTable, style: str) -> str:
                     "" if math.isnan(v) else repr(v) for v in (cell.mean, cell.std, cell.low, cell.high)
                 ]
             writer.writerow([
-                table.test.dataset, table.protocol, table.facts.get("queries"), table.facts.get("gallery"),
+                table.test.dataset, table.protocol, table.facts.queries, table.facts.gallery,
                 row.arm.label, " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
                 row.arm.knobs.get("method.streams", ""),
-                *["" if cost[name] is None else repr(cost[name]) for name in ("trainable", "train", "cpu")],
+                *["" if value is None else repr(value) for value in (cost.trainable, cost.train, cost.cpu)],
             ])
         return out.getvalue()
     if style == "latex":
@@ -284,7 +306,7 @@ def caption(table: MainTable) -> str:
     ties = [n for counts in table.ties.values() for n in counts]
     return (
         f"{table.test.dataset}, split {table.test.split or '?'}, protocol {table.protocol}: "
-        f"{table.facts.get('queries')} queries, gallery {table.facts.get('gallery')}, "
+        f"{table.facts.queries} queries, gallery {table.facts.gallery}, "
         f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± std over seeds; bold: "
         "significantly above every other row. Parameters are those trained, CPU s those of training one seed."
         + "".join(f" {note}" for note in table.notes)

@@ -1,1 +1,4 @@
-"""One TOML file per question; see docs/add-a-sweep.md."""
+"""One TOML file per question (docs/add-a-sweep.md).
+
+Data alone: it imports nothing.
+"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,7 +12,9 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from cirbench.runs.record import write_json, write_jsonl, write_npz, write_pictures
+from cirbench.files import write_json, write_jsonl, write_npz
+from cirbench.runs.record import SCHEMA, write_pictures
+from cirbench.types import Protocol
 
 CONFIG = {
     "streams": "both", "weighting": "learned", "clip": "scenes-medium", "soft_label_weight": 0.2, "editors": "both",
@@ -97,6 +100,7 @@ def write_run(
         base = np.array([0.3, 0.5, 0.7])[codes]
         arrays["weight/clip"] = (base + 0.05 * drawn.standard_normal(queries)).clip(0, 1).astype(np.float32)
         arrays["weight/cnn"] = (0.8 + 0.02 * drawn.standard_normal(queries)).clip(0, 1).astype(np.float32)
+    protocol = Protocol("scenes", METRICS, average="groups" if group_average else "queries")
     run_id = f"{abs(hash_of(method, variant, seed, overrides, data, dataset, inputs, queries, gallery)):016x}"
     folder = out / f"{dataset}-{method}{'-' + variant if variant else ''}-s{seed}-{run_id[:10]}"
     write_jsonl(folder / "queries.jsonl", rows)
@@ -123,7 +127,7 @@ def write_run(
             } for row in rows[:20]
         }})
     write_json(folder / "record.json", {
-        "schema": 1, "id": run_id, "name": folder.name,
+        "schema": SCHEMA, "id": run_id, "name": folder.name,
         "inputs": {
             "dataset": dataset, "data": data, "fingerprint": f"f{data['noise_rate']}", "images": f"i{data['noise_rate']}", "method": method,
             "config": config, "train": {"epochs": 5, "batch_size": 64}, "seed": seed, "weights": {}, "source": {},
@@ -133,7 +137,8 @@ def write_run(
         "selection": {"rule": "last", "epoch": 4, "metric": None, "value": None},
         "command": f"cirbench run --method {method} --dataset {dataset} --seed {seed}", "split": "report",
         "protocols": {
-            "scenes": {"queries": queries, "gallery": gallery, "ties": ties, "form": "text", "metrics": numbers},
+            "scenes": {"queries": queries, "gallery": gallery, "ties": ties, "form": "text", "metrics": numbers,
+                       "definition": asdict(protocol)},
         },
         "default_protocol": "scenes", "omitted": {},
         "cost": {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from fake_records import HOSTILE, write_run
 
-from cirbench.runs.record import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.files import write_json, write_jsonl, write_npz
+from cirbench.runs.record import Record, is_finished, write_pictures
 from cirbench.runs.store import find_records
 from cirbench.types import CirbenchError
 
@@ -21,10 +23,11 @@ def test_everything_comes_back(tmp_path):
     write_jsonl(tmp_path / "queries.jsonl", rows)
     write_json(tmp_path / "gallery.json", list(pictures))
     write_pictures(tmp_path / "pictures.zip", pictures)
-    write_json(tmp_path / "record.json", {
-        "schema": 1, "id": "x", "name": "n", "inputs": {}, "protocols": {"p": {}}, "default_protocol": "p",
-    })
+    made = write_run(tmp_path / "made", queries=6, gallery=12, pictures=0)
+    write_json(tmp_path / "record.json", {**json.loads((made / "record.json").read_text()), "of a later release": 1})
+    shutil.rmtree(tmp_path / "made")
     record = Record(tmp_path)
+    assert record.data["of a later release"] == 1 and record.run.protocols["scenes"].definition.average == "queries"
     assert [q["texts"][0] for q in record.queries] == list(HOSTILE)
     assert record.gallery == list(pictures) and dict(record.pictures) == pictures
     assert set(record.rankings) == set(arrays) and record.rankings.under("weight") == {"clip": "weight/clip"}
@@ -76,7 +79,7 @@ def test_runs_are_found_once_below_a_folder(tmp_path):
     (lambda f: (f / "record.json").write_text("{"), "record.json is damaged"),
     (lambda f: (f / "record.json").write_text("[]"), "not a JSON object"),
     (lambda f: (f / "record.json").write_text(json.dumps({"schema": 99})), "schema 99"),
-    (lambda f: (f / "record.json").write_text(json.dumps({"schema": 1, "id": "x"})), "lacks name, inputs"),
+    (lambda f: (f / "record.json").write_text(json.dumps({"schema": 1, "id": "x"})), "lacks protocols"),
     (lambda f: (f / "queries.jsonl").write_text('{"id": 1}\n{"id'), "line 2"),
     (lambda f: (f / "queries.jsonl").unlink(), "queries.jsonl is missing"),
     (lambda f: (f / "rankings.npz").write_bytes(b"PK"), "rankings.npz is damaged"),

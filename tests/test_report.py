@@ -146,12 +146,10 @@ def test_pointing_by_hand():
     boxes = [[0, 0, 16, 16], [32, 32, 48, 48]]
     region = np.zeros((3, 3))
     region[2, 2] = 1
-    assert attention.pointing(region, boxes, 1, 48) == {
-        "named": 1.0, "any": 1.0, "chance": pytest.approx(1 / 9), "object_chance": 0.5,
-    }
-    assert attention.pointing(region, boxes, 0, 48)["named"] == 0.0
+    assert attention.pointing(region, boxes, 1, 48) == attention.Peak(1.0, 1.0, pytest.approx(1 / 9), 0.5)
+    assert attention.pointing(region, boxes, 0, 48).named == 0.0
     flat = attention.pointing(np.ones((3, 3)), boxes, 0, 48)
-    assert flat["named"] == pytest.approx(1 / 9) and flat["any"] == pytest.approx(2 / 9)
+    assert flat.named == pytest.approx(1 / 9) and flat.any == pytest.approx(2 / 9)
 
 
 def test_command_writes_the_page_and_the_figures(suite, tmp_path):

@@ -17,7 +17,7 @@ from cirbench.reports.collect import TestSet, collect
 from fake_records import write_run
 
 from cirbench.cli.sweep import status as sweep_status
-from cirbench.runs.record import write_json
+from cirbench.files import write_json
 from cirbench.runs.store import Study, find_records, find_studies
 from cirbench.types import CirbenchError
 
@@ -132,16 +132,16 @@ def test_the_audit_by_hand(tmp_path: Path) -> None:
     found = modalities.audit(test, "scenes", "R@1")
     assert found is not None
     for cell, mask in (("both", text & image), ("neither", ~text & ~image), ("text alone", text & ~image)):
-        row = next(c for c in found["cells"] if c["name"] == cell)
-        assert row["count"] == mask.sum() and row["share"] == pytest.approx(100 * mask.mean())
-        assert row["composed"] == pytest.approx(100 * composed[mask].mean())
-    assert found["gap"] == pytest.approx(100 * (composed.mean() - max(text.mean(), image.mean())))
-    assert found["gap_low"] < found["gap"] < found["gap_high"]
-    clip = next(m for m in modalities.modality(test, found) if m["stream"] == "clip")
+        row = next(c for c in found.cells if c.name == cell)
+        assert row.count == mask.sum() and row.share == pytest.approx(100 * mask.mean())
+        assert row.composed == pytest.approx(100 * composed[mask].mean())
+    assert found.gap == pytest.approx(100 * (composed.mean() - max(text.mean(), image.mean())))
+    assert found.gap_low < found.gap < found.gap_high
+    clip = next(m for m in modalities.modality(test, found) if m.stream == "clip")
     share = test.arms[0].records[0].rankings["weight/clip"]
     a, b = share[image & ~text], share[text & ~image]
-    assert clip["auc"] == pytest.approx(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
-    assert clip["rho"] <= clip["ceiling"] < 1
+    assert clip.auc == pytest.approx(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+    assert clip.rho <= clip.ceiling < 1
 
 
 def test_attention_is_grounded_only_above_chance_objects_and_energy(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_attention_is_grounded_only_above_chance_objects_and_energy(tmp_path: Pa
         (test,) = collect(find_records([tmp_path]))
         (answer,) = ask(test)["Is the attention grounded in the words?"]
         (entry,) = attention.attention(test, False)
-        rates = {s["map"]: s for s in entry["scores"]}["words to regions"]
-        assert rates["n"] == 100 and rates["chance"] == pytest.approx(100 / 9) == rates["object_chance"]
+        rates = {s.map: s for s in entry.scores}["words to regions"]
+        assert rates.n == 100 and rates.chance == pytest.approx(100 / 9) == rates.object_chance
         return answer
 
     assert told(sharp, flat).verdict == "yes"
@@ -201,21 +201,21 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
     for given in (folder, folder / "sweep.json", tmp_path):
         assert len(find_records([given])) == 24 and [s.folder for s in find_studies([given])] == [folder]
     (told,) = studies.studies(collect(find_records([folder]))[0], find_studies([folder]), "R@1")
-    shares = {i["knob"]: i for i in told["importance"]}
-    assert shares["method.clip_lr"]["share"] > 0.6 and sum(i["share"] for i in told["importance"]) == pytest.approx(1)
-    assert all(i["low"] <= i["high"] for i in told["importance"])
-    assert told["tuning"] and [r["mean"] for r in told["rows"]] == sorted((r["mean"] for r in told["rows"]), reverse=True)
-    by_label = {r["label"]: r for r in told["rows"]}
+    shares = {i.knob: i.share for i in told.importance}
+    assert shares["method.clip_lr"] > 0.6 and sum(shares.values()) == pytest.approx(1)
+    assert all(i.low <= i.high for i in told.importance)
+    assert told.tuning and [r.mean for r in told.rows] == sorted((r.mean for r in told.rows), reverse=True)
+    by_label = {r.label: r for r in told.rows}
     for point in Study(folder).data["points"]:
         record = next(r for r in find_records([folder]) if r.id == point["seeds"]["0"]["id"])
-        assert by_label[point["label"]]["reported"] == record.data["protocols"]["scenes"]["metrics"]["R@1"]
+        assert by_label[point["label"]].reported == record.data["protocols"]["scenes"]["metrics"]["R@1"]
     page = build(find_records([folder]), sweeps=find_studies([folder]))
     assert "Tuning:" in page and 'data-table="importance"' in page and "Which &lt;values&gt;?" in page
     assert page == build(find_records([folder]), sweeps=find_studies([folder]))
     data = Study(folder).data
     write_json(folder / "sweep.json", {**data, "objective": {**data["objective"], "direction": "minimize"}})
     (turned,) = studies.studies(collect(find_records([folder]))[0], find_studies([folder]), "R@1")
-    assert [r["mean"] for r in turned["rows"]] == sorted(r["mean"] for r in told["rows"])
+    assert [r.mean for r in turned.rows] == sorted(r.mean for r in told.rows)
     other = tmp_path / "sweeps" / "also"
     write_json(other / "sweep.json", {**data, "study": "also", "name": "also"})
     both = [find_studies([a, b]) for a, b in ((folder, other), (other, folder))]
@@ -223,8 +223,8 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
 
 
 def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Path) -> None:
-    assert studies.importance(Study(sweep(tmp_path / "a", sampler="grid")).data) == []
-    assert studies.importance(Study(sweep(tmp_path / "b", points=6)).data) == []
+    assert studies.importance(Study(sweep(tmp_path / "a", sampler="grid"))) == []
+    assert studies.importance(Study(sweep(tmp_path / "b", points=6))) == []
     with pytest.raises(CirbenchError, match="no finished run is in"):
         find_records([sweep(tmp_path / "c", here=False)])
     broken = tmp_path / "a" / "sweeps" / "tune-scenes-0"
@@ -260,7 +260,7 @@ def test_the_bound_is_told_with_its_cap(tmp_path: Path) -> None:
     lines += [json.dumps({"epoch": e, "bound": {"clip": 1.5 + e}, "pairs": 256}) for e in range(2)]
     (folder / "training.jsonl").write_text("\n".join(lines) + "\n")
     (told,) = analysis.training(collect(find_records([tmp_path]))[0])
-    assert told["bound"] == {"clip": [(0, 1.5), (1, 2.5)]} and told["cap"] == pytest.approx(math.log(256))
+    assert told.bound == {"clip": [(0, 1.5), (1, 2.5)]} and told.cap == pytest.approx(math.log(256))
     page = build(find_records([tmp_path]))
     assert 'data-v="2.5"' in page and "log N" in page
 

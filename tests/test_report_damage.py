@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fake_records import write_run
 
 from cirbench.cli.report import report
-from cirbench.runs.record import write_npz
+from cirbench.files import write_npz
 from cirbench.runs.store import find_records
 from cirbench.types import CirbenchError
 
@@ -91,6 +91,11 @@ ARRAYS: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
     r"top/text has shape \(5, 30\), not 12 x any": lambda a: a.update({"top/text": a["top/text"][:5]}),
     "top/text holds 129, but places end at 29": lambda a: a.update({"top/text": a["top/text"] + 100}),
     "row_query/text holds 111, but places end at 11": lambda a: a.update({"row_query/text": a["row_query/text"] + 100}),
+    "rank/scenes holds float32, not whole numbers": lambda a: a.update({"rank/scenes": a["rank/scenes"].astype("f4")}),
+    "top/text holds bool, not whole numbers": lambda a: a.update({"top/text": a["top/text"] > 3}),
+    "row_query/text holds -1, but places end at 11": lambda a: a.update({"row_query/text": a["row_query/text"] - 1}),
+    "weight/cnn holds <U3, not numbers": lambda a: a.update({"weight/cnn": np.array(["abc"] * 12)}),
+    "it lacks ties/scenes": lambda a: a.pop("ties/scenes"),
     r"weight/clip has shape \(5,\), not 12": lambda a: a.update({"weight/clip": a["weight/clip"][:5]}),
 }
 
@@ -104,23 +109,33 @@ def test_arrays_that_do_not_fit(run, message):
     refused(run, message)
 
 
+#: Message -> path of a field of record.json and what it is replaced by.
 RECORDS: dict[str, tuple[str, Any]] = {
     "inputs is null, not an object": ("inputs", None), "cost is a list, not an object": ("cost", [1]),
     "selection is text, not an object": ("selection", "last"), "notes is a number, not a list": ("notes", 5),
-    "environment is null, not an object": ("environment", None), "protocols": ("protocols", 5),
-    "inputs.seed is text, not a number": ("inputs", {"seed": "abc"}),
-    "inputs.config is a list, not an object": ("inputs", {"config": [1]}),
-    "protocols.scenes.metrics is null, not an object": ("protocols", {"scenes": {"queries": 1, "gallery": 1}}),
-    "metrics.R@1 is text, not a number": (
-        "protocols", {"scenes": {"queries": 1, "gallery": 1, "metrics": {"R@1": "x"}}}),
+    "environment is null, not an object": ("environment", None),
+    "protocols is a number, not an object": ("protocols", 5),
+    "inputs.seed is text, not a whole number": ("inputs.seed", "abc"),
+    "inputs.config is a list, not an object": ("inputs.config", [1]),
+    "protocols.scenes.metrics is null, not an object": ("protocols.scenes.metrics", None),
+    "protocols.scenes.metrics.R@1 is text, not a number": ("protocols.scenes.metrics.R@1", "x"),
+    "protocols.scenes.definition.average is 'rows', not one of queries, groups": (
+        "protocols.scenes.definition.average", "rows"),
+    "default_protocol 'other' is not in protocols": ("default_protocol", "other"),
+    "cost.seconds.cpu is NaN, which is no JSON": ("cost.seconds.cpu", float("nan")),
 }
 
 
 @pytest.mark.parametrize("message", list(RECORDS))
 def test_a_record_of_another_make(run, message):
-    name, value = RECORDS[message]
+    path, value = RECORDS[message]
     data = json.loads((run / "record.json").read_text())
-    (run / "record.json").write_text(json.dumps(data | {name: value}))
+    *above, name = path.split(".")
+    place = data
+    for key in above:
+        place = place[key]
+    place[name] = value
+    (run / "record.json").write_text(json.dumps(data))
     refused(run, message)
 
 

@@ -147,10 +147,10 @@ def test_trained_here_and_evaluated_there(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("value", [5, {"data": [1]}])
+@pytest.mark.parametrize("value", [5, {**evaluated("r"), "data": [1]}, {"run": "r"}])
 def test_damage_is_told(value: Any, tmp_path: Path) -> None:
     from cirbench.types import CirbenchError
 
     write_run(tmp_path, pictures=0, evaluated=value)
-    with pytest.raises(CirbenchError, match=r"record.json is damaged: inputs.evaluated"):
+    with pytest.raises(CirbenchError, match=r"record.json is damaged: (it lacks )?inputs.evaluated"):
         collect(find_records([tmp_path]))

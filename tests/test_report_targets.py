@@ -16,7 +16,8 @@ from fake_records import write_run
 from report_page import Page
 
 from cirbench.cli.show import show
-from cirbench.runs.record import Record, write_json, write_jsonl, write_npz
+from cirbench.files import write_json, write_jsonl, write_npz
+from cirbench.runs.record import Record
 from cirbench.runs.store import find_records
 
 MANY = 14

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cirbench import plugins
 from cirbench.cli import main
 from cirbench.runs import planning, reproduce
+from cirbench.runs.record_types import ProtocolScores
 from cirbench.runs.reproduce import Expected, Row
 from cirbench.types import CirbenchError
 
@@ -59,8 +62,11 @@ def test_verdicts(difference: float, expected: str) -> None:
 
 def test_comparison_reads_the_protocol_that_was_published() -> None:
     row = Expected("m", "d", "", "b", {}, {"R@1": 10.0, "x/R@10": 50.0}, "s", (1.0, 2.0))
-    record = {"name": "r", "omitted": {"c": "no labels"}, "protocols": {
-        "a": {"metrics": {"R@1": 99.0}}, "b": {"metrics": {"R@1": 10.5, "x/R@10": 44.0}}}}
+    protocols = {
+        name: ProtocolScores(5, 9, 0, "text", metrics, None, None)
+        for name, metrics in {"a": {"R@1": 99.0}, "b": {"R@1": 10.5, "x/R@10": 44.0}}.items()
+    }
+    record: Any = SimpleNamespace(name="r", omitted={"c": "no labels"}, protocols=protocols)
     rows = reproduce.compare(row, record)
     assert rows == [Row("R@1", 10.0, 10.5, "OK"), Row("x/R@10", 50.0, 44.0, "FAIL")]
     assert [r.difference for r in rows] == [0.5, -6.0]

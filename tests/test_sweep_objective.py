@@ -14,8 +14,8 @@ from small_data import build
 
 from cirbench import plugins
 from cirbench.cli import main
+from cirbench.files import write_npz
 from cirbench.runs import execution
-from cirbench.runs.record import write_npz
 from cirbench.scoring import metrics
 from cirbench.studies import design_file, worker
 from cirbench.types import CirbenchError

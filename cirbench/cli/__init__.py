@@ -1,4 +1,7 @@
-"""The command line: one file per subcommand, read only when it is needed; heavy imports inside the subcommand."""
+"""The command line: one file per subcommand, loaded by its name when it is called.
+
+Imports everything else, heavy modules inside the subcommand that needs them, so that help and lists stay quick.
+"""
 
 from __future__ import annotations
 

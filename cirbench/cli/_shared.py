@@ -91,7 +91,7 @@ def summary_line(record: dict[str, Any]) -> str:
     lines = []
     for name, scored in record["protocols"].items():
         shown = {k: v for k, v in scored["metrics"].items() if "/" not in k}
-        numbers = "  ".join(f"{k} {v:.2f}" for k, v in shown.items())
+        numbers = "  ".join(f"{k} {v:.2f}" for k, v in shown.items() if v is not None)
         lines.append(
             f"  {name}: {numbers}  ({scored['queries']} queries, gallery {scored['gallery']}, {scored['ties']} ties)"
             + ("  test-oracle" if chosen_on_report(record) else "")

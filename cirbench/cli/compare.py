@@ -36,7 +36,7 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
         raise CirbenchError(f"{twice[0].name} is named twice: it is the same run ({twice[0].id}). Give different ones.")
     arms = [[record] if one_seed else comparing.other_seeds(record) for record in named]
     results = comparing.compare(arms, protocol)
-    seeds = [[r.data["inputs"].get("seed") for r in arm] for arm in arms]
+    seeds = [[r.run.inputs.seed for r in arm] for arm in arms]
     inputs = [comparing.differing_inputs(named[0], other) for other in named[1:]]
     if not one_seed:
         for changed in inputs:
@@ -58,9 +58,7 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
 
 
 def _named(record: Any, seeds: list[int]) -> str:
-    from cirbench.runs.record import chosen_on_report
-
-    oracle = ", test-oracle" if chosen_on_report(record.data) else ""
+    oracle = ", test-oracle" if record.run.selection.on_report else ""
     return f"{record.name}, seed{'s'[:len(seeds) > 1]} {', '.join(map(str, seeds))}{oracle}"
 
 

@@ -51,7 +51,7 @@ def reproduce(
 
         options = execution.Options(out, device, quiet=is_quiet(quiet) or as_json, command=command_line())
         record = execution.run(planned, options)
-        rows = recipes.compare(row, record.data)
+        rows = recipes.compare(row, record.run)
         failed |= any(r.verdict == "FAIL" for r in rows)
         told.append({"folder": str(record.folder), "rows": [{**vars(r), "difference": r.difference} for r in rows]})
         if not as_json:

@@ -91,11 +91,13 @@ def _explain(record: Any, count: int, device: str, quiet: bool, root: Path | Non
 
 def show(record: Any) -> None:
     """A finished run in a few lines."""
-    data = record.data
-    seconds, selection = data["cost"]["seconds"], data["selection"]
-    click.echo(f"{data['name']}")
-    click.echo(summary_line(data))
-    click.echo(
-        f"  checkpoint: {selection['rule']} (epoch {selection['epoch']}); "
-        f"{data['cost']['parameters']['trainable']:,} trainable parameters; {seconds['total']:.0f} s; {record.folder}"
-    )
+    cost, selection = record.run.cost, record.run.selection
+    click.echo(record.name)
+    click.echo(summary_line(record.data))
+    trainable, seconds = cost.parameters.get("trainable"), cost.seconds.get("total")
+    parts = [
+        f"checkpoint: {selection.rule} (epoch {selection.epoch})",
+        *([f"{trainable:,} trainable parameters"] if trainable is not None else []),
+        *([f"{seconds:.0f} s"] if seconds is not None else []), str(record.folder),
+    ]
+    click.echo(f"  {'; '.join(parts)}")

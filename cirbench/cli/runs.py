@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,15 +21,14 @@ def runs(folder: Path, as_json: bool) -> None:
         raise CirbenchError(
             f"{folder}: no such folder. `cirbench run` makes runs/ where it is called; --out names another."
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         if is_finished(path):
-            data = Record(path).data
-            name = data["default_protocol"]
-            scored = data["protocols"][name]
-            rows.append({"name": path.name, "state": "finished", "protocol": name, "metrics": scored["metrics"],
-                         "seconds": data["cost"]["seconds"]["total"], "variant": data.get("variant", ""),
-                         "overrides": data.get("overrides") or {}})
+            found = Record(path).run
+            name = found.default_protocol
+            rows.append({"name": path.name, "state": "finished", "protocol": name,
+                         "metrics": found.protocols[name].metrics, "seconds": found.cost.seconds.get("total"),
+                         "variant": found.variant, "overrides": found.overrides})
         elif (path / "checkpoint.pt").is_file() or not any(path.iterdir()):
             rows.append({"name": path.name, "state": "interrupted"})
     if as_json:
@@ -39,10 +39,11 @@ def runs(folder: Path, as_json: bool) -> None:
     for row in rows:
         if row["state"] == "finished":
             plain = [(k, v) for k, v in row["metrics"].items() if "/" not in k]
-            numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain)
+            numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain if v is not None)
             # A variant is in the name already; what was set by hand or by a sweep is not.
             given = {} if row["variant"] else row["overrides"]
             said = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
-            click.echo(f"{row['name']}  {row['protocol']}: {numbers}  {row['seconds']:.0f} s{said}")
+            took = "" if row["seconds"] is None else f"  {row['seconds']:.0f} s"
+            click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{said}")
         else:
             click.echo(f"{row['name']}  interrupted: the command that started it goes on with it")

@@ -15,12 +15,15 @@ def show(run: Path, query_id: str, top: int) -> None:
     """Show the query QUERY_ID of the finished RUN."""
     import difflib
 
+    from cirbench.reports.checks import check_arrays, check_queries
     from cirbench.reports.collect import rows_of
     from cirbench.reports.explorer import hits
     from cirbench.runs.record import Record
     from cirbench.types import CirbenchError
 
     record = Record(run)
+    check_queries(record)
+    check_arrays(record, len(record.queries), len(record.gallery))
     place = {str(q["id"]): n for n, q in enumerate(record.queries)}
     if query_id not in place:
         near = difflib.get_close_matches(query_id, place, n=1, cutoff=0.5)
@@ -35,18 +38,20 @@ def show(run: Path, query_id: str, top: int) -> None:
         click.echo(f"text       {text}")
     more = query["targets_total"] - len(query["targets"])
     click.echo(f"target     {', '.join(query['targets']) or 'hidden'}" + (f" and {more} more" if more > 0 else ""))
-    for name, scored in record.data["protocols"].items():
+    for name, scored in record.run.protocols.items():
         for row in (rows_of(record, name) == place[query_id]).nonzero()[0]:
             rank, ties = record.rankings[f"rank/{name}"][row], record.rankings[f"ties/{name}"][row]
-            told = f"rank {rank}" if rank else "no target in the gallery"
-            click.echo(f"{name}: {told} of {scored['gallery']}" + (f", {ties} ties" if ties else ""))
+            where = f"rank {rank}" if rank else "no target in the gallery"
+            click.echo(f"{name}: {where} of {scored.gallery}" + (f", {ties} ties" if ties else ""))
     if record.explain.get(query_id, {}).get("words"):
         click.echo("weighs     " + " ".join(f"{word} ({x:.2f})" for word, x in record.explain[query_id]["words"]))
-    form = record.data["protocols"][record.data["default_protocol"]].get("form", "text")
-    if f"top/{form}" not in record.rankings:
+    protocol = record.run.default_protocol
+    form = record.run.protocols[protocol].form
+    rows = (rows_of(record, protocol) == place[query_id]).nonzero()[0]
+    if f"top/{form}" not in record.rankings or not len(rows):
         return
-    row = int((rows_of(record, record.data["default_protocol"]) == place[query_id]).nonzero()[0][0])
-    (right,) = hits(record, record.data["default_protocol"], record.gallery, [(row, query)], top)
+    row = int(rows[0])
+    (right,) = hits(record, protocol, record.gallery, [(row, query)], top)
     scores = record.rankings[f"top_score/{form}"][row]
     for n, image in enumerate(record.rankings[f"top/{form}"][row][:top]):
         if image >= 0:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from cirbench import plugins
 from cirbench.data.file_hashes import file_sha256
+from cirbench.files import write_json
 from cirbench.models.lstm_text import build_vocabulary
-from cirbench.runs.record import write_json
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 

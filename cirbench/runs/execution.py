@@ -22,11 +22,12 @@ from cirbench import lease
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
 from cirbench.data.images import image_set_fingerprint, webp
+from cirbench.files import write_json, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders, check_clip, check_cnn, weights_in
 from cirbench.runs import cost, planning
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
-from cirbench.runs.record import Record, is_finished, write_json, write_jsonl, write_npz, write_pictures
+from cirbench.runs.record import SCHEMA, Record, is_finished, write_pictures
 from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
@@ -275,7 +276,7 @@ def report(
     first = split.queries[0]
     text = dataset.forms[forms[0]](first)[0][0]
     record = {
-        "schema": 1, "name": folder.name, **head, "command": options.command,
+        "schema": SCHEMA, "name": folder.name, **head, "command": options.command,
         "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
         "cost": {
             "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),

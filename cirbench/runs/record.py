@@ -1,7 +1,6 @@
-"""Run folders: written once and atomically, read back lazily (docs/records.md has the format).
+"""Run folders: written once and atomically (files.py), read back lazily (docs/records.md has the format).
 
-Writing goes to a temporary file beside the final one and is renamed into place, so that a reader sees a whole
-file or none. `record.json` is written last by whoever makes a run: a folder that has it is finished.
+`record.json` is written last by whoever makes a run: a folder that has it is finished.
 
 Only the standard library and numpy: listing a thousand runs must not cost an import of torch.
 """
@@ -11,101 +10,35 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from cirbench.types import CirbenchError
+from cirbench.files import EPOCH, dumps, replacing
+from cirbench.runs.record_lines import check_training, is_evidence, parse_json
+from cirbench.runs.record_types import RunData, read_run
+from cirbench.types import CirbenchError, Protocol
 
 __all__ = [
-    "SCHEMA", "Pictures", "Rankings", "Record", "chosen_on_report", "is_finished", "not_a_run", "read_json",
-    "write_json", "write_jsonl", "write_npz", "write_pictures",
+    "DAMAGE", "READABLE", "SCHEMA", "Pictures", "Rankings", "Record", "chosen_on_report", "is_finished", "not_a_run",
+    "read_json", "write_pictures",
 ]
 
-SCHEMA = 1
-"""Version of the record format that this code writes and reads."""
+SCHEMA = 2
+"""Version of the record format that this code writes."""
 
-REQUIRED = ("id", "name", "inputs", "protocols", "default_protocol")
+READABLE = (1, 2)
+"""Versions it reads. Schema 2 added the definition of each protocol (docs/records.md)."""
 
 #: What reading a damaged archive may raise: a flipped bit can also make it look encrypted, or packed by unknown means.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError)
 
-# Zip members carry a time; a fixed one makes equal contents equal bytes.
-EPOCH = (1980, 1, 1, 0, 0, 0)
-
-
 # ------------------------------------------------------------------------------------------ writing
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private to its owner; a record is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _plain(value: Any) -> Any:
-    """What `json` cannot write by itself: numpy numbers and arrays, tuples of mappings, paths."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    raise TypeError(f"{type(value).__name__} does not belong in a record: {value!r}")
-
-
-def _dumps(value: Any, indent: int | None = None) -> str:
-    # allow_nan=False: NaN and Infinity are not JSON, and no browser reads them.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
-
-
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write `value` to `path` as UTF-8 JSON, indented or on one line, atomically. NaN and infinity raise ValueError."""
-    text = _dumps(value, indent=indent) + "\n"
-    with _replacing(path) as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    with _replacing(path) as file:
-        for row in rows:
-            file.write((_dumps(row) + "\n").encode("utf-8", "surrogatepass"))
-
-
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as a compressed .npz, atomically; equal arrays give equal bytes."""
-    with _replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
-        for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy", EPOCH)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(info, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def write_pictures(path: Path, pictures: Mapping[str, bytes]) -> None:
@@ -114,8 +47,8 @@ def write_pictures(path: Path, pictures: Mapping[str, bytes]) -> None:
     Files are numbered, so that an image id may hold any character (slashes, `..`, emoji).
     """
     names = {image_id: f"{number:06d}.webp" for number, image_id in enumerate(pictures)}
-    with _replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo("index.json", EPOCH), _dumps(names).encode("utf-8", "surrogatepass"))
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("index.json", EPOCH), dumps(names).encode("utf-8", "surrogatepass"))
         for image_id, data in pictures.items():
             archive.writestr(zipfile.ZipInfo(names[image_id], EPOCH), data)
 
@@ -219,7 +152,12 @@ class Pictures(Mapping[str, bytes]):
 
 
 class Record:
-    """A finished run, read from its folder. `data` is read at once, the rest when first used.
+    """A finished run, read from its folder. `record.json` is read and checked at once, the rest when first used.
+
+    Attributes:
+        folder: of the run.
+        run: what `record.json` holds, as typed values.
+        data: the same as it stands in the file, with keys that this version does not know.
 
     Raises:
         CirbenchError: the folder is no finished run, or a file of it is damaged.
@@ -233,16 +171,15 @@ class Record:
         data = read_json(path)
         if not isinstance(data, dict):
             raise _broken(path, ValueError("it is not a JSON object"))
-        if data.get("schema") != SCHEMA:
+        if data.get("schema") not in READABLE or isinstance(data["schema"], bool):
             raise CirbenchError(
-                f"{path}: schema {data.get('schema')!r}; this version of cirbench reads schema {SCHEMA}. "
-                "Repeat the run, or use the version that wrote it."
+                f"{path}: schema {data.get('schema')!r}; this version of cirbench reads schemas "
+                f"{', '.join(map(str, READABLE))}. Repeat the run, or use the version that wrote it."
             )
-        absent = [key for key in REQUIRED if key not in data]
-        if absent:
-            raise _broken(path, ValueError(f"it lacks {', '.join(absent)}"))
-        if not isinstance(data["protocols"], dict) or data["default_protocol"] not in data["protocols"]:
-            raise _broken(path, ValueError(f"default protocol {data['default_protocol']!r} is not in protocols"))
+        try:
+            self.run: RunData = read_run(data)
+        except ValueError as error:
+            raise _broken(path, error) from None
         self.data: dict[str, Any] = data
 
     def __repr__(self) -> str:
@@ -251,12 +188,27 @@ class Record:
     @property
     def id(self) -> str:
         """Hash of the inputs."""
-        return str(self.data["id"])
+        return self.run.id
 
     @property
     def name(self) -> str:
         """Name of the folder as the run gave it."""
-        return str(self.data["name"])
+        return self.run.name
+
+    def definition(self, protocol: str) -> Protocol | None:
+        """What a protocol of the record is: as recorded, or, in schema 1, as the packaged dataset declares that name.
+
+        None where neither knows it.
+        """
+        recorded = self.run.protocols[protocol].definition
+        if recorded is not None:
+            return recorded
+        from cirbench import plugins
+
+        dataset = self.run.inputs.dataset
+        if dataset not in plugins.dataset_names():
+            return None
+        return next((p for p in plugins.find_dataset(dataset).SPEC.protocols if p.name == protocol), None)
 
     @cached_property
     def queries(self) -> list[dict[str, Any]]:
@@ -280,7 +232,13 @@ class Record:
     def training(self) -> list[dict[str, Any]]:
         """One entry a step and one an evaluation; empty for methods that are not trained."""
         path = self.folder / "training.jsonl"
-        return _read_jsonl(path) if path.is_file() else []
+        entries = _read_jsonl(path) if path.is_file() else []
+        for number, entry in enumerate(entries, 1):
+            try:
+                check_training(entry)
+            except ValueError as error:
+                raise _broken(path, ValueError(f"line {number}: {error}")) from None
+        return entries
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -293,14 +251,14 @@ class Record:
         path = self.folder / "explain.json"
         if not path.is_file():
             return {}
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("queries"), dict):
+        data = read_json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("queries"), dict):
             raise _broken(path, ValueError("it has no object `queries`"))
-        for name, query in found["queries"].items():
-            if not (isinstance(query, dict) and isinstance(query.get("words") or [], list)
-                    and isinstance(query.get("regions") or {}, dict)):
+        queries: dict[str, Any] = data["queries"]
+        for name, query in queries.items():
+            if not is_evidence(query):
                 raise _broken(path, ValueError(f"query {name!r} has no words and regions"))
-        return found["queries"]
+        return queries
 
 
 def not_a_run(folder: Path) -> str:
@@ -323,7 +281,7 @@ def _broken(path: Path, error: Exception) -> CirbenchError:
 def read_json(path: Path) -> Any:
     """A JSON file of a run folder; CirbenchError where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        return parse_json(path.read_bytes().decode("utf-8", "surrogatepass"))
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError) as error:
@@ -343,7 +301,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise _broken(path, ValueError(f"line {number}: {error}")) from None
         if not isinstance(row, dict):

@@ -12,6 +12,7 @@ from typing import Any
 
 from cirbench.runs import planning
 from cirbench.runs.planning import Plan
+from cirbench.runs.record_types import RunData
 from cirbench.settings import unknown
 from cirbench.types import CirbenchError, Frozen
 
@@ -100,23 +101,23 @@ def verdict(difference: float, tolerance: tuple[float, float]) -> str:
     return "OK" if far <= tolerance[0] else "OKish" if far <= tolerance[1] else "FAIL"
 
 
-def compare(expected: Expected, record: Mapping[str, Any]) -> list[Row]:
+def compare(expected: Expected, run: RunData) -> list[Row]:
     """Expected against a finished run's record.
 
     Raises:
         CirbenchError: the record has not that protocol, or not that metric.
     """
-    scored = record["protocols"].get(expected.protocol)
+    scored = run.protocols.get(expected.protocol)
     if scored is None:
-        why = record.get("omitted", {}).get(expected.protocol, "this dataset has no such protocol")
-        raise CirbenchError(f"{record['name']} has no {expected.protocol}: {why}.")
+        why = run.omitted.get(expected.protocol, "this dataset has no such protocol")
+        raise CirbenchError(f"{run.name} has no {expected.protocol}: {why}.")
     rows = []
     for metric, theirs in expected.metrics.items():
-        if metric not in scored["metrics"]:
+        ours = scored.metrics.get(metric)
+        if ours is None:
             raise CirbenchError(
-                f"{record['name']} has no {metric} under {expected.protocol}; it has {', '.join(scored['metrics'])}."
+                f"{run.name} has no {metric} under {expected.protocol}; it has {', '.join(scored.metrics)}."
             )
-        ours = scored["metrics"][metric]
         rows.append(Row(metric, theirs, ours, verdict(ours - theirs, expected.tolerance)))
     return rows
 

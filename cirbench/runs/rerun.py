@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import lease
+from cirbench.files import write_json
 from cirbench.plugins import find_dataset, find_method
 from cirbench.runs import planning
 from cirbench.runs.planning import Plan
-from cirbench.runs.record import Record, is_finished, write_json
+from cirbench.runs.record import Record, is_finished
+from cirbench.runs.record_types import CODE
 from cirbench.seeds import digest
 from cirbench.settings import TrainSettings, parse_assignments
 from cirbench.types import CirbenchError
@@ -94,10 +96,9 @@ def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[
     if not isinstance(record, Record):
         return {}
     training = record.data["inputs"]
-    code = ("source", "numerics")  # records of schema 1 name the digests of files
-    rest = {k: v for k, v in training.items() if k not in ("seed", *code, "train") and inputs.get(k) != v}
+    rest = {k: v for k, v in training.items() if k not in ("seed", *CODE, "train") and inputs.get(k) != v}
     rest["train"] = {k: v for k, v in training["train"].items() if inputs["train"].get(k) != v}
-    out = {"inputs": digest(rest), "source": digest([training[k] for k in code if k in training])}
+    out = {"inputs": digest(rest), "source": digest(record.run.inputs.code)}
     if (record.data.get("selection") or {}).get("rule") != "untrained":
         out |= {"dataset": training["dataset"], "data": training["data"]}
     return out

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirbench.runs.record import SCHEMA, Record, is_finished, not_a_run, read_json
+from cirbench.runs.record import Record, is_finished, not_a_run, read_json
+from cirbench.runs.study_types import SCHEMA, StudyData, read_study
 from cirbench.types import CirbenchError
 
 __all__ = ["Study", "find_records", "find_studies"]
@@ -19,6 +20,11 @@ DEPTH = 3
 class Study:
     """A sweep as it was run: its `sweep.json` (docs/add-a-sweep.md), in the folder `OUT/sweeps/STUDY`.
 
+    Attributes:
+        folder: of the sweep.
+        sweep: what `sweep.json` holds, as typed values.
+        data: the same as it stands in the file.
+
     Raises:
         CirbenchError: the file is damaged, or of another version.
     """
@@ -29,27 +35,16 @@ class Study:
         data = read_json(path)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise CirbenchError(f"{path} is no sweep of schema {SCHEMA}. Repeat `cirbench sweep`; runs are kept.")
-        absent = [key for key in ("study", "name", "dataset", "objective", "points", "runs") if key not in data]
-        if absent:
-            raise CirbenchError(f"{path} lacks {', '.join(absent)}. Repeat `cirbench sweep`; runs are kept.")
-        if not (
-            isinstance(data["objective"], dict) and {"split", "protocol", "metric"} <= data["objective"].keys()
-            and isinstance(data["runs"], list) and isinstance(data.get("seeds", []), list)
-            and isinstance(data["points"], list) and all(map(_is_point, data["points"]))
-        ):
-            raise CirbenchError(f"{path} is damaged: its objective, seeds, points or runs. Repeat `cirbench sweep`.")
+        try:
+            self.sweep: StudyData = read_study(data)
+        except ValueError as error:
+            raise CirbenchError(f"{path} is damaged: {error}. Repeat `cirbench sweep`; runs are kept.") from None
         self.data: dict[str, Any] = data
 
     def runs(self) -> list[Path]:
         """Folders of its finished runs that are here; another machine may keep its own."""
         out = self.folder.absolute().parent.parent
-        return [out / str(name) for name in self.data["runs"] if is_finished(out / str(name))]
-
-
-def _is_point(point: Any) -> bool:
-    """Whether a point of a sweep has seeds with their values, where it has any."""
-    seeds = point.get("seeds", {}) if isinstance(point, dict) else None
-    return isinstance(seeds, dict) and all(isinstance(s, dict) and "objective" in s for s in seeds.values())
+        return [out / name for name in self.sweep.runs if is_finished(out / name)]
 
 
 def find_studies(paths: Sequence[Path]) -> list[Study]:
@@ -58,7 +53,7 @@ def find_studies(paths: Sequence[Path]) -> list[Study]:
     for path in map(Path, paths):
         for folder in _below(path.parent if path.name == "sweep.json" else path, DEPTH, "sweep.json"):
             study = Study(folder)
-            out.setdefault(str(study.data["study"]), study)
+            out.setdefault(study.sweep.study, study)
     return list(out.values())
 
 

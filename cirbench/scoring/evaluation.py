@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Evaluation:
 
     Attributes:
         gallery: image ids; positions below point into it.
-        protocols: name -> {"queries", "gallery", "ties", "form", "metrics"}.
+        protocols: name -> {"queries", "gallery", "ties", "form", "metrics", "definition"}.
         arrays: as in docs/records.md, `kind/name` -> array.
         omitted: protocol or metric -> why it could not be computed.
     """
@@ -72,6 +72,7 @@ def judge(
     out.protocols[protocol.name] = {
         "queries": len(row_query), "gallery": size, "ties": int(np.count_nonzero(best.ties)), "form": protocol.form,
         "metrics": protocol_scoring.summarise(split, protocol, row_query, best.best, found, absent),
+        "definition": asdict(protocol),
     }
 
 

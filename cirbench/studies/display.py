@@ -13,6 +13,7 @@ from typing import Any
 
 from cirbench import plugins
 from cirbench.runs.record import Record, is_finished
+from cirbench.runs.study_types import Objective, StudyData, read_study
 from cirbench.scoring import statistics
 from cirbench.studies.design import Range, Sweep
 from cirbench.studies.worker import best, finished
@@ -89,38 +90,39 @@ def table(data: Mapping[str, Any], out: Path | None = None) -> str:
         data: as in `sweep.json`.
         out: where the runs are, for the costs and for the metric on `report`; a tuning does not look at that.
     """
-    goal, n = data["objective"], len(data["seeds"])
-    header = ["point", f"{goal['metric']} on select"] + ([] if data["tuning"] else ["on report"])
+    study = read_study(data)
+    goal, n = study.objective, len(study.seeds)
+    header = ["point", f"{goal.metric} on select"] + ([] if study.tuning else ["on report"])
     header += ["train s", "CPU s", "parameters"]
     rows = [header]
-    for row in data["points"]:
-        values = [s["objective"] for s in row["seeds"].values()]
-        text = row["state"]
+    for point in study.points:
+        values = [scored.objective for scored in point.seeds.values()]
+        text = point.state
         if values:
             text = _spread(values)
             if len(values) > 1:
                 low, high = interval(values)
                 text += f" [{low:.2f}, {high:.2f}]"
-            if row["state"] != "complete":
-                text += f" ({row['state']}, {len(values)} of {n} seeds)"
-        records = records_of([s["run"] for s in row["seeds"].values()], out)
-        rows.append([row["label"], text, *_costs(records, goal, data["tuning"])])
+            if point.state != "complete":
+                text += f" ({point.state}, {len(values)} of {n} seeds)"
+        records = records_of([scored.run for scored in point.seeds.values()], out)
+        rows.append([point.label, text, *_costs(records, goal, study.tuning)])
     widths = [max(len(cells[i]) for cells in rows) for i in range(len(header))]
-    lines = [f"{data['study']}: {data['question']}"]
+    lines = [f"{study.study}: {study.question}"]
     for number, cells in enumerate(rows):
         right = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-        error = data["points"][number - 1]["error"] if number else None
-        told = [cells[0].ljust(widths[0]), cells[1].ljust(widths[1]), *right, *([error] if error else [])]
-        lines.append(("  " + "  ".join(told)).rstrip())
+        error = study.points[number - 1].error if number else None
+        line = [cells[0].ljust(widths[0]), cells[1].ljust(widths[1]), *right, *([error] if error else [])]
+        lines.append(("  " + "  ".join(line)).rstrip())
     lines.append(
-        f"  {goal['metric']} under {goal['protocol']}: mean"
+        f"  {goal.metric} under {goal.protocol}: mean"
         + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread")
         + "; seconds of training on the clock and of the processor, all cores together; trained parameters"
     )
-    if data["tuning"]:
+    if study.tuning:
         lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
                      "with fresh seeds.")
-        lines += _winner(data)
+        lines += _winner(study)
     return "\n".join(lines)
 
 
@@ -129,32 +131,38 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:6.2f}" + (f" ± {spread:.2f}" if len(values) > 1 else "")
 
 
-def records_of(names: Sequence[str], out: Path | None) -> list[Any]:
+def records_of(names: Sequence[str], out: Path | None) -> list[Record]:
     """Those of the runs that are here (another machine may keep its own)."""
     return [Record(out / name) for name in names if is_finished(out / name)] if out is not None else []
 
 
-def _costs(records: Sequence[Any], goal: Mapping[str, Any], tuning: bool) -> list[str]:
+def _costs(records: Sequence[Record], goal: Objective, tuning: bool) -> list[str]:
     """The cells behind the objective: on report, seconds on the clock and of the processor, parameters."""
-    reported = [r.data["protocols"].get(goal["protocol"], {}).get("metrics", {}).get(goal["metric"]) for r in records]
-    known = [float(v) for v in reported if v is not None]
+    scored = [r.run.protocols[goal.protocol].metrics for r in records if goal.protocol in r.run.protocols]
+    known = [float(v) for metrics in scored if (v := metrics.get(goal.metric)) is not None]
     cells = [] if tuning else [_spread(known) if known else ""]
-    for kind, name in (("seconds", "train"), ("seconds", "cpu"), ("parameters", "trainable")):
-        found = [r.data["cost"][kind][name] for r in records if name in r.data["cost"][kind]]
-        cells.append(f"{statistics.mean_std(found)[0]:,.{0 if kind == 'parameters' else 1}f}" if found else "")
+    costs = [record.run.cost for record in records]
+    for values, digits in (
+        ([c.seconds.get("train") for c in costs], 1), ([c.seconds.get("cpu") for c in costs], 1),
+        ([c.parameters.get("trainable") for c in costs], 0),
+    ):
+        measured = [float(v) for v in values if v is not None]
+        cells.append(f"{statistics.mean_std(measured)[0]:,.{digits}f}" if measured else "")
     return cells
 
 
-def _winner(data: Mapping[str, Any]) -> list[str]:
+def _winner(study: StudyData) -> list[str]:
     """The command that runs the best point of a tuning with seeds it has not seen."""
-    row = best(data)
-    if row is None:
+    scored = [(point.value, point) for point in study.points if point.value is not None]
+    if not scored:
         return []
-    first = max(data["seeds"]) + 1
-    words = ["cirbench", "run", "--method", row["method"], *(["--variant", row["variant"]] if row["variant"] else [])]
-    root = ["--root", "DIR"] if plugins.find_dataset(data["dataset"]).SPEC.needs_root else []
-    words += ["--dataset", data["dataset"], *root, "--seeds", ",".join(str(first + i) for i in range(5))]
-    for key, value in {**row["fixed"], **row["values"]}.items():
+    sign = 1 if study.objective.direction == "minimize" else -1
+    _, point = min(scored, key=lambda pair: sign * pair[0])
+    first = max(study.seeds) + 1
+    words = ["cirbench", "run", "--method", point.method, *(["--variant", point.variant] if point.variant else [])]
+    root = ["--root", "DIR"] if plugins.find_dataset(study.dataset).SPEC.needs_root else []
+    words += ["--dataset", study.dataset, *root, "--seeds", ",".join(str(first + i) for i in range(5))]
+    for key, value in {**point.fixed, **point.values}.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return ["  The best point with fresh seeds:", f"  {shlex.join(words)}"]
 

@@ -21,15 +21,15 @@ def objective(record: Record, sweep: Sweep) -> float:
     Raises:
         CirbenchError: the dataset has no select split, or the record is older than sweeps.
     """
-    scored = record.data.get("select")
     wanted = sweep.objective
-    try:
-        return float(scored["protocols"][wanted.protocol]["metrics"][wanted.metric])  # type: ignore[index]
-    except (KeyError, TypeError):
+    scored = record.run.select.protocols.get(wanted.protocol) if record.run.select else None
+    value = scored.metrics.get(wanted.metric) if scored else None
+    if value is None:
         raise CirbenchError(
             f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
             "split, or it was made by an older version; then delete the folder."
-        ) from None
+        )
+    return float(value)
 
 
 def blocks(record: Record, sweep: Sweep) -> list[float]:

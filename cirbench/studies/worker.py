@@ -21,8 +21,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cirbench import lease
+from cirbench.files import write_json
 from cirbench.runs import planning
-from cirbench.runs.record import Record, write_json
+from cirbench.runs.record import Record
 from cirbench.seeds import derive, digest
 from cirbench.studies.design import Point, Range, Sweep
 from cirbench.studies.objective import BLOCKS, blocks, objective

@@ -1,0 +1,74 @@
+"""JSON of the files beside record.json: parsed by the standard, and checked line by line (docs/records.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from cirbench.runs.record_types import Fields, is_number
+
+__all__ = ["check_training", "is_evidence", "parse_json"]
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: it is none; NaN and infinity, which Python would accept, are named with their place.
+    """
+    odd: list[str] = []
+
+    def refuse(name: str) -> float:
+        odd.append(name)
+        return math.nan
+
+    value = json.loads(text, parse_constant=refuse)
+    if odd:
+        raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is no JSON")
+    return value
+
+
+def _place_of_nan(value: Any) -> str | None:
+    """Path of the first NaN in a JSON value, None without one."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else None
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, entry in entries:
+        place = _place_of_nan(entry)
+        if place is not None:
+            return f"{name}.{place}" if place else str(name)
+    return None
+
+
+def check_training(entry: dict[str, Any]) -> None:
+    """A line of `training.jsonl`: a step, an evaluation, or bounds on information.
+
+    Raises:
+        ValueError: naming the first field that is missing or of a wrong type.
+    """
+    o = Fields(entry)
+    o.whole("epoch")
+    o.whole("pairs", 0)
+    for name in ("losses", "bound"):
+        if name in entry:
+            o.numbers(name)
+    if "select" in entry:
+        o.numbers("select") if isinstance(entry["select"], dict) else o.number("select", None)
+
+
+def is_evidence(query: Any) -> bool:
+    """Whether an entry of `explain.json` has [word, weight] pairs and maps of h rows of w numbers."""
+    if not isinstance(query, dict):
+        return False
+    words, regions = query.get("words", []), query.get("regions", {})
+    if not isinstance(words, list) or not isinstance(regions, dict):
+        return False
+    maps = [region for region in regions.values() if isinstance(region, list) and region]
+    return (
+        all(isinstance(w, list) and len(w) == 2 and isinstance(w[0], str) and is_number(w[1]) for w in words)
+        and len(maps) == len(regions) and all(
+            isinstance(row, list) and row and len(row) == len(region[0]) and all(map(is_number, row))
+            for region in maps for row in region
+        )
+    )
