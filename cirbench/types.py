@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -279,31 +278,6 @@ class Method(Interface):
 
 
 # --------------------------------------------------------------------------------------- results
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything a run depends on, resolved: two runs with equal specs and sources are the same run.
-
-    Attributes:
-        method: name, or the path of a plugin file.
-        dataset: name.
-        config: the method's fields, all of them.
-        data: the dataset's knobs, all of them.
-        train: the training settings, all of them.
-        seed: of the run; every consumer derives its own from it.
-        variant: label of the overrides; not part of the identity.
-        root: folder of the data; not part of the identity (the fingerprint is).
-    """
-
-    method: str
-    dataset: str
-    config: Mapping[str, Any]
-    data: Mapping[str, Any]
-    train: Mapping[str, Any]
-    seed: int
-    variant: str = ""
-    root: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from fake_records import write_run
 from cirbench.cli.runs import runs as runs_command
 from cirbench.cli.show import show
 from cirbench.files import write_npz
-from cirbench.runs import reproduce, rerun
+from cirbench.runs import evaluate_run, reproduce
 from cirbench.runs.record import Record
 from cirbench.runs.record_lines import parse_json
 from cirbench.runs.record_types import read_run
@@ -140,8 +140,8 @@ def readers(out: Path, first: str) -> dict[str, Callable[[], Any]]:
     expected = reproduce.Expected("dwc", "scenes", "", "scenes", {}, {"R@1": 50.0}, "s", (1.0, 2.0))
 
     def evaluate() -> None:
-        planned, record = rerun.plan_eval(folder)
-        rerun._training_of(record, {"train": dict(planned.spec.data)})
+        planned, record = evaluate_run.plan_eval(folder)
+        evaluate_run._training_of(record, {"train": dict(planned.knobs.model_dump())})
 
     return {
         "show": lambda: command(show, str(folder), query), "runs": lambda: command(runs_command, str(out)),

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cirbench.cli.explain import explain
 from cirbench.cli.run import run
 from cirbench.cli.show import show
-from cirbench.runs import rerun
+from cirbench.runs import explain_run
 from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
@@ -20,11 +20,11 @@ BOTH = {"method__cnn": "scenes-cnn", "method__cnn_size": 48}
 
 def test_the_sample_is_spread_over_groups() -> None:
     groups = ["a" if n % 10 else "b" for n in range(100)]
-    chosen = rerun.sample(groups, 20)
+    chosen = explain_run.sample(groups, 20)
     assert len(chosen) == 20 == len(set(chosen)) and chosen == sorted(chosen)
     assert sum(n % 10 == 0 for n in chosen) == 10, "both groups alike"
-    assert len(rerun.sample(groups, 50)) == 50, "a small group leaves its share to the others"
-    assert rerun.sample(groups, 1000) == list(range(100))
+    assert len(explain_run.sample(groups, 50)) == 50, "a small group leaves its share to the others"
+    assert explain_run.sample(groups, 1000) == list(range(100))
 
 
 def test_words_and_regions_are_stored_and_repeat(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_words_and_regions_are_stored_and_repeat(tmp_path: Path) -> None:
     done = CliRunner().invoke(explain, [str(record.folder), "-n", "9", "--device", "cpu"], catch_exceptions=False)
     assert "9 queries, words, maps energy" in done.output
     first = (record.folder / "explain.json").read_bytes()
-    rerun.explain_run(record.folder, 9, "cpu")
+    explain_run.explain_run(record.folder, 9, "cpu")
     assert (record.folder / "explain.json").read_bytes() == first
     assert (record.folder / "record.json").read_bytes() == before
     texts = {q["id"]: q["texts"][0] for q in record.queries}
@@ -58,7 +58,7 @@ def test_run_explains_and_tells_where_there_is_nothing(tmp_path: Path) -> None:
         assert (len(Record(folder).explain) == 5) == told and ("nothing explained" in done.output) != told
         if not told:
             with pytest.raises(CirbenchError, match=r"neither words nor regions|has no `explain`"):
-                rerun.explain_run(folder, 5, "cpu")
+                explain_run.explain_run(folder, 5, "cpu")
             assert not (folder / "explain.json").exists()
     with pytest.raises(CirbenchError, match="not a finished run"):
-        rerun.explain_run(tmp_path, 5)
+        explain_run.explain_run(tmp_path, 5)

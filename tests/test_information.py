@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cirbench.runs import execution, mutual_information, planning
+from cirbench.runs import building, execution, mutual_information, planning
 from cirbench.runs.mutual_information import bound, bounds, distinct
 from tests import tiny
 
@@ -51,7 +51,7 @@ def test_it_is_logged_by_stream_and_epoch_and_training_is_as_without_it(
         assert all(v <= math.log(line["pairs"]) for v in line["bound"].values())
     planned = tiny.plan(method, variant, **settings)
     dataset, cpu = planning.load(planned), torch.device("cpu")
-    again = bounds(execution.load_method(planned, dataset, measured.folder / "model.safetensors", cpu), dataset, "text", cpu)
+    again = bounds(building.load_method(planned, dataset, measured.folder / "model.safetensors", cpu), dataset, "text", cpu)
     assert again is not None and again() == lines[1]["bound"]
 
 

@@ -15,7 +15,7 @@ import tiny
 
 from cirbench import numerics
 from cirbench.numerics import Module, closure, digest, entry
-from cirbench.runs import execution, planning
+from cirbench.runs import identity, planning
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError
 
@@ -281,7 +281,7 @@ def test_a_helper_of_a_loose_method_is_part_of_the_identity(tmp_path: Path) -> N
 
     def ident() -> str:
         planned = planning.plan(str(path), "scenes", over=tiny.DATA)
-        return execution.identify(planned, planning.load(planned))[0]
+        return identity.identify(planned, planning.load(planned)).id
 
     before = ident()
     (tmp_path / "extra_part.py").write_text("scale = 1.00  # a comment\n")

@@ -18,7 +18,7 @@ from small_data import build
 
 from cirbench.cli.compare import compare
 from cirbench.cli.table import table
-from cirbench.runs import rerun
+from cirbench.runs import evaluate_run
 from cirbench.runs.record import Record
 from cirbench.runs.store import find_records
 
@@ -132,8 +132,8 @@ def test_trained_here_and_evaluated_there(tmp_path: Path) -> None:
         path.write_bytes(jpeg(str(n)))
 
     def evaluate(folder: Path, *where: Any) -> Record:
-        planned, found = rerun.plan_eval(folder, *where)
-        return rerun.evaluate_run(planned, found, tmp_path / "evals", "cpu", True, "test")
+        planned, found = evaluate_run.plan_eval(folder, *where)
+        return evaluate_run.evaluate_run(planned, found, tmp_path / "evals", "cpu", True, "test")
 
     for seed in (0, 1):
         run = tiny.run("combiner", tmp_path / "runs", seed=seed)

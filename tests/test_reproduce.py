@@ -38,7 +38,7 @@ def label(row: Expected) -> str:
 @pytest.mark.parametrize("row", reproduce.read(), ids=label)
 def test_every_published_row_is_a_recipe_that_can_be_run(row: Expected, tmp_path: Path) -> None:
     planned = row.plan(root=tmp_path)
-    assert planned.train.protocol == row.protocol and planned.spec.variant == row.variant
+    assert planned.train.protocol == row.protocol and planned.variant == row.variant
     (protocol,) = [p for p in plugins.find_dataset(row.dataset).SPEC.protocols if p.name == row.protocol]
     assert {m.rpartition("/")[2] for m in row.metrics} <= set(protocol.metrics)
     assert all(0 < v < 100 for v in row.metrics.values()) and row.source and 0 < row.tolerance[0] < row.tolerance[1]

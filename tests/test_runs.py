@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from cirbench import lease
 from cirbench.cli._shared import summary_line
-from cirbench.runs import execution, planning
+from cirbench.runs import evaluate_run, execution, identity, planning
 from cirbench.runs.record import is_finished
 from cirbench.types import CirbenchError
 
@@ -35,7 +35,7 @@ EQUAL_SETS = [
 
 
 def run_id(planned: planning.Plan) -> str:
-    return execution.identify(planned, planning.load(planned))[0]
+    return identity.identify(planned, planning.load(planned)).id
 
 
 def test_a_record_holds_what_it_promises(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_same_inputs_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, code = run_id(tiny.plan("dwc")), planning.code
+    base, code = run_id(tiny.plan("dwc")), identity.code
     assert run_id(tiny.plan("dwc", train__seconds_between_checkpoints=0)) == base
     for other in (
         tiny.plan("dwc", seed=1), tiny.plan("dwc", variant="no-ssg"), tiny.plan("dwc", data__noise_kind="text"),
@@ -86,9 +86,9 @@ def test_what_changes_the_id_and_what_does_not(tmp_path: Path, monkeypatch: pyte
         tiny.plan("dwc", train__epochs=2),
     ):
         assert run_id(other) != base
-    for part, number in planning.code(tiny.plan("dwc")).items():
+    for part, number in identity.code(tiny.plan("dwc")).items():
         with monkeypatch.context() as patch:
-            patch.setattr(planning, "code", lambda planned, p=part, n=number: {**code(planned), p: f"not {n}"})
+            patch.setattr(identity, "code", lambda planned, p=part, n=number: {**code(planned), p: f"not {n}"})
             assert run_id(tiny.plan("dwc")) != base
 
 
@@ -151,23 +151,19 @@ def test_embeddings_of_a_finished_run_are_not_silently_left_out(tmp_path: Path) 
 
 
 def test_eval_repeats_the_numbers_of_its_run(tmp_path: Path) -> None:
-    from cirbench.runs import rerun
-
     record = tiny.run("dwc", tmp_path, seed=1)
-    planned, found = rerun.plan_eval(record.folder)
-    again = rerun.evaluate_run(planned, found, tmp_path, "cpu", True, "test")
+    planned, found = evaluate_run.plan_eval(record.folder)
+    again = evaluate_run.evaluate_run(planned, found, tmp_path, "cpu", True, "test")
     assert again.folder != record.folder
     assert again.data["protocols"] == record.data["protocols"]
     assert np.array_equal(again.rankings["top_score/text"], record.rankings["top_score/text"])
 
 
 def test_a_protocol_and_a_text_form_are_left_behind_on_another_dataset(tmp_path: Path) -> None:
-    from cirbench.runs import rerun
-
     record = tiny.run("sum", tmp_path, "zero-shot", train__protocol="scenes", train__form="text")
-    same, _ = rerun.plan_eval(record.folder)
+    same, _ = evaluate_run.plan_eval(record.folder)
     assert (same.train.protocol, same.train.form) == ("scenes", "text")
-    other, _ = rerun.plan_eval(record.folder, "circo", root=tmp_path)
+    other, _ = evaluate_run.plan_eval(record.folder, "circo", root=tmp_path)
     assert (other.train.protocol, other.train.form) == ("", "")
 
 

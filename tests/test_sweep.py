@@ -19,7 +19,7 @@ from small_data import build
 
 from cirbench import lease
 from cirbench.cli import main
-from cirbench.runs import execution, planning
+from cirbench.runs import execution, identity, planning
 from cirbench.runs.record import Record
 from cirbench.scoring import statistics
 from cirbench.studies import design, design_file, display, launch, storage, worker
@@ -44,7 +44,7 @@ def test_a_trial_is_a_point_and_each_seed_an_ordinary_run(tmp_path: Path) -> Non
         for seed in (0, 1):
             record = Record(tmp_path / "runs" / row["seeds"][str(seed)]["run"])
             planned = found.plan(found.points()[number], seed)
-            assert record.id == execution.identify(planned, planning.load(planned))[0]
+            assert record.id == identity.identify(planned, planning.load(planned)).id
             assert record.data["inputs"]["seed"] == seed
             scored = record.data["select"]["protocols"]["scenes"]["metrics"]
             assert scored["R@1"] == row["seeds"][str(seed)]["objective"]
@@ -109,8 +109,8 @@ def test_a_tuning_names_the_command_for_fresh_seeds(tmp_path: Path) -> None:
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     tuned = found.plan(design.Point("", "dwc", "", row["values"], row["fixed"]), 0)
     planned = planning.plan("dwc", "scenes", sets=sets)
-    assert planned.spec.config == tuned.spec.config and planned.spec.train == tuned.spec.train
-    assert "1,2,3,4,5" in command and planned.spec.data == tuned.spec.data
+    assert planned.config == tuned.config and planned.train == tuned.train
+    assert "1,2,3,4,5" in command and planned.knobs.model_dump() == tuned.knobs.model_dump()
 
 
 def test_what_has_a_record_is_not_run_again_in_whichever_sweep(
@@ -144,9 +144,9 @@ def test_a_failing_run_is_retried_and_then_shown(
     found, tries, real = small(tmp_path), [], execution.run
 
     def fails(planned: Any, options: Any) -> Record:
-        if planned.spec.config["soft_label_weight"] == 0.5:
-            tries.append(planned.spec.config["temperature"])
-            if tries.count(0.05) < 2 or planned.spec.config["temperature"] == 0.1:
+        if planned.config.model_dump()["soft_label_weight"] == 0.5:
+            tries.append(planned.config.model_dump()["temperature"])
+            if tries.count(0.05) < 2 or planned.config.model_dump()["temperature"] == 0.1:
                 raise MemoryError("the machine is full")
         return real(planned, options)
 

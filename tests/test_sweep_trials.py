@@ -28,7 +28,7 @@ class Runs:
 
     def __call__(self, planned: Any, options: Any) -> Any:
         number = next(n for n, p in enumerate(self.points) if all(
-            planned.spec.config[key.partition(".")[2]] == value for key, value in p.items()))
+            planned.config.model_dump()[key.partition(".")[2]] == value for key, value in p.items()))
         if number in self.bad:
             raise MemoryError("the machine is full")
         self.done.append(number)

@@ -42,8 +42,8 @@ def test_a_good_file_is_its_points(tmp_path: Path) -> None:
     assert [p.values["method.soft_label_weight"] for p in sweep.points()[:5]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert len({p.label for p in sweep.points()}) == 10
     planned = sweep.plan(sweep.points()[3], 1)
-    assert planned.spec.seed == 1 and planned.spec.config["streams"] == "clip"
-    assert planned.spec.config["soft_label_weight"] == 0.75 and planned.spec.config["temperature"] == 0.05
+    assert planned.seed == 1 and planned.config.model_dump()["streams"] == "clip"
+    assert planned.config.model_dump()["soft_label_weight"] == 0.75 and planned.config.model_dump()["temperature"] == 0.05
 
 
 SPACE = '"method.temperature" = [0.05, 0.1]'
@@ -179,8 +179,8 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     assert one.study() != two.study() and one.study().startswith("tune-tirg-like-dwc-scenes-")
     assert (one.total, one.seeds, one.pruner, one.tuning) == (16, (0,), "none", True)
     planned = one.plan(one.corners()[-1], 0)
-    assert (planned.spec.method, planned.spec.variant, planned.spec.config["streams"]) == ("tirg", "like-dwc", "clip")
-    assert planned.spec.config["optimizer"] == "adam", "the rest of the variant holds"
+    assert (planned.spec.method, planned.variant, planned.config.model_dump()["streams"]) == ("tirg", "like-dwc", "clip")
+    assert planned.config.model_dump()["optimizer"] == "adam", "the rest of the variant holds"
 
 
 @pytest.mark.parametrize(("sweep", "method", "variant", "left"), [
@@ -200,7 +200,7 @@ def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) ->
 
 def test_lambda_sets_the_learned_weight_beside_constant_ones() -> None:
     points = [p for p in design_file.read("lambda").points() if p.arm == "modality weight"]
-    configs = [design_file.read("lambda").plan(p, 0).spec.config for p in points]
+    configs = [design_file.read("lambda").plan(p, 0).config for p in points]
     assert [(c["weighting"], c["modality_weight"]) for c in configs] == [
         ("learned", 0.5), *(("constant", w) for w in (0.0, 0.25, 0.5, 0.75, 1.0))]
     assert len({p.label for p in points}) == 6
@@ -216,7 +216,7 @@ def test_one_command_compares_every_method_and_every_variant_of_dwc() -> None:
     rows = [(p.method, p.variant) for s in (one, both) for p in s.points()]
     assert {variant for method, variant in rows if method == "dwc"} == {"", *plugins.find_method("dwc").variants}
     for point in [*one.points(), *both.points()]:
-        streams = one.plan(point, 0).spec.config.get("streams", "")
+        streams = one.plan(point, 0).config.model_dump().get("streams", "")
         assert point.label.startswith({"clip": "CLIP", "both": "both", "cnn": "CNN", "": "chance"}[streams]), point
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cirbench.runs import estimate
 from cirbench.studies import design_file, display, launch, worker
 
 
@@ -37,16 +38,16 @@ def test_the_estimate_measures_each_choice_of_streams(monkeypatch: pytest.Monkey
     costs = {"clip": 1.0, "both": 30.0, "cnn": 20.0, None: 0.1}
     asked = []
 
-    def measure(planned: Any, device: str, steps: int) -> float:
-        asked.append(planned.spec.config.get("streams"))
-        return costs[asked[-1]]
+    def measure(planned: Any, device: str) -> estimate.Estimate:
+        asked.append(planned.config.model_dump().get("streams"))
+        return estimate.Estimate(1, 1, costs[asked[-1]], feature_seconds=7.0, evaluate_seconds=0.0, evaluations=1, memory_mb=1)
 
-    monkeypatch.setattr(launch, "measure", measure)
+    monkeypatch.setattr(estimate, "estimate", measure)
     found = design_file.read("methods", variant="all", seeds=[0])
     told = launch.estimate(found, worker.Options(tmp_path, "cpu"), workers=2)
     assert sorted(map(str, asked)) == ["None", "both", "clip", "cnn"]
-    exact = sum(costs[found.plan(p, 0).spec.config.get("streams")] for p in found.points())
-    assert told["seconds"] == pytest.approx(exact / 2) and told["runs"] == len(found.points())
+    exact = sum(costs[found.plan(p, 0).config.model_dump().get("streams")] for p in found.points())
+    assert told["seconds"] == pytest.approx(exact / 2 + 7.0) and told["runs"] == len(found.points())
     asked.clear()
     launch.estimate(design_file.read("batch-size", seeds=[0]), worker.Options(tmp_path, "cpu"), workers=1)
     assert asked == ["clip", "clip"], "the first and the last"

@@ -21,12 +21,12 @@ def command(
     root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
     """Evaluate RUN's weights and keep a record of its own."""
-    from cirbench.runs import rerun
+    from cirbench.runs.evaluate_run import evaluate_run, plan_eval
 
-    planned, record = rerun.plan_eval(folder, dataset, sets, root, parse_forms(forms))
+    planned, record = plan_eval(folder, dataset, sets, root, parse_forms(forms))
     from cirbench.cli.run import show
 
-    found = rerun.evaluate_run(
+    found = evaluate_run(
         planned, record, out, device, is_quiet(quiet) or as_json, command_line(), allow_missing
     )
     if as_json:

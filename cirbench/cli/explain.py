@@ -23,7 +23,7 @@ def explain(runs: tuple[Path, ...], queries: int, root: Path | None, device: str
 
     The method's `explain` says what there is. Repeating it replaces what was stored; no number of the run changes.
     """
-    from cirbench.runs.rerun import explain_run
+    from cirbench.runs.explain_run import explain_run
 
     for run in runs:
         told = explain_run(run, queries, device, is_quiet(quiet), root)["queries"]

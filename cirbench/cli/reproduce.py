@@ -42,7 +42,9 @@ def reproduce(
         if not as_json:
             _head(row, planned)
         if dry_run:
-            found = recipes.estimate(planned, device, quiet=is_quiet(quiet) or as_json)
+            from cirbench.runs.estimate import estimate
+
+            found = estimate(planned, device, quiet=is_quiet(quiet) or as_json)
             told.append({"recipe": dict(planned.overrides), **vars(found), "seconds": found.seconds})
             if not as_json:
                 _cost(found)
@@ -69,7 +71,7 @@ def reproduce(
 def _head(row: Any, planned: Any) -> None:
     """What is run, and what it is compared with."""
     label = " ".join(p for p in (row.method, row.variant) if p)
-    click.echo(f"{label} on {row.dataset}, protocol {row.protocol}, seed {planned.spec.seed}")
+    click.echo(f"{label} on {row.dataset}, protocol {row.protocol}, seed {planned.seed}")
     click.echo(f"  source: {row.source}")
     settings = planned.train
     click.echo(f"  {settings.epochs} epochs of batches of {settings.batch_size}; checkpoint: {settings.selection}")

@@ -62,7 +62,7 @@ def run(
     for planned in plans:
         if not is_quiet(quiet) and not as_json:
             label = " ".join(p for p in (planned.method.name, variant) if p)
-            click.echo(f"{label} on {planned.facts.name}, seed {planned.spec.seed}", err=True)
+            click.echo(f"{label} on {planned.facts.name}, seed {planned.seed}", err=True)
         record = execution.run(planned, execution.Options(
             out, device, force, is_quiet(quiet) or as_json, command_line(), export_embeddings, allow_missing
         ))
@@ -78,7 +78,7 @@ def run(
 
 def _explain(record: Any, count: int, device: str, quiet: bool, root: Path | None) -> None:
     """Words and regions, where the method has them; the run is finished either way."""
-    from cirbench.runs.rerun import explain_run
+    from cirbench.runs.explain_run import explain_run
     from cirbench.types import CirbenchError
 
     if len(record.explain) >= count:

@@ -36,21 +36,22 @@ def submit(
 
     if len(paths) != 1:
         raise CirbenchError(f"one run folder is expected, got {len(paths)}. To check files add --validate.")
-    from cirbench.runs import rerun
+    from cirbench.runs.evaluate_run import plan_eval
 
-    planned, record = rerun.plan_eval(paths[0], dataset, (), root)
+    planned, record = plan_eval(paths[0], dataset, (), root)
     from cirbench.scoring.submit import SERVERS, write
 
     name = planned.facts.name
     if name not in SERVERS:
         raise CirbenchError(f"there is no server for {name}; --dataset chooses {' or '.join(SERVERS)}.")
     from cirbench.data.splits import load_named
-    from cirbench.runs import execution, planning
+    from cirbench.runs import planning
+    from cirbench.runs.building import load_method
     from cirbench.runs.training import pick_device
 
     data, split = load_named(name, root, SERVERS[name])
     where = pick_device(device)
-    method = execution.load_method(planned, planning.load(planned), record.folder / "model.safetensors", where)
+    method = load_method(planned, planning.load(planned), record.folder / "model.safetensors", where)
     for path in write(method, data, split, where, out, is_quiet(quiet)):
         click.echo(str(path))
 

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
-from cirbench.models.encoders import Encoders, weights_in
-from cirbench.runs import execution, planning
+from cirbench.models.encoders import weights_in
+from cirbench.runs import planning
+from cirbench.runs.building import build, load_method, make_deterministic, save_weights
+from cirbench.runs.training import take_step
 from cirbench.scoring import evaluation
 from cirbench.scoring.ranking import checked
-from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
 
 #: A `scenes` that is generated in a moment.
@@ -85,10 +86,9 @@ class Subject:
 
     def build(self, state: Mapping[str, Any] | None = None) -> Any:
         """The method, in evaluation mode, from the seed."""
-        execution._deterministic(self.seed)
-        module = self.planned.method.load()
-        encoders = Encoders(derive(self.seed, "weights"), declared=weights_in(self.planned.spec.config))
-        made = module.build(self.planned.config, encoders, execution._view(self.dataset, "text"), state)
+        make_deterministic(self.seed)
+        declared = weights_in(self.planned.config.model_dump())
+        made: Any = build(self.planned, self.dataset, state=state, declared=declared)
         require(made is not None, "build returns nothing. It returns the method.")
         for name in ("inputs", "encode_queries", "encode_images"):
             require(hasattr(made, name), f"the method has no `{name}`; types.py describes `Method`.")
@@ -261,13 +261,10 @@ def losses_fall(subject: Subject) -> None:
     optimizers = dict(made.optimizers())
     first: dict[str, float] = {}
     last: dict[str, float] = {}
-    for _ in range(STEPS):
-        for name, loss, _logs in made.losses(batch):
-            require(name in optimizers, f"losses yields {name!r}; optimizers has {', '.join(optimizers) or 'none'}.")
-            require(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss of {name!r} is {loss}.")
-            optimizers[name].zero_grad(set_to_none=True)
-            loss.backward()
-            optimizers[name].step()
+    for step in range(STEPS):
+        for name, loss, _ in take_step(
+            made, batch, optimizers, torch.device("cpu"), subject.planned.train, place=f"step {step} of the check"
+        ):
             first.setdefault(name, loss.item())
             last[name] = loss.item()
     idle = set(optimizers) - set(first)
@@ -290,8 +287,8 @@ def weights_survive(subject: Subject) -> None:
                 for parameter in made.parameters():  # as though trained: what is not saved cannot come back
                     if parameter.requires_grad:
                         parameter.add_(0.01 * torch.randn(parameter.shape))
-        execution.save_weights(path, made)
-        again = execution.load_method(subject.planned, subject.dataset, path, device)
+        save_weights(path, made)
+        again = load_method(subject.planned, subject.dataset, path, device)
     feed, queries = subject.feed(made), subject.dataset.splits["report"].queries[:QUERIES]
     references, words = [q.reference for q in queries], [q.texts[0] for q in queries]
     with torch.inference_mode():

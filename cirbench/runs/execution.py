@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from cirbench import lease
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
-from cirbench.data.images import image_set_fingerprint, webp
-from cirbench.files import write_json, write_jsonl, write_npz
-from cirbench.models.encoders import Encoders, check_clip, check_cnn, weights_in
-from cirbench.runs import cost, planning
+from cirbench.files import write_jsonl, write_npz
+from cirbench.models.encoders import Encoders
+from cirbench.runs import planning
+from cirbench.runs.building import build, check_backbones, make_deterministic, save_weights
+from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
-from cirbench.runs.record import SCHEMA, Record, is_finished, write_pictures
+from cirbench.runs.record import Record, is_finished
+from cirbench.runs.recording import Answering, write_record
+from cirbench.runs.store import finished_run
 from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
-from cirbench.types import CirbenchError, Dataset, Protocol, Split, TrainView
-
-#: Queries whose pictures are kept with a record, and the side of a picture in pixels.
-PICTURES, PICTURE_SIDE = 200, 96
+from cirbench.types import CirbenchError, Dataset, Method, Protocol
 
 
 @dataclass(frozen=True)
@@ -50,70 +45,6 @@ class Options:
     allow_missing: bool = False
 
 
-def _deterministic(seed: int) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    torch.manual_seed(derive(seed, "torch") % 2**63)
-
-
-def _check_backbones(config: Mapping[str, Any]) -> None:
-    if config.get("clip") and config.get("streams") != "cnn":
-        check_clip(str(config["clip"]))
-    if config.get("cnn") and config.get("streams") != "clip":
-        check_cnn(str(config["cnn"]))
-
-
-def identify(planned: Plan, dataset: Dataset) -> tuple[str, dict[str, Any], str]:
-    """(run id, inputs, fingerprint of the image set)."""
-    ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
-    images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
-    inputs = planning.inputs(planned, dataset, images, weights_in(planned.spec.config))
-    return planning.run_id(inputs), inputs, images
-
-
-def _view(dataset: Dataset, form: str) -> TrainView:
-    if "train" not in dataset.splits:
-        # Evaluation-only datasets: whatever a method learnt from texts is in the state of its checkpoint.
-        return TrainView([], 0)
-    texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
-    return TrainView(texts, len(dataset.splits["train"].queries))
-
-
-def _feed(method: Any, dataset: Dataset, split: Split, forms: Sequence[str], device: torch.device, quiet: bool) -> Feed:
-    return Feed(
-        dataset, split.images(), evaluation.texts_of(dataset, split, forms), method.inputs, device, quiet=quiet
-    )
-
-
-def _validator(method: Any, dataset: Dataset, role: str, feed: Feed, protocol: Protocol) -> Callable[[], float]:
-    def value() -> float:
-        result, _, _ = evaluation.evaluate(method, feed, dataset, dataset.splits[role], [protocol], quiet=True)
-        return result.protocols[protocol.name]["metrics"][protocol.summary]
-
-    return value
-
-
-def _train(
-    planned: Plan, method: Any, dataset: Dataset, device: torch.device, folder: Path, options: Options
-) -> Trained:
-    settings, protocol = planned.train, dataset.protocols[0]
-    split = dataset.splits["train"]
-    form = planning.training_form(planned, dataset)
-    triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.spec.seed)
-    texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
-    feed = Feed(
-        dataset, split.images(), texts, method.inputs, device, mirrored=settings.flip != "none", quiet=options.quiet
-    )
-    validate = None
-    if settings.selection != "last":
-        role = "select" if settings.selection == "select" else "report"
-        checking = _feed(method, dataset, dataset.splits[role], [protocol.form], device, options.quiet)
-        validate = _validator(method, dataset, role, checking, protocol)
-    measure = bounds(method, dataset, protocol.form, device, options.quiet)
-    return train(method, triplets, feed, settings, device, folder, validate, options.quiet, measure)
-
-
 def run(planned: Plan, options: Options = Options()) -> Record:
     """Do a run, resume it, or return its finished record.
 
@@ -125,19 +56,20 @@ def run(planned: Plan, options: Options = Options()) -> Record:
         CirbenchError: anything wrong with data, weights or device.
     """
     device = pick_device(options.device)
-    _check_backbones(planned.spec.config)
+    check_backbones(planned.config.model_dump())
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
     dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)
-    run_id, inputs, _ = identify(planned, dataset)
+    identity = identify(planned, dataset)
     # An interrupted run goes on where it is, under whatever label it was begun.
-    folder = next(iter(sorted(options.out.glob(f"*-{run_id[:10]}"))), options.out / planning.run_name(planned, run_id))
-    existing = _finished(options.out, run_id)
+    begun = sorted(options.out.glob(f"*-{identity.id[:10]}"))
+    folder = begun[0] if begun else options.out / run_name(planned, identity.id)
+    existing = finished_run(options.out, identity.id)
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
             raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to have them.")
         if (existing / "lease.json").exists():
             with lease.held(existing):
-                pass  # whoever held it was killed between the record and the lease's end: now it is gone
+                pass  # whoever held it was killed between the record and the lease's end: now it is removed
         return Record(existing)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -149,7 +81,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
             elif is_finished(folder):  # by another process, while this one waited for the lease
                 return Record(folder)
             with renewing() if options.force else contextlib.nullcontext():
-                return _run(planned, dataset, absent, run_id, inputs, folder, device, options)
+                return _run(planned, dataset, absent, identity, folder, device, options)
     except CirbenchError:
         with contextlib.suppress(OSError):  # weights that cannot be had leave no folder; what was begun stays
             folder.rmdir()
@@ -167,17 +99,13 @@ def _clear(folder: Path) -> None:
 
 
 def _run(
-    planned: Plan, dataset: Dataset, absent: missing_images.Missing | None, run_id: str, inputs: dict[str, Any],
-    folder: Path, device: torch.device, options: Options,
+    planned: Plan, dataset: Dataset, absent: missing_images.Missing | None, identity: Identity, folder: Path,
+    device: torch.device, options: Options,
 ) -> Record:
-    started = datetime.now(UTC)
-    began = time.perf_counter()
-    _deterministic(planned.spec.seed)
-    form = planning.training_form(planned, dataset)
-    encoders = Encoders(derive(planned.spec.seed, "weights"), declared=inputs["weights"])
-    method = planned.method.load().build(planned.config, encoders, _view(dataset, form), None)
-    if isinstance(method, torch.nn.Module):
-        method.to(device)
+    started, began = datetime.now(UTC), time.perf_counter()
+    make_deterministic(planned.seed)
+    encoders = Encoders(derive(planned.seed, "weights"), declared=identity.inputs["weights"])
+    method = build(planned, dataset, device, encoders=encoders)
     trained = Trained()
     trainable = hasattr(method, "losses") and planned.train.epochs > 0
     if trainable and "train" not in dataset.splits:
@@ -187,36 +115,66 @@ def _run(
         )
     if trainable:
         trained = _train(planned, method, dataset, device, folder, options)
-    selection = {
-        "rule": planned.train.selection if trainable else "untrained", "epoch": trained.epoch,
-        "metric": dataset.protocols[0].summary if trained.best is not None else None, "value": trained.best,
-    }
     write_jsonl(folder / "training.jsonl", trained.log)
-    seconds = {"train": trained.seconds, "epoch": trained.seconds / max(planned.train.epochs, 1) if trainable else 0.0}
-    seconds["cpu"] = trained.cpu
+    seconds = {
+        "train": trained.seconds, "epoch": trained.seconds / planned.train.epochs if trainable else 0.0,
+        "cpu": trained.cpu, "validate": trained.validation,
+    }
     save_weights(folder / "model.safetensors", method)
     tick = time.perf_counter()
     selected = _on_select(folder, planned, method, dataset, device, options)
     seconds["select"] = time.perf_counter() - tick
-    report(
-        folder, planned, method, dataset, absent, device, options,
-        {
-            "id": run_id, "inputs": inputs, "variant": planned.spec.variant, "overrides": dict(planned.overrides),
-            **places(planned), "loaded": encoders.loaded, "selection": selection, "select": selected,
-            "split": "report", "started": started.isoformat(timespec="seconds"),
-            "notes": list(dataset.notes) + (
-                ["The checkpoint was chosen on the reported split (test-oracle)."]
-                if planned.train.selection == "test-oracle" else []
-            ),
+    notes = list(dataset.notes)
+    if planned.train.selection == "test-oracle":
+        notes.append("The checkpoint was chosen on the reported split (test-oracle).")
+    head = {
+        "id": identity.id, "inputs": identity.inputs, "variant": planned.variant, "overrides": dict(planned.overrides),
+        **places(planned), "loaded": encoders.loaded, "select": selected, "split": "report",
+        "selection": {
+            "rule": planned.train.selection if trainable else "untrained", "epoch": trained.epoch,
+            "metric": dataset.protocols[0].summary if trained.best is not None else None, "value": trained.best,
         },
-        seconds, began,
-    )
+        "started": started.isoformat(timespec="seconds"), "notes": notes,
+    }
+    write_record(Answering(
+        folder, planned, method, dataset, absent, device, options.quiet, options.command, options.export, head, seconds,
+        began,
+    ))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Record(folder)
 
 
+def _train(
+    planned: Plan, method: Method, dataset: Dataset, device: torch.device, folder: Path, options: Options
+) -> Trained:
+    settings, protocol = planned.train, dataset.protocols[0]
+    form = planning.training_form(planned, dataset)
+    triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.seed)
+    texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
+    feed = Feed(
+        dataset, triplets.split.images(), texts, method.inputs, device, mirrored=settings.flip != "none",
+        quiet=options.quiet,
+    )
+    validate = None
+    if settings.selection != "last":
+        role = "select" if settings.selection == "select" else "report"
+        split = dataset.splits[role]
+        checking = evaluation.feed_of(method, dataset, split, [protocol.form], device, options.quiet)
+        validate = _validator(method, dataset, role, checking, protocol)
+    measure = bounds(method, dataset, protocol.form, device, options.quiet)
+    return train(method, triplets, feed, settings, device, folder, validate, options.quiet, measure)
+
+
+def _validator(method: Method, dataset: Dataset, role: str, feed: Feed, protocol: Protocol) -> Callable[[], float]:
+    def value() -> float:
+        result, _, _ = evaluation.evaluate(method, feed, dataset, dataset.splits[role], [protocol], quiet=True)
+        return result.protocols[protocol.name]["metrics"][protocol.summary]
+
+    return value
+
+
 def _on_select(
-    folder: Path, planned: Plan, method: Any, dataset: Dataset, device: torch.device, options: Options
+    folder: Path, planned: Plan, method: Method, dataset: Dataset, device: torch.device, options: Options
 ) -> dict[str, Any] | None:
     """Score the reported weights on `select` too, for sweeps: they compare points there, and never on `report`."""
     split = dataset.splits.get("select")
@@ -224,7 +182,7 @@ def _on_select(
         return None
     protocols, left = planning.scored(planned, dataset)
     forms = list(dict.fromkeys(p.form for p in protocols))
-    feed = _feed(method, dataset, split, forms, device, options.quiet)
+    feed = evaluation.feed_of(method, dataset, split, forms, device, options.quiet)
     result, _, _ = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
     kept = ("row_query/", "rank/", "value/")
     write_npz(folder / "select.npz", {name: a for name, a in result.arrays.items() if name.startswith(kept)})
@@ -237,168 +195,3 @@ def places(planned: Plan) -> dict[str, str]:
     if not planned.dataset.__name__.startswith("cirbench.datasets."):
         out["dataset_path"] = str(planned.dataset.__file__)
     return out
-
-
-def _finished(out: Path, run_id: str) -> Path | None:
-    """The finished run of this id, whatever label it was run under."""
-    for folder in sorted(out.glob(f"*-{run_id[:10]}")):
-        if is_finished(folder):
-            return folder
-    return None
-
-
-def report(
-    folder: Path, planned: Plan, method: Any, dataset: Dataset, absent: missing_images.Missing | None,
-    device: torch.device, options: Options, head: dict[str, Any], seconds: dict[str, float], began: float,
-) -> None:
-    """Evaluate once on the `report` split and write the record; `record.json` last."""
-    split, (protocols, left) = dataset.splits["report"], planning.scored(planned, dataset)
-    forms = list(dict.fromkeys(p.form for p in protocols))
-    tick = time.perf_counter()
-    feed = _feed(method, dataset, split, forms, device, options.quiet)
-    seconds["features"] = time.perf_counter() - tick
-    tick = time.perf_counter()
-    result, images, rows = evaluation.evaluate(method, feed, dataset, split, protocols, options.quiet)
-    seconds["evaluate"] = time.perf_counter() - tick
-    if absent is not None:
-        head = {**head, "missing": absent.counts, "notes": [*head["notes"], absent.note()]}
-        for name, beside in absent.beside("report", split, protocols, result.arrays).items():
-            result.protocols[name]["missing"] = beside
-    write_queries(folder, split)
-    write_json(folder / "gallery.json", result.gallery)
-    arrays = dict(result.arrays)
-    if hasattr(method, "modality_weights"):
-        arrays.update(_weights(method, feed, dataset, split, forms[0]))
-    write_npz(folder / "rankings.npz", arrays)
-    if options.export:
-        export(folder, split, result.gallery, images, rows, planned.facts.protocols[0].form)
-    write_pictures(folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
-    first = split.queries[0]
-    text = dataset.forms[forms[0]](first)[0][0]
-    record = {
-        "schema": SCHEMA, "name": folder.name, **head, "command": options.command,
-        "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
-        "cost": {
-            "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),
-            "latency_ms": cost.latency(method, feed, first.reference, text, images),
-            "seconds": {**seconds, "total": time.perf_counter() - began},
-            "peak_memory_mb": cost.peak_memory_mb(device),
-        },
-        "environment": cost.environment(device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_json(folder / "record.json", record)
-
-
-def write_queries(folder: Path, split: Split) -> None:
-    """`queries.jsonl` of a record."""
-    write_jsonl(folder / "queries.jsonl", (
-        {
-            "id": q.id, "reference": q.reference, "texts": list(q.texts), "targets": list(q.targets[:50]),
-            "targets_total": len(q.targets), "group": q.group, "extra": dict(q.extra),
-        }
-        for q in split.queries
-    ))
-
-
-def _weights(method: Any, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {}
-    with torch.inference_mode():
-        for start in range(0, len(split.queries), evaluation.BATCH):
-            queries = split.queries[start : start + evaluation.BATCH]
-            batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
-            for name, weight in method.modality_weights(batch).items():
-                if tuple(weight.shape) != (len(queries),):
-                    raise CirbenchError(
-                        f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "
-                        f"{len(queries)} queries. It must return one share of the image a query, shape (B,)."
-                    )
-                parts.setdefault(name, []).append(weight.float().cpu().numpy())
-    return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
-
-
-def _pictures(dataset: Dataset, split: Split, result: evaluation.Evaluation, form: str) -> dict[str, bytes]:
-    """Small pictures of some queries of every group: reference, targets, first ten."""
-    groups: dict[str, list[int]] = {}
-    for n, query in enumerate(split.queries):
-        groups.setdefault(query.group, []).append(n)
-    share = max(PICTURES // len(groups), 1)
-    chosen = [n for members in groups.values() for n in members[:: max(len(members) // share, 1)][:share]][:PICTURES]
-    row_of = {int(q): r for r, q in reversed(list(enumerate(result.arrays[f"row_query/{form}"])))}
-    wanted: dict[str, None] = {}
-    for n in chosen:
-        query = split.queries[n]
-        top = result.arrays[f"top/{form}"][row_of[n], :10]
-        wanted.update(dict.fromkeys([query.reference, *query.targets[:3], *(result.gallery[t] for t in top if t >= 0)]))
-    out = {}
-    for image_id in wanted:
-        with dataset.images.open(image_id) as image:
-            out[image_id] = webp(image, PICTURE_SIDE)
-    return out
-
-
-def export(
-    folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows],
-    unnamed: str,
-) -> None:
-    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second.
-
-    `unnamed` is the form whose rows are the query ids themselves: the dataset's own default, whatever was trained with.
-    """
-    ids, parts = [], []
-    for form, part in rows.items():
-        seen: dict[int, int] = {}
-        several = len(set(part.query.tolist())) < len(part.query)
-        for q in part.query.tolist():
-            seen[q] = seen.get(q, -1) + 1
-            name = "" if form == unnamed else f"#{form}"
-            ids.append(split.queries[q].id + name + (f".{seen[q]}" if several else ""))
-        parts.append(part.embeddings.cpu().numpy())
-    write_npz(folder / "embeddings.npz", {
-        "query_ids": np.array(ids), "queries": np.concatenate(parts), "image_ids": np.array(list(gallery)),
-        "gallery": images.cpu().numpy(),
-    })
-
-
-# ------------------------------------------------------------------------------------- weights
-
-
-def save_weights(path: Path, method: Any) -> None:
-    """Weights as safetensors, with the method's extra state in the header."""
-    tensors = {}
-    if isinstance(method, torch.nn.Module):
-        tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
-    state = method.extra_state() if hasattr(method, "extra_state") else {}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"extra_state": json.dumps(state)})
-    temporary.replace(path)
-
-
-def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Any:
-    """A method with the weights of a record.
-
-    Raises:
-        CirbenchError: weights that do not fit the method.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {}).get("extra_state", "{}"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # not a mapping
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
-    except Exception as error:
-        raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
-    form = planning.training_form(planned, dataset)
-    method = planned.method.load().build(
-        planned.config, Encoders(derive(planned.spec.seed, "weights")), _view(dataset, form), state
-    )
-    if isinstance(method, torch.nn.Module):
-        try:
-            method.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CirbenchError(
-                f"the weights in {path} do not fit the method {planned.method.name}: "
-                f"{str(error).splitlines()[-1].strip()} Its source or its config has changed since."
-            ) from None
-        method.to(device).eval()
-    return method

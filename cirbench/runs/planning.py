@@ -9,9 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from cirbench import numerics, plugins
-from cirbench.seeds import digest
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
-from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, RunSpec
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol
 
 
 @dataclass(frozen=True)
@@ -19,20 +18,24 @@ class Plan:
     """A run that has passed the cheap checks.
 
     Attributes:
-        spec: its resolved inputs.
         method: the method file.
         dataset: the dataset's module.
         config, knobs, train: the resolved settings.
+        seed: of the run; every consumer derives its own from it.
+        variant: label of the overrides; not part of the identity.
+        root: folder of the data; not part of the identity (the fingerprint is).
         overrides: what the variant, `--backbone` and `--set` changed, for labels.
         forms: the only text forms scored beside the default one, or None for all.
     """
 
-    spec: RunSpec
     method: plugins.MethodFile
     dataset: ModuleType
     config: Settings
     knobs: Settings
     train: TrainSettings
+    seed: int
+    variant: str = ""
+    root: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[str, ...] | None = None
 
@@ -121,11 +124,9 @@ def plan(
         for scope, values in layer.items()
         for name, value in values.items()
     }
-    spec = RunSpec(
-        method if found.module == "" else found.name, facts.name, config.model_dump(), knobs.model_dump(),
-        train.model_dump(), seed, variant, root,
+    return Plan(
+        found, module, config, knobs, train, seed, variant, root, overrides, None if forms is None else tuple(forms)
     )
-    return Plan(spec, found, module, config, knobs, train, overrides, None if forms is None else tuple(forms))
 
 
 def _check_root(facts: DatasetSpec, root: Path | None) -> None:
@@ -148,7 +149,7 @@ def load(planned: Plan) -> Dataset:
     Raises:
         CirbenchError: unreadable data, or an empty split.
     """
-    dataset: Dataset = planned.dataset.load(planned.knobs, planned.spec.root)
+    dataset: Dataset = planned.dataset.load(planned.knobs, planned.root)
     for role in ("train", "report"):
         # Evaluation-only datasets have no train split; `run` refuses to train on them.
         if role in dataset.splits and not dataset.splits[role].queries:
@@ -191,35 +192,3 @@ def code(planned: Plan) -> dict[str, int | str]:
         "method": numerics.of_plugin("methods", method.name, numerics.entry(file)),
         "dataset": numerics.of_plugin("datasets", planned.facts.name, numerics.entry(source)),
     }
-
-
-def inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What identifies a run, in the form the record keeps."""
-    protocols, left = scored(planned, dataset)
-    # A record with fewer protocols is another record, though its numbers are the same.
-    fewer = {"forms": list(dict.fromkeys(p.form for p in protocols))} if left else {}
-    return {
-        "dataset": dataset.name, "data": planned.knobs.identity(), "fingerprint": dataset.fingerprint, "images": images,
-        "method": planned.method.name, "config": planned.config.identity(), "train": planned.train.identity(),
-        "seed": planned.spec.seed, "weights": dict(weights), "numerics": code(planned), **fewer,
-    }
-
-
-def run_name(planned: Plan, run_id: str) -> str:
-    """`scenes-dwc-no-emd-s0-1a2b3c4d5e`."""
-    parts = [planned.facts.name, planned.method.name, planned.spec.variant, f"s{planned.spec.seed}", run_id[:10]]
-    return "-".join(p for p in parts if p)
-
-
-def run_id(inputs_: Mapping[str, Any]) -> str:
-    """Hash of the resolved inputs; weights on this machine stand in it by their content, not by their place."""
-    weights = {name: sha for name, sha in inputs_["weights"].items() if sha.startswith("sha256:")}
-
-    def by_content(value: Any) -> Any:
-        if isinstance(value, str):
-            return weights.get(value, value)
-        if isinstance(value, Mapping):
-            return {key: by_content(part) for key, part in value.items()}
-        return [by_content(part) for part in value] if isinstance(value, list | tuple) else value
-
-    return digest({**inputs_, "config": by_content(inputs_["config"]), "weights": sorted(set(weights.values()))})

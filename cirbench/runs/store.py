@@ -11,7 +11,7 @@ from cirbench.runs.record import Record, is_finished, not_a_run, read_json
 from cirbench.runs.study_types import SCHEMA, StudyData, read_study
 from cirbench.types import CirbenchError
 
-__all__ = ["Study", "find_records", "find_studies"]
+__all__ = ["Study", "find_records", "find_studies", "finished_run"]
 
 DEPTH = 3
 """How many folders below a given one `find_records` looks for runs (a sweep keeps its runs two below)."""
@@ -108,3 +108,8 @@ def _nearest_sibling(path: Path) -> str:
     names = [child.name for child in path.parent.iterdir() if child.is_dir()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f" Did you mean {path.parent / close[0]}?" if close else ""
+
+
+def finished_run(out: Path, run_id: str) -> Path | None:
+    """The finished run of this id in the folder `out`, whatever label it was run under."""
+    return next((folder for folder in sorted(out.glob(f"*-{run_id[:10]}")) if is_finished(folder)), None)

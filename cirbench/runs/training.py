@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from cirbench.data.batches import Feed, Triplets
 from cirbench.runs.mutual_information import Bounds
-from cirbench.settings import TrainSettings
-from cirbench.types import CirbenchError
+from cirbench.settings import TrainSettings, unknown
+from cirbench.types import CirbenchError, Method, TrainBatch
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Trained:
         best: the value that chose it, or None for the last one.
         seconds: spent training, over all attempts.
         cpu: seconds of the processor, all cores together; unlike the clock it does not count what else a machine does.
+        validation: seconds spent evaluating on the split that selects; no part of `seconds` and `cpu`.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Trained:
     best: float | None = None
     seconds: float = 0.0
     cpu: float = 0.0
+    validation: float = 0.0
 
 
 def pick_device(name: str) -> torch.device:
@@ -165,7 +167,6 @@ def train(
     optimizers = dict(method.optimizers())
     base = {name: [group["lr"] for group in opt.param_groups] for name, opt in optimizers.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
-    dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
     checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
     best_state: dict[str, Any] | None = None
     start_epoch = start_step = 0
@@ -176,7 +177,10 @@ def train(
         scaler.load_state_dict(kept["scaler"])
         _set_random_state(kept["random"], device)
         start_epoch, start_step = kept["epoch"], kept["step"]
-        out = Trained(list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"], kept["cpu"])
+        out = Trained(
+            list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"], kept["cpu"],
+            kept.get("validation", 0.0),
+        )
         best_state = kept["best_state"]
     began, saved, before = time.perf_counter(), time.perf_counter(), out.seconds
     ticks, used = time.process_time(), out.cpu
@@ -188,6 +192,7 @@ def train(
             "scaler": scaler.state_dict(), "random": _random_state(device), "epoch": epoch, "step": step,
             "log": out.log, "best_epoch": out.epoch, "best": out.best, "best_state": best_state,
             "seconds": before + time.perf_counter() - began, "cpu": used + time.process_time() - ticks,
+            "validation": out.validation,
         })
         saved = time.perf_counter()
 
@@ -202,22 +207,12 @@ def train(
             tick = time.perf_counter()
             factor = learning_rate(settings, epoch * triplets.steps + step, total)
             logs: dict[str, float] = {}
-            with torch.autocast(device.type, dtype, enabled=settings.amp != "off"):
-                for name, loss, more in method.losses(batch):
-                    if not torch.isfinite(loss):
-                        raise CirbenchError(
-                            f"the loss of {name!r} is {loss.item()} at epoch {epoch}, step {step}. Lower its learning "
-                            "rate, add train.warmup or train.clip_norm, or turn train.amp off."
-                        )
-                    optimizer = optimizers[name]
-                    for group, rate in zip(optimizer.param_groups, base[name], strict=True):
-                        group["lr"] = rate * factor
-                    with torch.autocast(device.type, enabled=False):
-                        _step(optimizer, loss, scaler, settings.clip_norm)
-                    # What the step changed must not be read from autocast's cache of cast weights.
-                    torch.clear_autocast_cache()
-                    logs.update(more)
-            scaler.update() if scaler.is_enabled() else None
+            for name, optimizer in optimizers.items():
+                for group, rate in zip(optimizer.param_groups, base[name], strict=True):
+                    group["lr"] = rate * factor
+            place = f"epoch {epoch}, step {step}"
+            for _, _, more in take_step(method, batch, optimizers, device, settings, scaler, place):
+                logs.update(more)
             out.log.append({
                 "step": epoch * triplets.steps + step, "epoch": epoch, "losses": logs,
                 "seconds": time.perf_counter() - tick,
@@ -226,14 +221,18 @@ def train(
             if time.perf_counter() - saved >= settings.seconds_between_checkpoints and step + 1 < triplets.steps:
                 save(epoch, step + 1)
         start_step = 0
+        # What is measured beside training counts as no part of it.
+        tick, aside = time.perf_counter(), time.process_time()
         if measure is not None:
-            tick, aside = time.perf_counter(), time.process_time()
             out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
-            began += time.perf_counter() - tick
-            ticks += time.process_time() - aside
+        evaluating, value = time.perf_counter(), math.nan
         if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
             value = validate()
+            out.validation += time.perf_counter() - evaluating
             out.log.append({"epoch": epoch, "select": value})
+        began += time.perf_counter() - tick
+        ticks += time.process_time() - aside
+        if not math.isnan(value):
             if out.best is None or value > out.best:
                 out.best, out.epoch, best_state = value, epoch + 1, _to_cpu(method.state_dict())
         elif validate is None:
@@ -248,10 +247,66 @@ def train(
     return out
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, scaler: torch.amp.GradScaler, clip: float) -> None:
+def take_step(
+    method: Method, batch: TrainBatch, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device,
+    settings: TrainSettings, scaler: torch.amp.GradScaler | None = None, place: str = "the first step",
+) -> list[tuple[str, torch.Tensor, Mapping[str, float]]]:
+    """One training step: every loss that the method yields is stepped before the next is asked for.
+
+    Args:
+        method: with `losses`.
+        batch: B triplets.
+        optimizers: of the method, by the names that `losses` yields.
+        device: where.
+        settings: mixed precision and clipping.
+        scaler: of fp16, or None.
+        place: where in training this is, for messages.
+
+    Returns:
+        (optimizer name, loss before its step, logs) in the order yielded.
+
+    Raises:
+        CirbenchError: a loss that is no finite scalar with a gradient, or the name of no optimizer.
+    """
+    out: list[tuple[str, torch.Tensor, Mapping[str, float]]] = []
+    dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
+    with torch.autocast(device.type, dtype, enabled=settings.amp != "off"):
+        for name, loss, logs in method.losses(batch):
+            if name not in optimizers:
+                raise unknown("optimizer", str(name), optimizers, f"`losses` yields it at {place}.")
+            if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+                received = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r}"
+                raise CirbenchError(
+                    f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar tensor that has a "
+                    "gradient."
+                )
+            if not torch.isfinite(loss):
+                raise CirbenchError(
+                    f"the loss of {name!r} is {loss.item()} at {place}. Lower its learning rate, add train.warmup or "
+                    "train.clip_norm, or turn train.amp off."
+                )
+            with torch.autocast(device.type, enabled=False):
+                _apply(optimizers[name], loss, scaler, settings.clip_norm)
+            # What the step changed must not be read from autocast's cache of cast weights.
+            torch.clear_autocast_cache()
+            out.append((name, loss.detach(), logs))
+    if scaler is not None and scaler.is_enabled():
+        scaler.update()
+    return out
+
+
+def _apply(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, scaler: torch.amp.GradScaler | None, clip: float
+) -> None:
+    """Step one optimizer by the gradient of one loss."""
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    scaled = loss if scaler is None else scaler.scale(loss)
+    scaled.backward()
     if clip:
-        scaler.unscale_(optimizer)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
-    scaler.step(optimizer)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cirbench.data.batches import Feed
 from cirbench.scoring import protocol_scoring
 from cirbench.scoring.ranking import Ranks, Score, dot, rank
-from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
+from cirbench.types import CirbenchError, Dataset, Method, Protocol, Query, Split
 
 #: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on its company.
 BATCH = 128
@@ -129,14 +129,14 @@ def _batched(count: int, what: str, quiet: bool, encode: Callable[[list[int]], T
     return torch.cat(parts) if parts else torch.zeros((0, 1))
 
 
-def encode_gallery(method: Any, feed: Feed, gallery: Sequence[str], quiet: bool = True) -> Tensor:
+def encode_gallery(method: Method, feed: Feed, gallery: Sequence[str], quiet: bool = True) -> Tensor:
     """(N, D) embeddings of the gallery."""
     return _batched(
         len(gallery), "gallery", quiet, lambda rows: method.encode_images(feed.images([gallery[r] for r in rows]))
     )
 
 
-def encode_rows(method: Any, feed: Feed, split: Split, form: Form, quiet: bool = True) -> Rows:
+def encode_rows(method: Method, feed: Feed, split: Split, form: Form, quiet: bool = True) -> Rows:
     """Encoded rows of one text form; the strings of a row are averaged."""
     rows = [(n, tuple(row)) for n, query in enumerate(split.queries) for row in form(query)]
     pairs = list(dict.fromkeys((n, text) for n, row in rows for text in row))
@@ -160,8 +160,15 @@ def texts_of(dataset: Dataset, split: Split, forms: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(t for f in forms for q in split.queries for row in dataset.forms[f](q) for t in row))
 
 
+def feed_of(
+    method: Method, dataset: Dataset, split: Split, forms: Sequence[str], device: torch.device, quiet: bool = True
+) -> Feed:
+    """What a method needs to answer a split in some text forms: its images, and every string of these forms."""
+    return Feed(dataset, split.images(), texts_of(dataset, split, forms), method.inputs, device, quiet=quiet)
+
+
 def evaluate(
-    method: Any, feed: Feed, dataset: Dataset, split: Split, protocols: Sequence[Protocol], quiet: bool = True
+    method: Method, feed: Feed, dataset: Dataset, split: Split, protocols: Sequence[Protocol], quiet: bool = True
 ) -> tuple[Evaluation, Tensor, dict[str, Rows]]:
     """Encode and score a split; the embeddings come along for export."""
     if isinstance(method, torch.nn.Module):

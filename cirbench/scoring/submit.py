@@ -11,8 +11,8 @@ import torch
 
 from cirbench.data.batches import Feed
 from cirbench.scoring import evaluation, missing_images, protocol_scoring, server_files
-from cirbench.scoring.ranking import dot, rank
-from cirbench.types import CirbenchError, Dataset, Protocol, Split
+from cirbench.scoring.ranking import Score, dot, rank
+from cirbench.types import CirbenchError, Dataset, Method, Protocol, Split
 
 #: Datasets with a server, and the split whose labels it keeps.
 SERVERS = {"cirr": "test1", "circo": "test"}
@@ -20,18 +20,18 @@ SERVERS = {"cirr": "test1", "circo": "test"}
 
 def rankings(
     dataset: Dataset, split: Split, images: torch.Tensor, rows: evaluation.Rows, protocol: Protocol, k: int,
-    kind: str = protocol_scoring.BEST, scoring: object = dot,
+    kind: str = protocol_scoring.BEST, scoring: Score = dot,
 ) -> list[list[str]]:
     """The first k image ids of every query."""
     gallery = evaluation.gallery_of(split)
     position = {name: n for n, name in enumerate(gallery)}
     view = protocol_scoring.view_of(split, protocol, position, rows.query, kind)
-    _, top, _ = rank(rows.embeddings, images, [view], scoring, k)  # type: ignore[arg-type]
+    _, top, _ = rank(rows.embeddings, images, [view], scoring, k)
     return [[gallery[int(t)] for t in line if t >= 0] for line in np.asarray(top)]
 
 
 def write(
-    method: object, dataset: Dataset, split: Split, device: torch.device, folder: Path, quiet: bool
+    method: Method, dataset: Dataset, split: Split, device: torch.device, folder: Path, quiet: bool
 ) -> list[Path]:
     """Encode, rank and write; every file is checked before its path is returned.
 
@@ -54,7 +54,7 @@ def write(
         )
     form = dataset.forms[protocol.form]
     texts: Sequence[str] = evaluation.texts_of(dataset, split, [protocol.form])
-    feed = Feed(dataset, split.images(), texts, method.inputs, device, quiet=quiet)  # type: ignore[attr-defined]
+    feed = Feed(dataset, split.images(), texts, method.inputs, device, quiet=quiet)
     images = evaluation.encode_gallery(method, feed, evaluation.gallery_of(split), quiet)
     rows = evaluation.encode_rows(method, feed, split, form, quiet)
     scoring = getattr(method, "score", dot)

@@ -318,7 +318,7 @@ def _declared(
         planned = planning.plan(method, dataset, variant, root=root, over=held)
     except CirbenchError as error:
         raise check.fail(f"{where}method", str(error)) from None
-    found, values, out = planned.method, planned.spec.config, dict[str, Any]()
+    found, values, out = planned.method, planned.config.model_dump(), dict[str, Any]()
     for name, declared in found.tune.items():
         key, axis, kept = f"method.{name}", dict(declared), found.variants.get(variant, {}).get(name)
         unmet = [f for f, wanted in axis.pop("when", {}).items() if values.get(f) not in wanted]
@@ -387,7 +387,8 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
             named = point.label or point.method
             raise CirbenchError(f"{check.file}, {place}, point ({named}): {error}") from None
         # Under another label it may stand twice, at no cost: a run is done once.
-        key = digest([point.arm, planned.spec.method, planned.spec.config, planned.spec.data, planned.spec.train])
+        settings = [part.model_dump() for part in (planned.config, planned.knobs, planned.train)]
+        key = digest([point.arm, str(planned.method.path), *settings])
         if sweep.sampler == "grid" and key in seen:
             raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) are one and the same.")
         seen[key] = point.label or point.method

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.runs.planning import Plan
+from cirbench.runs.store import finished_run
 from cirbench.studies import design_file
 from cirbench.studies.design import Point, Sweep
 from cirbench.studies.display import Progress, records_of
@@ -171,7 +172,7 @@ def check_select(sweep: Sweep) -> None:
         split = _data(planned, loaded).splits.get("select")
         if split is not None and split.queries:
             continue
-        name, share = planned.facts.name, planned.spec.data.get("select_share")
+        name, share = planned.facts.name, getattr(planned.knobs, "select_share", None)
         if share is None:
             told = f"{name} has no select split"
             how = (
@@ -191,33 +192,36 @@ def _data(planned: Plan, loaded: dict[str, Dataset]) -> Dataset:
     """The data of a plan; `loaded` keeps it for the other plans of the sweep that share it."""
     from cirbench.runs import planning
 
-    key = json.dumps(dict(planned.spec.data), sort_keys=True)
+    key = json.dumps(planned.knobs.model_dump(), sort_keys=True)
     if key not in loaded:
         loaded[key] = planning.load(planned)
     return loaded[key]
 
 
-def estimate(sweep: Sweep, options: Options, workers: int, steps: int = 4) -> dict[str, Any]:
-    """How long a sweep will take, from a few measured steps of its first point and one evaluation.
+def estimate(sweep: Sweep, options: Options, workers: int) -> dict[str, Any]:
+    """How long a sweep will take, from a few measured steps and encodings of some of its points.
 
     Returns:
         `runs`, `kept` (those with a record already), `seconds_run`, `seconds` of all that is left.
     """
-    from cirbench.runs import execution
+    from cirbench.runs import estimate as runs_estimate
+    from cirbench.runs.identity import identify
 
     points = sweep.corners() if sweep.sampler != "grid" else sweep.points()[: sweep.total]
     kept, loaded = dict[str, bool](), dict[str, Dataset]()
     for point in points if sweep.sampler == "grid" else []:
         for seed in sweep.seeds:
             planned = sweep.plan(point, seed)
-            name = execution.identify(planned, _data(planned, loaded))[0]
-            kept[name] = execution._finished(options.out, name) is not None
+            name = identify(planned, _data(planned, loaded)).id
+            kept[name] = finished_run(options.out, name) is not None
     count, done = len(kept) or sweep.total * len(sweep.seeds), sum(kept.values())
-    each = sum(
-        share * measure(sweep.plan(point, sweep.seeds[0]), options.device, steps)
-        for point, share in _kinds(points, sweep)
-    )
-    left = each * (count - done) / max(1, min(workers, count))
+    each = features = 0.0
+    for point, share in _kinds(points, sweep):
+        one = runs_estimate.estimate(sweep.plan(point, sweep.seeds[0]), options.device)
+        each += share * (one.seconds - one.feature_seconds)
+        features = max(features, one.feature_seconds)
+    # Frozen features are computed once and shared by all runs.
+    left = each * (count - done) / max(1, min(workers, count)) + (features if done < count else 0.0)
     return {"runs": count, "kept": done, "seconds_run": each, "seconds": left}
 
 
@@ -229,58 +233,10 @@ def _kinds(points: Sequence[Point], sweep: Sweep) -> list[tuple[Point, float]]:
     kinds: dict[Any, list[Point]] = {}
     for point in points:
         planned = sweep.plan(point, sweep.seeds[0])
-        kinds.setdefault((planned.spec.config.get("streams"), planned.train.epochs > 0), []).append(point)
+        kinds.setdefault((getattr(planned.config, "streams", None), planned.train.epochs > 0), []).append(point)
     if len(kinds) == 1 and len(points) > 1:
         return [(points[0], 0.5), (points[-1], 0.5)]
     return [(some[len(some) // 2], len(some) / len(points)) for some in kinds.values()]
-
-
-def measure(planned: Any, device: str, steps: int) -> float:
-    """Seconds that a run would take here: a few steps of it, and one evaluation on `select`."""
-    import torch
-
-    from cirbench.data.batches import Feed, Triplets
-    from cirbench.models.encoders import Encoders
-    from cirbench.runs import execution, planning
-    from cirbench.runs.training import keep_freed_memory, pick_device
-    from cirbench.scoring import evaluation
-    from cirbench.seeds import derive
-
-    keep_freed_memory()
-    where, dataset = pick_device(device), planning.load(planned)
-    form, settings = planning.training_form(planned, dataset), planned.train
-    torch.manual_seed(0)
-    encoders, view = Encoders(derive(0, "weights")), execution._view(dataset, form)
-    method = planned.method.load().build(planned.config, encoders, view, None)
-    if isinstance(method, torch.nn.Module):
-        method.to(where)
-    total = 0.0
-    if hasattr(method, "losses") and settings.epochs:
-        triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.spec.seed)
-        texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
-        mirrored = settings.flip != "none"
-        feed = Feed(dataset, triplets.split.images(), texts, method.inputs, where, mirrored=mirrored, quiet=True)
-        optimizers, took = method.optimizers(), []
-        for n, batch in enumerate(triplets.epoch(0, feed, 0)):
-            tick = time.perf_counter()
-            for name, loss, _ in method.losses(batch):
-                optimizers[name].zero_grad(set_to_none=True)
-                loss.backward()
-                optimizers[name].step()
-            took.append(time.perf_counter() - tick)
-            if n == steps:
-                break
-        rest = sorted(took[1:] or took)  # the first step warms up
-        total += rest[len(rest) // 2] * triplets.steps * settings.epochs
-    role = "select" if "select" in dataset.splits else "report"
-    split = dataset.splits[role]
-    feed = execution._feed(method, dataset, split, [form], where, True)
-    if isinstance(method, torch.nn.Module):
-        method.eval()
-    tick = time.perf_counter()
-    evaluation.evaluate(method, feed, dataset, split, [dataset.protocols[0]], quiet=True)
-    both = len(split.queries) + len(dataset.splits["report"].queries)
-    return total + (time.perf_counter() - tick) * both / len(split.queries)
 
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:

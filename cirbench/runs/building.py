@@ -1,0 +1,113 @@
+"""The one way to make a method from a plan, and to keep and load its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cirbench.models.encoders import Encoders, check_clip, check_cnn
+from cirbench.runs.planning import Plan, training_form
+from cirbench.seeds import derive
+from cirbench.types import CirbenchError, Dataset, Method, TrainView
+
+__all__ = ["build", "check_backbones", "load_method", "make_deterministic", "save_weights", "train_view"]
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed torch for a run, and choose algorithms that repeat."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(derive(seed, "torch") % 2**63)
+
+
+def check_backbones(config: Mapping[str, Any]) -> None:
+    """Refuse names of encoders that cannot be loaded, before anything is done.
+
+    Raises:
+        CirbenchError: an unknown CLIP or CNN, with the nearest one.
+    """
+    if config.get("clip") and config.get("streams") != "cnn":
+        check_clip(str(config["clip"]))
+    if config.get("cnn") and config.get("streams") != "clip":
+        check_cnn(str(config["cnn"]))
+
+
+def train_view(dataset: Dataset, form: str) -> TrainView:
+    """What a method may know of the training set, in one text form."""
+    if "train" not in dataset.splits:
+        # Evaluation-only datasets: what a method learned from texts is in the state of its checkpoint.
+        return TrainView([], 0)
+    texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
+    return TrainView(texts, len(dataset.splits["train"].queries))
+
+
+def build(
+    planned: Plan, dataset: Dataset, device: torch.device | None = None, state: Mapping[str, Any] | None = None,
+    encoders: Encoders | None = None, config: Any = None, declared: Collection[str] | None = None,
+) -> Method:
+    """The method of a plan.
+
+    Args:
+        planned: the run.
+        dataset: its data; the training texts are shown to the method.
+        device: where it goes; None leaves it on the CPU.
+        state: what `extra_state` returned when weights were saved; None in training.
+        encoders: what it loads its encoders with; by default new ones with the seed of the run.
+        config: instead of the plan's, for measuring without weights.
+        declared: weights that the identity of the run knows; others on this machine are refused (None allows any).
+
+    Raises:
+        CirbenchError: weights that cannot be had, or a method file that fails.
+    """
+    encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
+    view = train_view(dataset, training_form(planned, dataset))
+    method: Method = planned.method.load().build(config or planned.config, encoders, view, state)
+    if isinstance(method, torch.nn.Module) and device is not None:
+        method.to(device)
+    return method
+
+
+def save_weights(path: Path, method: Method) -> None:
+    """Weights as safetensors, with the method's extra state in the header."""
+    tensors = {}
+    if isinstance(method, torch.nn.Module):
+        tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
+    state = method.extra_state() if hasattr(method, "extra_state") else {}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"extra_state": json.dumps(state)})
+    temporary.replace(path)
+
+
+def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Method:
+    """A method with the weights of a record.
+
+    Raises:
+        CirbenchError: weights that do not fit the method.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {}).get("extra_state", "{}"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # not a mapping
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
+    except Exception as error:
+        raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
+    method = build(planned, dataset, state=state)
+    if isinstance(method, torch.nn.Module):
+        try:
+            method.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CirbenchError(
+                f"the weights in {path} do not fit the method {planned.method.name}: "
+                f"{str(error).splitlines()[-1].strip()} Its source or its config has changed since."
+            ) from None
+        method.to(device).eval()
+    return method

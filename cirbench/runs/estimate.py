@@ -1,0 +1,152 @@
+"""What a run would cost here, from a few measured steps on noise of the right shapes: no weights, no pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cirbench.models.encoders import Encoders, clip_folder
+from cirbench.runs import cost, planning
+from cirbench.runs.building import build, train_view
+from cirbench.runs.planning import Plan
+from cirbench.runs.training import keep_freed_memory, pick_device, take_step
+from cirbench.scoring import evaluation
+from cirbench.types import Frozen, QueryBatch, TrainBatch
+
+__all__ = ["Estimate", "estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run on this machine, from a few measured steps on noise of the right shapes.
+
+    Attributes:
+        parameters: trainable.
+        steps: of training in all.
+        step_seconds: one step, without decoding pictures.
+        feature_seconds: features of frozen encoders, once.
+        evaluate_seconds: one evaluation.
+        evaluations: how many, those that choose a checkpoint included.
+        memory_mb: most held while measuring, weights and optimisers included.
+    """
+
+    parameters: int
+    steps: int
+    step_seconds: float
+    feature_seconds: float
+    evaluate_seconds: float
+    evaluations: int
+    memory_mb: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        training = self.steps * self.step_seconds
+        return training + self.feature_seconds + self.evaluations * self.evaluate_seconds
+
+
+def _random_weights(planned: Plan) -> Any:
+    """The same shapes without fetching anything: time and memory do not depend on what weights hold."""
+    fields: dict[str, Any] = {}
+    config = planned.config.model_dump()
+    if config.get("clip") and clip_folder(config["clip"]) is None:
+        fields["clip"] = config["clip"].partition(":")[0] + ":random"
+    if "cnn_pretrained" in config:
+        fields["cnn_pretrained"] = False
+    return planned.config.model_copy(update=fields)
+
+
+#: Seconds of one measurement after which it is repeated no more.
+PATIENCE = 20.0
+
+
+def _median(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
+def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool = True) -> Estimate:
+    """Measure a few steps; the dataset's annotations are read, its pictures are not.
+
+    Args:
+        planned: the run.
+        device: where.
+        repeats: steps that are timed, after one that warms up; fewer where they take long.
+        quiet: no progress.
+    """
+    keep_freed_memory()
+    where, dataset, settings = pick_device(device), planning.load(planned), planned.train
+    form = planning.training_form(planned, dataset)
+    torch.manual_seed(0)
+    known = train_view(dataset, form).texts or evaluation.texts_of(dataset, dataset.splits["report"], [form])
+    method = build(planned, dataset, where, encoders=Encoders(0), config=_random_weights(planned))
+
+    def images(count: int) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.randn(count, wanted.encoder.dim, device=where) if isinstance(wanted, Frozen)
+            else torch.randn(count, 3, wanted.size, wanted.size, device=where)
+            for name, wanted in method.inputs.images.items()
+        }
+
+    def texts(count: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+        words = [known[n % len(known)] for n in range(count)]
+        names = method.inputs.texts.items()
+        return {name: torch.randn(count, wanted.encoder.dim, device=where) for name, wanted in names}, words
+
+    bar = tqdm(desc="measuring", unit="step", disable=quiet, leave=False)
+
+    def timed(action: Callable[[], Any]) -> float:
+        times: list[float] = []
+        # Once to warm up; where a step takes long, one more tells enough.
+        while len(times) < 2 or (len(times) <= repeats and sum(times) < PATIENCE):
+            tick = time.perf_counter()
+            action()
+            torch.cuda.synchronize(where) if where.type == "cuda" else None
+            times.append(time.perf_counter() - tick)
+            bar.update()
+        return _median(times[1:])
+
+    steps, step_seconds = 0, 0.0
+    if hasattr(method, "losses") and settings.epochs:
+        size = settings.batch_size
+        text, words = texts(size)
+        batch = TrainBatch(images(size), text, words, images(size), torch.eye(size, dtype=torch.bool, device=where))
+        optimizers = dict(method.optimizers())
+        if where.type == "cpu":
+            settings = settings.model_copy(update={"amp": "off" if settings.amp == "fp16" else settings.amp})
+        method.train()  # type: ignore[attr-defined]
+        step_seconds = timed(lambda: take_step(method, batch, optimizers, where, settings))
+        steps = len(dataset.splits["train"].queries) // size * settings.epochs
+    if isinstance(method, torch.nn.Module):
+        method.eval()
+    few = 16
+    text, words = texts(few)
+    queries = QueryBatch(images(few), text, words)
+    with torch.inference_mode():
+        per_image = timed(lambda: method.encode_images(queries.reference)) / few
+        per_query = timed(lambda: method.encode_queries(queries)) / few
+        feature_seconds = 0.0
+        report, mirrored = dataset.splits["report"], 1 + (settings.flip != "none")
+        training = dataset.splits["train"].images() if steps else ()
+        many = len(training) * mirrored + len(report.images())
+        for wanted in method.inputs.images.values():
+            if isinstance(wanted, Frozen):
+                encoder, side = wanted.encoder.to(where), wanted.encoder.pixels.size
+                noise = torch.randn(few, 3, side, side, device=where)
+                feature_seconds += timed(lambda e=encoder, x=noise: e.encode_images(x)) / few * many  # type: ignore[misc]
+        for wanted in method.inputs.texts.values():
+            encoder = wanted.encoder.to(where)
+            strings = len(set(known)) + len(evaluation.texts_of(dataset, report, [form]))
+            feature_seconds += timed(lambda e=encoder: e.encode_texts(words)) / few * strings  # type: ignore[misc]
+    bar.close()
+    evaluate = per_image * len(evaluation.gallery_of(report)) + per_query * len(report.queries)
+    selecting = 0 if settings.selection == "last" else -(-settings.epochs // settings.eval_every)
+    selecting += bool(dataset.splits.get("select"))  # the weights that are reported are scored there too
+    return Estimate(
+        cost.parameters(method)["trainable"], steps, step_seconds, feature_seconds, evaluate, selecting + 1,
+        cost.peak_memory_mb(where),
+    )

@@ -1,0 +1,107 @@
+"""What a method attends to, query by query: evidence that needs the model, kept with the run for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cirbench.data.batches import Feed
+from cirbench.files import write_json
+from cirbench.runs import planning
+from cirbench.runs.building import load_method
+from cirbench.runs.evaluate_run import plan_eval
+from cirbench.runs.identity import identify
+from cirbench.runs.record import Record
+from cirbench.runs.training import pick_device
+from cirbench.scoring import evaluation
+from cirbench.types import CirbenchError
+
+__all__ = ["explain_run", "sample"]
+
+
+def sample(group_of: Sequence[str], count: int) -> list[int]:
+    """Positions of up to `count` queries, spread evenly over every group, in order; `group_of` has one name a query."""
+    groups: dict[str, list[int]] = {}
+    for n, group in enumerate(group_of):
+        groups.setdefault(group, []).append(n)
+    chosen: list[int] = []
+    left = min(count, len(group_of))
+    for done, members in enumerate(sorted(groups.values(), key=len)):
+        share = min(len(members), left // (len(groups) - done))
+        chosen += [members[k * len(members) // share] for k in range(share)]
+        left -= share
+    return sorted(chosen)
+
+
+def explain_run(
+    folder: Path, count: int, device: str = "auto", quiet: bool = True, root: Path | None = None
+) -> dict[str, Any]:
+    """Evidence of a finished run that needs its model, written to its `explain.json` as a whole or not at all.
+
+    Args:
+        folder: of the run.
+        count: queries to explain, spread over its groups.
+        device: where.
+        quiet: no progress bar.
+        root: folder of the data, where the dataset needs one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CirbenchError: not a finished run, other data than it saw, or a method without evidence.
+    """
+    planned, record = plan_eval(folder, root=root)
+    if not isinstance(record, Record):
+        raise CirbenchError(f"{folder} holds converted weights, not a run. `cirbench eval` makes a run of them.")
+    where = pick_device(device)
+    dataset = planning.load(planned)
+    if dataset.fingerprint != record.data["inputs"]["fingerprint"]:
+        raise CirbenchError(
+            f"{planned.facts.name} is not the data that {record.name} answered (fingerprint "
+            f"{dataset.fingerprint[:12]}, the run saw {record.data['inputs']['fingerprint'][:12]}). Use --root."
+        )
+    # A run that went on without missing pictures has a set of its own.
+    if not record.data.get("missing") and identify(planned, dataset).images != record.data["inputs"]["images"]:
+        why = "they were changed since, or are other ones. Use --root, or repeat the run."
+        if record.data["schema"] == 1 and planned.facts.needs_root:
+            why = "its record is of a version that knew pictures by their size alone. Repeat the run."
+        raise CirbenchError(
+            f"the pictures of {planned.facts.name} cannot be shown to be those that {record.name} saw: {why}"
+        )
+    method = load_method(planned, dataset, folder / "model.safetensors", where)
+    if not hasattr(method, "explain"):
+        raise CirbenchError(f"the method {planned.method.name} has no `explain`: there is no evidence to compute.")
+    asked = {q["id"] for q in record.queries}  # a run may have gone on without missing pictures
+    queries, form = [q for q in dataset.splits["report"].queries if q.id in asked], dataset.protocols[0].form
+    chosen = [queries[n] for n in sample([q.group for q in queries], count)]
+    texts = [dataset.forms[form](q)[0][0] for q in chosen]
+    images = list(dict.fromkeys(q.reference for q in chosen))
+    feed = Feed(dataset, images, list(dict.fromkeys(texts)), method.inputs, where, quiet=quiet)
+    evidence_of: dict[str, dict[str, Any]] = {}
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(chosen), evaluation.BATCH), desc="explaining", disable=quiet, leave=False):
+            part = slice(start, start + evaluation.BATCH)
+            shown = method.explain(feed.queries([q.reference for q in chosen[part]], texts[part]))
+            maps = {name: region.float().cpu().numpy() for name, region in shown.regions.items()}
+            for n, query in enumerate(chosen[part]):
+                evidence_of[query.id] = {
+                    "words": [[word, _short(value)] for word, value in shown.words[n]] if shown.words else [],
+                    "regions": {k: [[_short(x) for x in row] for row in m[n]] for k, m in maps.items()},
+                }
+    if not any(t["words"] or t["regions"] for t in evidence_of.values()):
+        raise CirbenchError(
+            f"{record.name}: this variant of {planned.method.name} has neither words nor regions to show."
+        )
+    evidence = {"queries": evidence_of}
+    write_json(folder / "explain.json", evidence, indent=None)
+    return evidence
+
+
+def _short(value: float) -> float:
+    """Five digits are more than a picture or a ranking of cells needs."""
+    return float(f"{float(value):.5g}")

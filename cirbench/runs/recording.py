@@ -1,0 +1,174 @@
+"""The last step of a run: answer the `report` split once, and write everything a record holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirbench.data.batches import Feed
+from cirbench.data.images import webp
+from cirbench.files import write_json, write_jsonl, write_npz
+from cirbench.runs import cost
+from cirbench.runs.planning import Plan, scored
+from cirbench.runs.record import SCHEMA, write_pictures
+from cirbench.scoring import evaluation, missing_images
+from cirbench.types import CirbenchError, Dataset, Method, Split
+
+__all__ = ["Answering", "write_queries", "write_record"]
+
+#: Queries whose pictures are kept with a record, and the side of a picture in pixels.
+PICTURES, PICTURE_SIDE = 200, 96
+
+
+@dataclass
+class Answering:
+    """A method that is ready to answer, and where its record goes.
+
+    Attributes:
+        folder: of the run.
+        planned: the run.
+        method: with the weights that are reported.
+        dataset: what it answers.
+        absent: pictures that the run goes on without, or None.
+        device: where.
+        quiet: no progress bars.
+        command: that was given, for the record.
+        export: write the embeddings as well.
+        head: what the record says beside what is measured here: identity, labels, selection, notes.
+        seconds: what was spent before, by kind.
+        began: `time.perf_counter()` when the run began.
+    """
+
+    folder: Path
+    planned: Plan
+    method: Method
+    dataset: Dataset
+    absent: missing_images.Missing | None
+    device: torch.device
+    quiet: bool = True
+    command: str = ""
+    export: bool = False
+    head: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+
+def write_record(ready: Answering) -> None:
+    """Evaluate once on the `report` split and write the record; `record.json` last.
+
+    Raises:
+        CirbenchError: embeddings or weights of the wrong shape, or that are not finite.
+    """
+    method, dataset, seconds, head = ready.method, ready.dataset, dict(ready.seconds), dict(ready.head)
+    split, (protocols, left) = dataset.splits["report"], scored(ready.planned, dataset)
+    forms = list(dict.fromkeys(p.form for p in protocols))
+    tick = time.perf_counter()
+    feed = evaluation.feed_of(method, dataset, split, forms, ready.device, ready.quiet)
+    seconds["features"] = time.perf_counter() - tick
+    tick = time.perf_counter()
+    result, images, rows = evaluation.evaluate(method, feed, dataset, split, protocols, ready.quiet)
+    seconds["evaluate"] = time.perf_counter() - tick
+    if ready.absent is not None:
+        head |= {"missing": ready.absent.counts, "notes": [*head.get("notes", ()), ready.absent.note()]}
+        for name, beside in ready.absent.beside("report", split, protocols, result.arrays).items():
+            result.protocols[name]["missing"] = beside
+    write_queries(ready.folder, split)
+    write_json(ready.folder / "gallery.json", result.gallery)
+    arrays = dict(result.arrays)
+    if hasattr(method, "modality_weights"):
+        arrays.update(_weights(method, feed, dataset, split, forms[0]))
+    write_npz(ready.folder / "rankings.npz", arrays)
+    if ready.export:
+        _export(ready.folder, split, result.gallery, images, rows, ready.planned.facts.protocols[0].form)
+    write_pictures(ready.folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
+    first = split.queries[0]
+    text = dataset.forms[forms[0]](first)[0][0]
+    write_json(ready.folder / "record.json", {
+        "schema": SCHEMA, "name": ready.folder.name, **head, "command": ready.command,
+        "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
+        "cost": {
+            "parameters": cost.parameters(method), "flops": cost.flops(method, feed, first.reference, text),
+            "latency_ms": cost.latency(method, feed, first.reference, text, images),
+            "seconds": {**seconds, "total": time.perf_counter() - ready.began},
+            "peak_memory_mb": cost.peak_memory_mb(ready.device),
+        },
+        "environment": cost.environment(ready.device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    })
+
+
+def write_queries(folder: Path, split: Split) -> None:
+    """`queries.jsonl` of a record."""
+    write_jsonl(folder / "queries.jsonl", (
+        {
+            "id": q.id, "reference": q.reference, "texts": list(q.texts), "targets": list(q.targets[:50]),
+            "targets_total": len(q.targets), "group": q.group, "extra": dict(q.extra),
+        }
+        for q in split.queries
+    ))
+
+
+def _weights(method: Any, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(split.queries), evaluation.BATCH):
+            queries = split.queries[start : start + evaluation.BATCH]
+            batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
+            for name, weight in method.modality_weights(batch).items():
+                if tuple(weight.shape) != (len(queries),):
+                    raise CirbenchError(
+                        f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "
+                        f"{len(queries)} queries. It must return one share of the image a query, shape (B,)."
+                    )
+                parts.setdefault(name, []).append(weight.float().cpu().numpy())
+    return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
+
+
+def _pictures(dataset: Dataset, split: Split, result: evaluation.Evaluation, form: str) -> dict[str, bytes]:
+    """Small pictures of some queries of every group: reference, targets, first ten."""
+    groups: dict[str, list[int]] = {}
+    for n, query in enumerate(split.queries):
+        groups.setdefault(query.group, []).append(n)
+    share = max(PICTURES // len(groups), 1)
+    chosen = [n for members in groups.values() for n in members[:: max(len(members) // share, 1)][:share]][:PICTURES]
+    row_of = {int(q): r for r, q in reversed(list(enumerate(result.arrays[f"row_query/{form}"])))}
+    wanted: dict[str, None] = {}
+    for n in chosen:
+        query = split.queries[n]
+        top = result.arrays[f"top/{form}"][row_of[n], :10]
+        wanted.update(dict.fromkeys([query.reference, *query.targets[:3], *(result.gallery[t] for t in top if t >= 0)]))
+    out = {}
+    for image_id in wanted:
+        with dataset.images.open(image_id) as image:
+            out[image_id] = webp(image, PICTURE_SIDE)
+    return out
+
+
+def _export(
+    folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows],
+    unnamed: str,
+) -> None:
+    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second.
+
+    `unnamed` is the form whose rows are the query ids themselves: the dataset's own default, whatever was trained with.
+    """
+    ids, parts = [], []
+    for form, part in rows.items():
+        seen: dict[int, int] = {}
+        several = len(set(part.query.tolist())) < len(part.query)
+        for q in part.query.tolist():
+            seen[q] = seen.get(q, -1) + 1
+            name = "" if form == unnamed else f"#{form}"
+            ids.append(split.queries[q].id + name + (f".{seen[q]}" if several else ""))
+        parts.append(part.embeddings.cpu().numpy())
+    write_npz(folder / "embeddings.npz", {
+        "query_ids": np.array(ids), "queries": np.concatenate(parts), "image_ids": np.array(list(gallery)),
+        "gallery": images.cpu().numpy(),
+    })
