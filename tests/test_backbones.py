@@ -6,7 +6,8 @@ import pytest
 import torch
 from cirbench.methods import combiner, dwc
 
-from cirbench.models.encoders import Encoders, load_clip
+from cirbench.models.clip import load_clip
+from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.types import CirbenchError, Frozen, QueryBatch, TrainView
 

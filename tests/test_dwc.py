@@ -11,7 +11,8 @@ import torch
 from cirbench.methods import dwc
 from torch import nn
 
-from cirbench.models.encoders import Cnn, CnnInfo
+from cirbench.models.cnn import CnnInfo
+from cirbench.models.encoders import Cnn
 from cirbench.models.lstm_text import LstmText, build_vocabulary
 from cirbench.plugins import find_method
 from cirbench.types import CirbenchError, Frozen, Pixels, QueryBatch, TrainBatch

@@ -15,8 +15,10 @@ import torch
 
 from cirbench.data.features import FeatureStore, TextStore
 from cirbench.data.images import PixelStore
-from cirbench.models import encoders
-from cirbench.models.encoders import Encoders, load_clip, load_cnn
+from cirbench.models import weights
+from cirbench.models.clip import load_clip
+from cirbench.models.cnn import load_cnn
+from cirbench.models.encoders import Encoders
 from cirbench.models.lstm_text import LstmText, build_vocabulary, split_words
 from cirbench.runs import planning
 from cirbench.types import CirbenchError
@@ -149,11 +151,11 @@ def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest
 @pytest.mark.parametrize("file", ["vocab.txt", "model.safetensors", "clip.json"])
 def test_every_file_of_a_clip_identifies_it(tmp_path: Path, file: str) -> None:
     shutil.copytree(encoders.ASSETS / "scenes-small", tmp_path / "mine")
-    before = encoders.weights_id(str(tmp_path / "mine"))
-    assert before == encoders.weights_id("scenes-small"), "its contents, not its name"
+    before = weights.weights_id(str(tmp_path / "mine"))
+    assert before == weights.weights_id("scenes-small"), "its contents, not its name"
     with (tmp_path / "mine" / file).open("ab") as changed:
         changed.write(b" ")
-    assert encoders.weights_id(str(tmp_path / "mine")) != before
+    assert weights.weights_id(str(tmp_path / "mine")) != before
 
 
 def test_a_frozen_clip_is_shared() -> None:

@@ -14,7 +14,8 @@ import torchvision.transforms.functional as tv
 
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.images import PixelStore, _pad, resized
-from cirbench.models.encoders import Encoders, wanted_pixels
+from cirbench.models.clip import wanted_pixels
+from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.types import Frozen, Inputs, Pixels
 

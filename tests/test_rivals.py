@@ -14,7 +14,8 @@ import test_dwc
 import torch
 from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 
-from cirbench.models.encoders import Cnn, CnnInfo
+from cirbench.models.cnn import CnnInfo
+from cirbench.models.encoders import Cnn
 from cirbench.models.layers import composition, draw_negatives, soft_triplet
 from cirbench.models.lstm_text import LstmText
 from cirbench.models.two_stream import Streams

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from cirbench.cli.pretrain import pretrain as command
 from cirbench.datasets import scenes
 from cirbench.models import pretrain, small_clip, small_cnn
-from cirbench.models.encoders import ASSETS
 from cirbench.models.small_clip import WordTokenizer
+from cirbench.models.weights import ASSETS
 from cirbench.types import CirbenchError, Dataset
 
 

@@ -12,7 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cirbench.models.encoders import Encoders, check_clip, check_cnn
+from cirbench.models.clip import check_clip
+from cirbench.models.cnn import check_cnn
+from cirbench.models.encoders import Encoders
 from cirbench.runs.planning import Plan, training_form
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Dataset, Method, TrainView

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
-from cirbench.models.encoders import weights_in
+from cirbench.models.weights import weights_in
 from cirbench.runs import planning
 from cirbench.runs.building import build, load_method, make_deterministic, save_weights
 from cirbench.runs.training import take_step

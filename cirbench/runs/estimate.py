@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cirbench.models.encoders import Encoders, clip_folder
+from cirbench.models.clip import clip_folder
+from cirbench.models.encoders import Encoders
 from cirbench.runs import cost, planning
 from cirbench.runs.building import build, train_view
 from cirbench.runs.planning import Plan

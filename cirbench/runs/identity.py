@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cirbench.data.images import image_set_fingerprint
-from cirbench.models.encoders import weights_in
+from cirbench.models.weights import weights_in
 from cirbench.runs.planning import Plan, code, scored
 from cirbench.seeds import digest
 from cirbench.types import Dataset
