@@ -119,8 +119,8 @@ def table(data: Mapping[str, Any], out: Path | None = None) -> str:
         + "; seconds of training on the clock and of the processor, all cores together; trained parameters"
     )
     if study.tuning:
-        lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
-                     "with fresh seeds.")
+        lines.append("  This is tuning: the score of the best of many trials is too optimistic. Compare its settings "
+                     "on report, with fresh seeds.")
         lines += _winner(study)
     return "\n".join(lines)
 

@@ -85,12 +85,12 @@ class Curve:
         means = [float(np.mean(scores)) for _, scores, _ in self.points]
         best = int(np.argmax(means))
         where = ", at an end of the values tried" if best in (0, len(means) - 1) else ", inside the values tried"
-        told = f"highest at {self.points[best][0]} ({means[best]:.2f})"
-        told += where if _is_number(self.points[best][0]) else ""
+        highest = f"highest at {self.points[best][0]} ({means[best]:.2f})"
+        highest += where if _is_number(self.points[best][0]) else ""
         if len(self.near) == len(self.points) - 1:
-            return f"{told}, but no other value is separable from it: this evidence does not show that it matters"
+            return f"{highest}, but no other value is separable from it: these runs do not show that it matters"
         near = f"not separable from it: {', '.join(map(str, self.near))}" if self.near else "above every other value"
-        return f"{told}; {near}; range {max(means) - min(means):.2f} points"
+        return f"{highest}; {near}; range {max(means) - min(means):.2f} points"
 
 
 def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list[float]] | None:

@@ -158,11 +158,11 @@ def _weights(test: TestSet, modality: Sequence[WeightRow]) -> Iterator[Answer]:
     for row in first.values():
         low, high = spearman_interval(row.values, row.known, test.clusters)
         verdict = YES if low > 0 else NO if high < 0.1 else OPEN
-        weak = ", less than half of what is possible" if verdict == YES and row.rho < row.ceiling / 2 else ""
+        weak = ", less than half of the maximum" if verdict == YES and row.rho < row.ceiling / 2 else ""
         yield Answer(
             "Does lambda follow the importance of the modalities (CLIP stream)?", verdict, row.arm.label,
-            f"rank correlation {_n(row.rho, 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row.ceiling, 3)} with "
-            f"these ties{weak}", row.arm,
+            f"rank correlation {_n(row.rho, 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row.ceiling, 3)} given "
+            f"its ties{weak}", row.arm,
         )
 
 
@@ -190,13 +190,13 @@ def _grounding(attention: Sequence[Evidence]) -> Iterator[Answer]:
         good = [s for s in maps if s.grounded]
         beaten = [
             f"{name} {value:.1f} %" for name, value in (
-                ("cell chance", best.chance), ("landing on any object", best.object_chance),
-                *((f"the text-free {n}", v) for n, v in best.free.items()),
+                ("a random cell", best.chance), ("a random cell on an object", best.object_chance),
+                *((f"{n}, which does not see the text,", v) for n, v in best.free.items()),
             )
         ]
-        told = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
+        grounded = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
         yield Answer(
             "Is the attention grounded in the words?", YES if good else NO, entry.arm.label,
-            f"{told} above {', '.join(beaten)}; the best, {best.map}, peaks on the named object in "
+            f"{grounded} above {', '.join(beaten)}; the best, {best.map}, peaks on the named object in "
             f"{best.named:.1f} % of {best.n} queries", entry.arm,
         )

@@ -116,7 +116,7 @@ def test_run_and_eval_go_on_without_and_say_so(tmp_path: Path, capsys: pytest.Ca
     assert f"({lost} queries lost, 2 images gone from a gallery)" in capsys.readouterr().out
     main(["report", record["folder"], "-o", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
-    assert page.count("On the whole data it lies between") == 2 and "2 pictures are missing" in page
+    assert page.count("Range on the complete data") == 2 and "2 pictures are missing" in page
 
 
 def test_a_group_without_a_query_left_is_an_error() -> None:

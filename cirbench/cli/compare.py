@@ -52,9 +52,9 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
         _show(_named(named[0], seeds[0]), _named(other, s), changed, rows)
     count = sum(map(len, results))
     click.echo(f"p: paired permutation over reference images, Holm-corrected over these {count} numbers.\n"
-               "detectable: the difference that so many queries find with probability 0.8.")
+               "detectable: the smallest difference found with a power of 0.8 given this many queries.")
     if min(map(len, seeds)) < 2:
-        click.echo("One seed says nothing about others: `cirbench run --seeds 0,1,2` adds them, and they are averaged.")
+        click.echo("One seed: the variation over seeds is unknown. `cirbench run --seeds 0,1,2` adds some to average.")
 
 
 def _named(record: Any, seeds: list[int]) -> str:
