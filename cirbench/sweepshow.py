@@ -173,8 +173,8 @@ def plan_text(sweep: Sweep) -> str:
         lines += [f"  {n:3d}  {p.label or p.method}" for n, p in enumerate(sweep.points()[: sweep.total])]
     else:
         for name, axis in sweep.arms[0].space.items():
-            said = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
-            lines.append(f"  {name}: {said}")
+            values = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
+            lines.append(f"  {name}: {values}")
     goal = sweep.objective
     lines.append(
         f"  {sweep.total} points ({sweep.sampler}) x {len(sweep.seeds)} seeds on {sweep.dataset}; "

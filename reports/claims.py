@@ -64,8 +64,8 @@ def answers(
 
 def _claims() -> list[dict[str, Any]]:
     text = (Path(__file__).parent / "claims.toml").read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = tomllib.loads(text)["claim"]
-    return found
+    claims: list[dict[str, Any]] = tomllib.loads(text)["claim"]
+    return claims
 
 
 def _has(knobs: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -83,26 +83,26 @@ def _has(knobs: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _pairs(test: TestSet, protocol: str, metric: str, claim: Mapping[str, Any]) -> Iterator[tuple[Arm, Delta]]:
     """(arm with the part, what the part gains) for every pair of arms that differ in the part alone."""
     arms = [a for a in test.arms if protocol in a.protocols()]
-    mine = [a for a in arms if a.method == claim["method"]]
-    found: list[tuple[Arm, Arm]] = []
+    own = [a for a in arms if a.method == claim["method"]]
+    pairs_: list[tuple[Arm, Arm]] = []
     if "against" in claim:
         rivals = [a for a in arms if a.method == claim["against"] and a.variant == claim["variant"]]
-        found = [(a, b) for a in mine if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
+        pairs_ = [(a, b) for a in own if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
     else:
         keys = set(claim["with"]) | set(claim["without"])
         places: dict[str, list[tuple[Arm, Arm]]] = {}
         without: dict[str, list[Arm]] = {}
-        for b in mine:
+        for b in own:
             if _has(b.knobs, {**claim.get("where", {}), **claim["without"]}):
                 without.setdefault(_rest(b, keys), []).append(b)
-        for a in mine:
+        for a in own:
             wrong = bool(a.knobs.get("data.noise_rate"))
             if _has(a.knobs, {**claim.get("where", {}), **claim["with"]}) and claim.get("noise", wrong) == wrong:
                 rest = _rest(a, keys)
                 places.setdefault(rest, []).extend((a, b) for b in without.get(rest, []))
         # Of what is the same but for the version of the code, one pair: of one version, with the most seeds.
-        found = [max(pairs, key=lambda p: likeness(*p)) for pairs in places.values() if pairs]
-    for a, b in sorted(found, key=lambda pair: len(pair[0].label))[:MOST]:
+        pairs_ = [max(pairs, key=lambda p: likeness(*p)) for pairs in places.values() if pairs]
+    for a, b in sorted(pairs_, key=lambda pair: len(pair[0].label))[:MOST]:
         pair = paired(a, b, protocol, metric)
         if pair:
             yield a, Delta(a.label, {}, b, *pair)
@@ -173,11 +173,11 @@ def spearman_interval(
     generator = np.random.default_rng(0)
     order = np.argsort(clusters, kind="stable")
     members = np.split(order, np.unique(clusters[order], return_index=True)[1][1:])
-    found = []
+    correlations = []
     for _ in range(resamples):
         rows = np.concatenate([members[n] for n in generator.integers(0, len(members), len(members))])
-        found.append(statistics.spearman(values[rows], known[rows]))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+        correlations.append(statistics.spearman(values[rows], known[rows]))
+    low, high = np.nanpercentile(correlations, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -145,17 +145,17 @@ def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], me
     if len(points) < 2:
         return None
     # A colour an arm while there are colours, else one a method.
-    told = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
+    series = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
     with matplotlib.rc_context(STYLE):
         drawing, ax = _axes(3.1)
-        names = list(dict.fromkeys(told(p[3]) for p in points))
+        names = list(dict.fromkeys(series(p[3]) for p in points))
         most = max(p[2] for p in points) or 1
         for n, label in enumerate(names):
             # The largest first, so that none hides a smaller one.
-            mine = sorted((p for p in points if told(p[3]) == label), key=lambda p: -p[2])
-            ax.scatter([p[0] for p in mine], [p[1] for p in mine], s=[36 + 150 * p[2] / most for p in mine], alpha=0.85,
-                       color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(label, 40), edgecolors=PAPER,
-                       zorder=3 - max(p[2] for p in mine) / most)
+            members = sorted((p for p in points if series(p[3]) == label), key=lambda p: -p[2])
+            ax.scatter([p[0] for p in members], [p[1] for p in members], s=[36 + 150 * p[2] / most for p in members],
+                       alpha=0.85, color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(label, 40),
+                       edgecolors=PAPER, zorder=3 - max(p[2] for p in members) / most)
         highest = 1.1 * max(p[1] for p in points) or 1
         ax.set(xlabel="latency of one query, median (ms)", ylabel=f"{metric} (%)", ylim=(0, highest))
         if max(p[0] for p in points) > 20 * min(p[0] for p in points):

@@ -93,16 +93,16 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
 
 def _lacking(arm: Arm, protocol: str) -> str:
     """What missing pictures imply for a row (`cirbench run --allow-missing`), widest over its seeds; "" for none."""
-    found = [m for r in arm.records if (m := r.run.protocols[protocol].missing) is not None]
-    if not found:
+    missing = [m for r in arm.records if (m := r.run.protocols[protocol].missing) is not None]
+    if not missing:
         return ""
     between = [
-        f"{name} {min(m.bounds[name][0] for m in found):.2f} to {max(m.bounds[name][1] for m in found):.2f}"
-        for name in found[0].bounds if "/" not in name and all(name in m.bounds for m in found)
+        f"{name} {min(m.bounds[name][0] for m in missing):.2f} to {max(m.bounds[name][1] for m in missing):.2f}"
+        for name in missing[0].bounds if "/" not in name and all(name in m.bounds for m in missing)
     ]
     return (
-        f"{arm.label}: pictures are missing (queries lost: {found[0].queries_lost}, images missing from a gallery: "
-        f"{found[0].gallery_lost}). Range on the complete data: {'; '.join(between) or 'unknown'}."
+        f"{arm.label}: pictures are missing (queries lost: {missing[0].queries_lost}, images missing from a gallery: "
+        f"{missing[0].gallery_lost}). Range on the complete data: {'; '.join(between) or 'unknown'}."
     )
 
 

@@ -83,8 +83,8 @@ def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[
             (f"{row[s]:.2f}" + (f" ± {row[f'{s}_std']:.2f}" if row[f"{s}_std"] is not None else "")).rjust(15)
             for s in ("a", "b")
         )
-        found = "" if row.get("detectable") is None else f"{row['detectable']:.2f}"
-        line = f"{row['metric']:8}{sides}{row['delta']:+9.2f}{interval:>19}{small(row['p']):>9}{found:>12}   {flips}"
+        least = "" if row.get("detectable") is None else f"{row['detectable']:.2f}"
+        line = f"{row['metric']:8}{sides}{row['delta']:+9.2f}{interval:>19}{small(row['p']):>9}{least:>12}   {flips}"
         click.echo(line.rstrip())
     click.echo()
 
