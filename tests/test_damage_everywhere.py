@@ -230,7 +230,7 @@ def test_the_objective_by_blocks_needs_its_arrays(good: Path, tmp_path: Path) ->
     out = Path(shutil.copytree(good, tmp_path / "runs"))
     folder = next(iter(sorted(out.glob("scenes-dwc-s0-*"))))
     write_npz(folder / "select.npz", {"row_query/text": np.arange(QUERIES, dtype=np.int32)})
-    with pytest.raises(CirbenchError, match="select.npz is damaged: it lacks rank/scenes"):
+    with pytest.raises(CirbenchError, match=r"select.npz is damaged: it lacks rank/scenes"):
         readers(out, folder.name)["blocks"]()
 
 
