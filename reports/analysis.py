@@ -85,12 +85,12 @@ class Curve:
         means = [float(np.mean(scores)) for _, scores, _ in self.points]
         best = int(np.argmax(means))
         where = ", at an end of the values tried" if best in (0, len(means) - 1) else ", inside the values tried"
-        told = f"highest at {self.points[best][0]} ({means[best]:.2f})"
-        told += where if _is_number(self.points[best][0]) else ""
+        highest = f"highest at {self.points[best][0]} ({means[best]:.2f})"
+        highest += where if _is_number(self.points[best][0]) else ""
         if len(self.near) == len(self.points) - 1:
-            return f"{told}, but no other value is separable from it: this evidence does not show that it matters"
+            return f"{highest}, but no other value is separable from it: these runs do not show that it matters"
         near = f"not separable from it: {', '.join(map(str, self.near))}" if self.near else "above every other value"
-        return f"{told}; {near}; range {max(means) - min(means):.2f} points"
+        return f"{highest}; {near}; range {max(means) - min(means):.2f} points"
 
 
 def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list[float]] | None:
@@ -109,20 +109,20 @@ def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list
     return parts[0] - parts[1], [float(np.mean(scores[0]) - np.mean(scores[1]))]
 
 
-def tested(test: TestSet, protocol: str, metric: str, found: list[Delta]) -> list[Delta]:
+def tested(test: TestSet, protocol: str, metric: str, deltas: list[Delta]) -> list[Delta]:
     """Fill values, intervals and corrected p of deltas that share a table."""
-    if not found:
-        return found
+    if not deltas:
+        return deltas
     weights = test.weights(protocol, metric)
     clusters = test.clusters[rows_of(test.first, protocol)]
-    matrix = np.stack([d.values for d in found], axis=1)
+    matrix = np.stack([d.values for d in deltas], axis=1)
     low, high = 100 * statistics.bootstrap_interval(matrix, clusters, weights=weights)
     scaled = matrix if weights is None else matrix * weights[:, None]
     adjusted = statistics.holm(statistics.paired_permutation(scaled, clusters).tolist())
     means = 100 * np.average(matrix, axis=0, weights=weights)
-    for n, delta in enumerate(found):
+    for n, delta in enumerate(deltas):
         delta.value, delta.low, delta.high, delta.p = map(float, (means[n], low[n], high[n], adjusted[n]))
-    return found
+    return deltas
 
 
 def _is_number(value: Any) -> bool:
@@ -192,9 +192,9 @@ def ablations(test: TestSet, protocol: str, metric: str) -> list[Family]:
     members: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in scored:
         # Against the whole it differs least from.
-        found = [(base, c) for base in bases if base is not arm and (c := _taken(arm, base))]
-        if found:
-            base, changed = max(found, key=lambda f: (-len(f[1]), *likeness(arm, f[0])))
+        candidates = [(base, c) for base in bases if base is not arm and (c := _taken(arm, base))]
+        if candidates:
+            base, changed = max(candidates, key=lambda f: (-len(f[1]), *likeness(arm, f[0])))
             members.setdefault(base.key, []).append((arm, changed))
     out = []
     for base in bases:
@@ -276,12 +276,12 @@ def _near(
 ) -> list[Any]:
     """Values of a curve that are not separable from its highest."""
     best = max(points, key=lambda p: float(np.mean(p[1])))
-    found = []
+    deltas = []
     for value, _, arm in points:
         pair = paired(best[2], arm, protocol, metric) if arm is not best[2] else None
         if pair:
-            found.append(Delta(str(value), {"value": value}, arm, *pair))
-    return [d.changed["value"] for d in tested(test, protocol, metric, found) if not d.clear]
+            deltas.append(Delta(str(value), {"value": value}, arm, *pair))
+    return [d.changed["value"] for d in tested(test, protocol, metric, deltas) if not d.clear]
 
 
 @dataclass(frozen=True)
@@ -318,12 +318,12 @@ def false_negatives(test: TestSet, protocol: str, most: int = 12) -> list[FalseN
         codes.append(np.unique((rows * size + top)[above]))
     if len(codes) < 3:
         return []
-    found, votes = np.unique(np.concatenate(codes), return_counts=True)
+    pairs, votes = np.unique(np.concatenate(codes), return_counts=True)
     out: list[FalseNegative] = []
     for n in np.argsort(-votes, kind="stable"):
         if votes[n] < 3 or len(out) == most:
             break
-        query, image = test.queries[int(found[n]) // size], test.gallery[int(found[n]) % size]
+        query, image = test.queries[int(pairs[n]) // size], test.gallery[int(pairs[n]) % size]
         if image not in query["targets"] and query.get("targets_total", 0) <= len(query["targets"]):
             out.append(FalseNegative(query, image, int(votes[n]), len(codes)))
     return out
@@ -367,12 +367,12 @@ def training(test: TestSet) -> list[TrainingCurves]:
             for entry in record.training:
                 pairs = max(pairs, int(entry.get("pairs") or 0))
                 for kind, target in parts.items():
-                    found = entry.get(kind)
-                    for quantity, value in (found if isinstance(found, dict) else {name: found}).items():
+                    logged = entry.get(kind)
+                    for quantity, value in (logged if isinstance(logged, dict) else {name: logged}).items():
                         if isinstance(value, int | float):
                             target.setdefault(quantity, {}).setdefault(int(entry["epoch"]), []).append(float(value))
         if any(parts.values()):
-            by_epoch = {kind: _by_epoch(found) for kind, found in parts.items()}
+            by_epoch = {kind: _by_epoch(values) for kind, values in parts.items()}
             out.append(TrainingCurves(
                 arm, **by_epoch, pairs=pairs, cap=math.log(pairs) if pairs > 0 else math.nan
             ))

@@ -143,22 +143,22 @@ def attention(test: TestSet, images: bool) -> list[Evidence]:
 
 def _examples(test: TestSet, record: Record, images: bool) -> list[EvidenceExample]:
     by_id = {str(q["id"]): q for q in test.queries}
-    known = [(by_id[i], found) for i, found in record.explain.items() if i in by_id]
+    known = [(by_id[i], evidence) for i, evidence in record.explain.items() if i in by_id]
     # Where some edits name an object of the reference, those show what words could point at.
-    named = [(q, found) for q, found in known if _named_in(q) >= 0]
+    named = [(q, evidence) for q, evidence in known if _named_in(q) >= 0]
     pool = named or known
     chosen = [pool[k * len(pool) // min(SHOWN, len(pool))] for k in range(min(SHOWN, len(pool)))]
     pictures = record.pictures.many(q["reference"] for q, _ in pool) if images else {}
-    pictured = [(q, found) for q, found in pool if q["reference"] in pictures]
+    pictured = [(q, evidence) for q, evidence in pool if q["reference"] in pictures]
     if len(pictured) >= SHOWN:
         chosen = [pictured[k * len(pictured) // SHOWN] for k in range(SHOWN)]
     return [
         EvidenceExample(
             q, data_uri(pictures[q["reference"]]) if q["reference"] in pictures else "",
-            _scaled(found.get("words") or []),
-            [(name, cells(region)) for name, region in (found.get("regions") or {}).items()],
+            _scaled(evidence.get("words") or []),
+            [(name, cells(region)) for name, region in (evidence.get("regions") or {}).items()],
         )
-        for q, found in chosen
+        for q, evidence in chosen
     ]
 
 
@@ -174,7 +174,7 @@ def _scores(test: TestSet, arm: Arm, records: Sequence[Record]) -> list[MapScore
     if not asked:
         return []
     clusters = test.clusters[[place[i] for i in asked]]
-    found: dict[str, dict[str, np.ndarray]] = {}
+    rates_of: dict[str, dict[str, np.ndarray]] = {}
     for name in records[0].explain[asked[0]].get("regions") or {}:
         by_seed = []
         for record in records:
@@ -183,13 +183,13 @@ def _scores(test: TestSet, arm: Arm, records: Sequence[Record]) -> list[MapScore
                 extra = test.queries[place[i]]["extra"]
                 part.append(pointing(record.explain[i]["regions"][name], extra["boxes"], _named_in(extra), side))
             by_seed.append(part)
-        found[name] = {
+        rates_of[name] = {
             key: np.array([[getattr(p, key) for p in part] for part in by_seed])
             for key in ("named", "any", "chance", "object_chance")
         }
-    free = {name: rates["named"].mean(0) for name, rates in found.items() if name in TEXT_FREE}
+    free = {name: rates["named"].mean(0) for name, rates in rates_of.items() if name in TEXT_FREE}
     out, differences = list[MapScore](), list[np.ndarray]()
-    for name, rates in found.items():
+    for name, rates in rates_of.items():
         named = rates["named"].mean(0)
         low, high = 100 * statistics.bootstrap_interval(named, clusters)
         against = [] if name in TEXT_FREE else [rates["chance"][0], rates["object_chance"][0], *free.values()]

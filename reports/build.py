@@ -41,7 +41,7 @@ def build(
     tests, sweeps = collect(records), sorted(sweeps, key=lambda s: (s.sweep.name, s.sweep.study))
     parts = [part_of(test, number, images, sweeps) for number, test in enumerate(tests)]
     explorers = [exploring.explorer(part.test, part.protocol, part.index) for part in parts]
-    blocks = [block for found in explorers for block in found.blocks]
+    blocks = [block for explorer in explorers for block in explorer.blocks]
     context: dict[str, Any] = {
         "title": title or "Composed image retrieval: " + ", ".join(dict.fromkeys(t.dataset for t in tests)),
         "tests": tests, "parts": parts, "sections": sections(parts), "images": images, "max_mb": max_mb,
@@ -55,11 +55,11 @@ def build(
     if images:
         # The page without the explorers' pictures is measured; what the budget leaves is theirs, in equal shares.
         left = int(max_mb * 1e6) - len(page.render(context).encode("utf-8", "replace")) - 2000
-        for number, found in enumerate(explorers):
-            before = len(found.blocks)
-            exploring.add_pictures(found, left // (len(parts) - number))
-            left -= sum(len(b.text) + 60 for b in found.blocks[before:])
-            blocks += found.blocks[before:]
+        for number, explorer in enumerate(explorers):
+            before = len(explorer.blocks)
+            exploring.add_pictures(explorer, left // (len(parts) - number))
+            left -= sum(len(b.text) + 60 for b in explorer.blocks[before:])
+            blocks += explorer.blocks[before:]
     return page.render(context)
 
 

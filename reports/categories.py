@@ -170,9 +170,9 @@ def _cost(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Three models: parameters and seconds add up, memory is the largest; a query still asks one of them."""
     out = dict(parts[0])
     for group in ("parameters", "seconds"):
-        found = [p[group] for p in parts if isinstance(p.get(group), Mapping)]
-        if found:
-            out[group] = {k: sum(f.get(k) or 0 for f in found) for k in found[0]}
+        known = [p[group] for p in parts if isinstance(p.get(group), Mapping)]
+        if known:
+            out[group] = {k: sum(f.get(k) or 0 for f in known) for k in known[0]}
     out["peak_memory_mb"] = max((p.get("peak_memory_mb") or 0 for p in parts), default=0)
     return out
 
@@ -184,10 +184,10 @@ def joined(records: Sequence[Record], identity: Any) -> list[Joined]:
         records: any.
         identity: `collect.identity`, text that is equal for equal inputs.
     """
-    found: dict[tuple[str, Any], dict[str, Record]] = {}
+    models: dict[tuple[str, Any], dict[str, Record]] = {}
     for record in records:
         inputs = record.run.inputs
         category = inputs.data.get("category")
         if inputs.dataset == "fashioniq" and category in CATEGORIES:
-            found.setdefault((identity(inputs, "data.category"), inputs.seed), {})[category] = record
-    return [Joined([runs[c] for c in CATEGORIES]) for runs in found.values() if len(runs) == len(CATEGORIES)]
+            models.setdefault((identity(inputs, "data.category"), inputs.seed), {})[category] = record
+    return [Joined([runs[c] for c in CATEGORIES]) for runs in models.values() if len(runs) == len(CATEGORIES)]

@@ -1,4 +1,4 @@
-"""What a report takes for granted of a record, said once, so that a damaged one gives one clear message."""
+"""What reports assume of the files of a run, checked in one place: damage gives one message."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def check_arrays(record: Record, queries: int, gallery: int) -> dict[str, int]:
     def need(name: str, kinds: str, *shape: int) -> None:
         if name not in heads:
             raise _damaged(record, "rankings.npz", f"it lacks {name}")
-        found, dtype = heads[name]
-        if len(found) != len(shape) or any(w not in (-1, h) for w, h in zip(shape, found, strict=True)):
+        have, dtype = heads[name]
+        if len(have) != len(shape) or any(w not in (-1, h) for w, h in zip(shape, have, strict=True)):
             wanted = " x ".join("any" if n < 0 else str(n) for n in shape)
-            raise _damaged(record, "rankings.npz", f"{name} has shape {found}, not {wanted}")
+            raise _damaged(record, "rankings.npz", f"{name} has shape {have}, not {wanted}")
         if dtype.kind not in kinds:
             wanted = "whole numbers" if kinds == WHOLE else "numbers"
             raise _damaged(record, "rankings.npz", f"{name} holds {dtype}, not {wanted}")

@@ -64,8 +64,8 @@ def answers(
 
 def _claims() -> list[dict[str, Any]]:
     text = (Path(__file__).parent / "claims.toml").read_text(encoding="utf-8")
-    found: list[dict[str, Any]] = tomllib.loads(text)["claim"]
-    return found
+    claims: list[dict[str, Any]] = tomllib.loads(text)["claim"]
+    return claims
 
 
 def _has(knobs: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -83,26 +83,26 @@ def _has(knobs: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _pairs(test: TestSet, protocol: str, metric: str, claim: Mapping[str, Any]) -> Iterator[tuple[Arm, Delta]]:
     """(arm with the part, what the part gains) for every pair of arms that differ in the part alone."""
     arms = [a for a in test.arms if protocol in a.protocols()]
-    mine = [a for a in arms if a.method == claim["method"]]
-    found: list[tuple[Arm, Arm]] = []
+    own = [a for a in arms if a.method == claim["method"]]
+    pairs_: list[tuple[Arm, Arm]] = []
     if "against" in claim:
         rivals = [a for a in arms if a.method == claim["against"] and a.variant == claim["variant"]]
-        found = [(a, b) for a in mine if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
+        pairs_ = [(a, b) for a in own if not a.variant or set(a.overrides) <= set(FRAME) for b in rivals if _like(a, b)]
     else:
         keys = set(claim["with"]) | set(claim["without"])
         places: dict[str, list[tuple[Arm, Arm]]] = {}
         without: dict[str, list[Arm]] = {}
-        for b in mine:
+        for b in own:
             if _has(b.knobs, {**claim.get("where", {}), **claim["without"]}):
                 without.setdefault(_rest(b, keys), []).append(b)
-        for a in mine:
+        for a in own:
             wrong = bool(a.knobs.get("data.noise_rate"))
             if _has(a.knobs, {**claim.get("where", {}), **claim["with"]}) and claim.get("noise", wrong) == wrong:
                 rest = _rest(a, keys)
                 places.setdefault(rest, []).extend((a, b) for b in without.get(rest, []))
         # Of what is the same but for the version of the code, one pair: of one version, with the most seeds.
-        found = [max(pairs, key=lambda p: likeness(*p)) for pairs in places.values() if pairs]
-    for a, b in sorted(found, key=lambda pair: len(pair[0].label))[:MOST]:
+        pairs_ = [max(pairs, key=lambda p: likeness(*p)) for pairs in places.values() if pairs]
+    for a, b in sorted(pairs_, key=lambda pair: len(pair[0].label))[:MOST]:
         pair = paired(a, b, protocol, metric)
         if pair:
             yield a, Delta(a.label, {}, b, *pair)
@@ -158,11 +158,11 @@ def _weights(test: TestSet, modality: Sequence[WeightRow]) -> Iterator[Answer]:
     for row in first.values():
         low, high = spearman_interval(row.values, row.known, test.clusters)
         verdict = YES if low > 0 else NO if high < 0.1 else OPEN
-        weak = ", less than half of what is possible" if verdict == YES and row.rho < row.ceiling / 2 else ""
+        weak = ", less than half of the maximum" if verdict == YES and row.rho < row.ceiling / 2 else ""
         yield Answer(
             "Does lambda follow the importance of the modalities (CLIP stream)?", verdict, row.arm.label,
-            f"rank correlation {_n(row.rho, 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row.ceiling, 3)} with "
-            f"these ties{weak}", row.arm,
+            f"rank correlation {_n(row.rho, 3)} [{_n(low, 3)}, {_n(high, 3)}]; at most {_n(row.ceiling, 3)} given "
+            f"its ties{weak}", row.arm,
         )
 
 
@@ -173,11 +173,11 @@ def spearman_interval(
     generator = np.random.default_rng(0)
     order = np.argsort(clusters, kind="stable")
     members = np.split(order, np.unique(clusters[order], return_index=True)[1][1:])
-    found = []
+    correlations = []
     for _ in range(resamples):
         rows = np.concatenate([members[n] for n in generator.integers(0, len(members), len(members))])
-        found.append(statistics.spearman(values[rows], known[rows]))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+        correlations.append(statistics.spearman(values[rows], known[rows]))
+    low, high = np.nanpercentile(correlations, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -190,13 +190,13 @@ def _grounding(attention: Sequence[Evidence]) -> Iterator[Answer]:
         good = [s for s in maps if s.grounded]
         beaten = [
             f"{name} {value:.1f} %" for name, value in (
-                ("cell chance", best.chance), ("landing on any object", best.object_chance),
-                *((f"the text-free {n}", v) for n, v in best.free.items()),
+                ("a random cell", best.chance), ("a random cell on an object", best.object_chance),
+                *((f"{n}, which does not see the text,", v) for n, v in best.free.items()),
             )
         ]
-        told = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
+        grounded = f"{len(good)} of {len(maps)} maps that see the text are" if good else "no map that sees the text is"
         yield Answer(
             "Is the attention grounded in the words?", YES if good else NO, entry.arm.label,
-            f"{told} above {', '.join(beaten)}; the best, {best.map}, peaks on the named object in "
+            f"{grounded} above {', '.join(beaten)}; the best, {best.map}, peaks on the named object in "
             f"{best.named:.1f} % of {best.n} queries", entry.arm,
         )

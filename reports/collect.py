@@ -251,10 +251,10 @@ def _mean_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     for record in arm.records:
         if protocol not in record.run.protocols:
             return None
-        found = values_of(record, protocol, metric)
-        if found is None or (parts and len(found) != len(parts[0])):
+        values = values_of(record, protocol, metric)
+        if values is None or (parts and len(values) != len(parts[0])):
             return None
-        parts.append(np.nan_to_num(found))
+        parts.append(np.nan_to_num(values))
     return np.mean(parts, axis=0) if parts else None
 
 
@@ -284,16 +284,16 @@ def _test_key(record: Record) -> str:
 
 def arms_of(records: Sequence[Record]) -> list[Arm]:
     """Group runs that differ in the seed only; runs of an arm are ordered by seed."""
-    found: dict[str, Arm] = {}
+    arms: dict[str, Arm] = {}
     for record in records:
         key = identity(record.run.inputs)
         # A run repeated elsewhere may have other weights; evaluated too, it is the same seed again, not another.
-        while key in found and record.run.inputs.seed in found[key].seeds:
+        while key in arms and record.run.inputs.seed in arms[key].seeds:
             key += " again"
-        found.setdefault(key, Arm(key, [])).records.append(record)
-    for arm in found.values():
+        arms.setdefault(key, Arm(key, [])).records.append(record)
+    for arm in arms.values():
         arm.records.sort(key=lambda r: (r.run.inputs.seed, r.id))
-    return list(found.values())
+    return list(arms.values())
 
 
 def collect(records: Sequence[Record]) -> list[TestSet]:
@@ -306,19 +306,19 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
     if not records:
         raise CirbenchError("no runs to report on. Make one with `cirbench run`, then name its folder.")
     records = sorted(records, key=lambda r: (r.name, r.id))
-    found: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
 
     def add(record: Record) -> None:
-        found.setdefault((record.run.inputs.dataset, _test_key(record)), []).append(record)
+        groups.setdefault((record.run.inputs.dataset, _test_key(record)), []).append(record)
 
     for record in records:
         add(record)
-    for members in found.values():
+    for members in groups.values():
         check_runs(members)
     for record in joined(records, identity):
         add(record)
     out = []
-    for (dataset, key), members in found.items():
+    for (dataset, key), members in groups.items():
         arms = arms_of(members)
         for arm, label in zip(arms, labels(arms), strict=True):
             arm.label = label
@@ -334,7 +334,7 @@ def collect(records: Sequence[Record]) -> list[TestSet]:
 
 
 def _mark_points(arms: Sequence[Arm], long: int = 12, many: int = 4) -> None:
-    """Settings are told apart from methods and named variants where there are too many rows to see the latter."""
+    """Mark arms that are one of many settings, where there are too many rows to see methods and named variants."""
     count = Counter(arm.method for arm in arms)
     for arm in arms:
         given = bool(arm.run.overrides)
@@ -368,18 +368,18 @@ def _differences(arms: Sequence[Arm], family: Sequence[Arm]) -> Iterator[str]:
     for name in names:
         if len({repr(arm.knobs.get(name)) for arm in arms}) > 1:
             texts = [repr(arm.knobs.get(name)) for arm in ([as_it_comes] if as_it_comes else family)]
-            # No method comes trained on some data: what they were is always said.
+            # What a method was trained on is no default of it, so it is always named.
             vary[name] = "None" if name.startswith("trained.") else max(dict.fromkeys(texts), key=texts.count)
     for arm in arms:
-        said = [
-            f"{_said(name)}={_short(arm.knobs.get(name))}" for name, usual in vary.items()
+        parts = [
+            f"{_knob_name(name)}={_short(arm.knobs.get(name))}" for name, usual in vary.items()
             if repr(arm.knobs.get(name)) != usual
         ]
-        yield f" ({', '.join(said)})" if said else ""
+        yield f" ({', '.join(parts)})" if parts else ""
 
 
-def _said(name: str) -> str:
-    """A knob without its scope, but for one of the data that were trained on: the reported data may have it too."""
+def _knob_name(name: str) -> str:
+    """A knob without its scope. One of the training data is marked as such: the reported data may have it too."""
     scope, _, knob = name.partition(".")
     return f"trained with {knob}" if scope == "trained" else knob
 

@@ -19,13 +19,13 @@ __all__ = ["compare", "differing_inputs", "other_seeds"]
 
 def other_seeds(record: Record) -> list[Record]:
     """The run and those beside it that differ from it in the seed alone, by seed, one of each."""
-    key, found = identity(record.run.inputs), {record.run.inputs.seed: record}
+    key, by_seed = identity(record.run.inputs), {record.run.inputs.seed: record}
     for folder in sorted(record.folder.resolve().parent.iterdir()):
         if is_finished(folder):
             other = Record(folder)
             if identity(other.run.inputs) == key:
-                found.setdefault(other.run.inputs.seed, other)
-    return sorted(found.values(), key=lambda r: r.run.inputs.seed)
+                by_seed.setdefault(other.run.inputs.seed, other)
+    return sorted(by_seed.values(), key=lambda r: r.run.inputs.seed)
 
 
 def differing_inputs(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:

@@ -131,11 +131,11 @@ def hits(
     out = []
     for row, query in asked:
         targets = set(query["targets"])
-        found = {n for n, t in enumerate(top[row]) if t >= 0 and gallery[t] in targets}
+        places = {n for n, t in enumerate(top[row]) if t >= 0 and gallery[t] in targets}
         place = int(ranks[row]) - 1
         if query["targets_total"] > len(query["targets"]) and certain[row] and 0 <= place < (top[row] >= 0).sum():
-            found.add(place)
-        out.append(sorted(found))
+            places.add(place)
+        out.append(sorted(places))
     return out
 
 
@@ -144,14 +144,14 @@ def _sampled(test: TestSet) -> list[int]:
     known: set[str] = set()
     for arm in test.arms:
         known.update(arm.records[0].pictures.index)
-    found = [
+    sample = [
         n for n, q in enumerate(test.queries) if q.get("reference") in known and known.issuperset(q["targets"][:1])
     ]
     # A picture is kept of some query's first ten too, so nearly every reference may be there: keep an even share.
-    if not found:
-        found = list(range(len(test.queries)))
-    step = max(1, -(-len(found) // SAMPLE))
-    return found[::step]
+    if not sample:
+        sample = list(range(len(test.queries)))
+    step = max(1, -(-len(sample) // SAMPLE))
+    return sample[::step]
 
 
 def examples(test: TestSet, protocol: str, count: int, with_pictures: bool) -> list[Example]:
@@ -218,14 +218,14 @@ def _more(query: Mapping[str, Any]) -> int:
 
 def pictures(arms: Iterable[Arm], wanted: Iterable[str]) -> dict[str, bytes]:
     """Those of the wanted pictures that any run of these arms kept."""
-    found: dict[str, bytes] = {}
+    kept: dict[str, bytes] = {}
     for arm in arms:
         for record in arm.records:
-            missing = [i for i in wanted if i not in found]
+            missing = [i for i in wanted if i not in kept]
             if not missing:
-                return found
-            found |= record.pictures.many(missing)
-    return found
+                return kept
+            kept |= record.pictures.many(missing)
+    return kept
 
 
 def data_uri(data: bytes) -> str:
@@ -282,12 +282,12 @@ def add_pictures(out: Explorer, budget: int) -> None:
     for top in out.tops:
         for row in top:
             wanted.update(dict.fromkeys(test.gallery[t] for t in row if t >= 0))
-    found = pictures(out.arms, list(wanted))
+    known = pictures(out.arms, list(wanted))
     where: dict[str, list[int]] = {}
     chunk: list[str] = []
     chunks: list[list[str]] = []
     for image_id in wanted:
-        data = found.get(image_id)
+        data = known.get(image_id)
         if data is None:
             continue
         text = base64.b64encode(data).decode()

@@ -135,8 +135,8 @@ def score_figure(name: str, table: MainTable, metric: str, most: int = 16) -> Fi
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlabel(f"{_plain(metric)} (%)")
     left = f"; the {count - most} lowest rows are left out" if count > most else ""
-    return _finish(drawing, name, f"{metric}: mean (diamond where it is above every other row), 95 % interval over "
-                   f"queries, a stroke for each seed{left}.")
+    return _finish(drawing, name, f"{metric}: mean (a diamond if significantly higher than every other row), 95 % "
+                   f"interval over queries, one tick per seed{left}.")
 
 
 def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], metric: str) -> Figure | None:
@@ -145,17 +145,17 @@ def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], me
     if len(points) < 2:
         return None
     # A colour an arm while there are colours, else one a method.
-    told = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
+    series = (lambda arm: arm.label) if len(points) <= len(PALETTE) else (lambda arm: arm.method)
     with matplotlib.rc_context(STYLE):
         drawing, ax = _axes(3.1)
-        names = list(dict.fromkeys(told(p[3]) for p in points))
+        names = list(dict.fromkeys(series(p[3]) for p in points))
         most = max(p[2] for p in points) or 1
         for n, label in enumerate(names):
             # The largest first, so that none hides a smaller one.
-            mine = sorted((p for p in points if told(p[3]) == label), key=lambda p: -p[2])
-            ax.scatter([p[0] for p in mine], [p[1] for p in mine], s=[36 + 150 * p[2] / most for p in mine], alpha=0.85,
-                       color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(label, 40), edgecolors=PAPER,
-                       zorder=3 - max(p[2] for p in mine) / most)
+            members = sorted((p for p in points if series(p[3]) == label), key=lambda p: -p[2])
+            ax.scatter([p[0] for p in members], [p[1] for p in members], s=[36 + 150 * p[2] / most for p in members],
+                       alpha=0.85, color=PALETTE[n % 8], marker=MARKERS[n % 8], label=_plain(label, 40),
+                       edgecolors=PAPER, zorder=3 - max(p[2] for p in members) / most)
         highest = 1.1 * max(p[1] for p in points) or 1
         ax.set(xlabel="latency of one query, median (ms)", ylabel=f"{metric} (%)", ylim=(0, highest))
         if max(p[0] for p in points) > 20 * min(p[0] for p in points):
@@ -163,7 +163,7 @@ def cost_figure(name: str, rows: Sequence[CostRow], scores: dict[str, float], me
         else:
             ax.set_xlim(0, 1.1 * max(p[0] for p in points))
         _legend(drawing, ax)
-    return _finish(drawing, name, f"Quality and cost: {metric} over query latency; areas grow with all parameters.")
+    return _finish(drawing, name, f"{metric} against query latency; the larger the marker, the more parameters.")
 
 
 def ablation_figure(name: str, family: Family) -> Figure:
@@ -181,8 +181,8 @@ def ablation_figure(name: str, family: Family) -> Figure:
         ax.set_yticks(range(len(deltas)), [_plain(d.label, 34) for d in deltas])
         ax.set_ylim(-0.6, len(deltas) - 0.4)
         ax.set_xlabel(f"change of {family.metric} (points)")
-    return _finish(drawing, name, f"What each variant changes against {family.base.label}, with 95 % intervals over "
-                   "queries; hollow where no difference was found.")
+    return _finish(drawing, name, f"Change of each variant against {family.base.label}, with 95 % intervals over "
+                   "queries; hollow markers: no significant difference.")
 
 
 def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
@@ -204,8 +204,8 @@ def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:
         ax.set(xlabel=_plain(knob), ylabel=f"{metric} (%)")
         if len(curves) > 1:
             _legend(drawing, ax)
-    return _finish(drawing, name, f"{metric} over {knob}: every run a point, the line their mean, the band ± one "
-                   "standard deviation over seeds.")
+    return _finish(drawing, name, f"{metric} against {knob}: one point per run, the line is their mean, the band ± "
+                   "one standard deviation over seeds.")
 
 
 def modality_figure(name: str, row: WeightRow, groups: np.ndarray) -> Figure:

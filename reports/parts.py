@@ -165,11 +165,11 @@ def _published(dataset: str) -> list[Published]:
 
 def _doubtful(test: TestSet, protocol: str, images: bool) -> list[Doubtful]:
     """Likely false negatives with their pictures, where kept."""
-    found = analysis.false_negatives(test, protocol)
-    ids = [i for d in found for i in (d.query["reference"], d.query["targets"][0], d.image)]
+    doubtful = analysis.false_negatives(test, protocol)
+    ids = [i for d in doubtful for i in (d.query["reference"], d.query["targets"][0], d.image)]
     known = explorer.pictures(test.arms, ids) if images and ids else {}
     uri = {image_id: explorer.data_uri(data) for image_id, data in known.items()}
-    return [Doubtful(d, uri) for d in found]
+    return [Doubtful(d, uri) for d in doubtful]
 
 
 def _figures(part: Part) -> Figures:

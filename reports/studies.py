@@ -85,14 +85,14 @@ class StudyPart:
         return sum(row.state == state for row in self.rows)
 
 
-def studies(test: TestSet, found: Sequence[Study], metric: str) -> list[StudyPart]:
+def studies(test: TestSet, sweeps: Sequence[Study], metric: str) -> list[StudyPart]:
     """The sweeps whose runs are in a test set: points by the mean objective (on `select`), best first.
 
     `metric` is what their runs reached on the reported split, beside it.
     """
     runs = {record.id: record.run for arm in test.arms for record in arm.records}
     out = []
-    for study in found:
+    for study in sweeps:
         sweep = study.sweep
         if not any(scored.id in runs for point in sweep.points for scored in point.seeds.values()):
             continue
@@ -139,15 +139,15 @@ def importance(study: Study) -> list[Importance]:
 
 
 def _importance(values: Sequence[tuple[Mapping[str, Any], float]], space: Mapping[str, Any]) -> list[Importance]:
-    found = _shares(values, space)
+    shares = _shares(values, space)
     generator = np.random.default_rng(0)
-    resampled: dict[str, list[float]] = {name: [] for name in found}
+    resampled: dict[str, list[float]] = {name: [] for name in shares}
     for _ in range(RESAMPLES):
         drawn = [values[n] for n in generator.integers(0, len(values), len(values))]
         for name, share in _shares(drawn, space).items():
             resampled[name].append(share)
     out = []
-    for name, share in sorted(found.items(), key=lambda item: (-item[1], item[0])):
+    for name, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
         low, high = np.percentile(resampled[name], [2.5, 97.5])
         out.append(Importance(name, share, float(low), float(high), len(values)))
     return out
@@ -182,6 +182,6 @@ def _shares(points: Sequence[tuple[Mapping[str, Any], float]], space: Mapping[st
         study.add_trials([
             create_trial(params=dict(values), distributions=dict(space), value=y) for values, y in points
         ])
-        found = PedAnovaImportanceEvaluator().evaluate(study)
-    total = sum(found.values())
-    return {name: value / total if total > 0 else 1 / len(found) for name, value in found.items()}
+        importances = PedAnovaImportanceEvaluator().evaluate(study)
+    total = sum(importances.values())
+    return {name: value / total if total > 0 else 1 / len(importances) for name, value in importances.items()}

@@ -93,16 +93,16 @@ def main_table(test: TestSet, protocol: str) -> MainTable:
 
 def _lacking(arm: Arm, protocol: str) -> str:
     """What missing pictures imply for a row (`cirbench run --allow-missing`), widest over its seeds; "" for none."""
-    found = [m for r in arm.records if (m := r.run.protocols[protocol].missing) is not None]
-    if not found:
+    missing = [m for r in arm.records if (m := r.run.protocols[protocol].missing) is not None]
+    if not missing:
         return ""
     between = [
-        f"{name} {min(m.bounds[name][0] for m in found):.2f} to {max(m.bounds[name][1] for m in found):.2f}"
-        for name in found[0].bounds if "/" not in name and all(name in m.bounds for m in found)
+        f"{name} {min(m.bounds[name][0] for m in missing):.2f} to {max(m.bounds[name][1] for m in missing):.2f}"
+        for name in missing[0].bounds if "/" not in name and all(name in m.bounds for m in missing)
     ]
     return (
-        f"{arm.label}: pictures are missing ({found[0].queries_lost} queries lost, {found[0].gallery_lost} "
-        f"images gone from a gallery). On the whole data it lies between: {'; '.join(between) or 'not known'}."
+        f"{arm.label}: pictures are missing (queries lost: {missing[0].queries_lost}, images missing from a gallery: "
+        f"{missing[0].gallery_lost}). Range on the complete data: {'; '.join(between) or 'unknown'}."
     )
 
 
@@ -128,7 +128,8 @@ def _other_code(arms: Sequence[Arm]) -> list[str]:
             files = ", ".join([*names, *(["the code that trained them"] if trained[0] != trained[1] else [])])
             if not files:
                 continue  # one seed twice, with other weights
-            out.append(f"{first.label} and {arm.label} are the same thing run by two versions of the code ({files}).")
+            pair = f"{first.label} and {arm.label}"
+            out.append(f"{pair} differ only in that two versions of the code ({files}) ran them.")
     return out
 
 
@@ -307,8 +308,9 @@ def caption(table: MainTable) -> str:
     return (
         f"{table.test.dataset}, split {table.test.split or '?'}, protocol {table.protocol}: "
         f"{table.facts.queries} queries, gallery {table.facts.gallery}, "
-        f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± std over seeds; bold: "
-        "significantly above every other row. Parameters are those trained, CPU s those of training one seed."
+        f"ties {min(ties)}–{max(ties)} (counted against the method). Percent, mean ± standard deviation over "
+        "seeds; bold: significantly higher than every other row. Parameters: trained ones. CPU s: processor seconds of "
+        "training one seed."
         + "".join(f" {note}" for note in table.notes)
     )
 

@@ -229,6 +229,14 @@ def test_what_is_refused_names_the_file_and_the_field(good: Path, tmp_path: Path
         file.write_text(good_text)
 
 
+def test_the_objective_by_blocks_needs_its_arrays(good: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(good, tmp_path / "runs"))
+    folder = next(iter(sorted(out.glob("scenes-dwc-s0-*"))))
+    write_npz(folder / "select.npz", {"row_query/text": np.arange(QUERIES, dtype=np.int32)})
+    with pytest.raises(CirbenchError, match=r"select.npz is damaged: it lacks rank/scenes"):
+        readers(out, folder.name)["blocks"]()
+
+
 LINES: dict[str, tuple[str, ...]] = {"queries.jsonl": (), "training.jsonl": (), "explain.json": ("queries", "q-00000")}
 
 

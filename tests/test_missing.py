@@ -113,10 +113,10 @@ def test_run_and_eval_go_on_without_and_say_so(tmp_path: Path, capsys: pytest.Ca
         main(["eval", record["folder"], "--root", str(root), "--out", str(tmp_path / "runs")])
     capsys.readouterr()
     main(["table", record["folder"]])
-    assert f"({lost} queries lost, 2 images gone from a gallery)" in capsys.readouterr().out
+    assert f"(queries lost: {lost}, images missing from a gallery: 2)" in capsys.readouterr().out
     main(["report", record["folder"], "-o", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
-    assert page.count("On the whole data it lies between") == 2 and "2 pictures are missing" in page
+    assert page.count("Range on the complete data") == 2 and "2 pictures are missing" in page
 
 
 def test_a_group_without_a_query_left_is_an_error() -> None:

@@ -209,7 +209,7 @@ def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
     assert row["detectable"] == statistics.detectable_effect(len(x), float(np.mean(x != y)))
     assert told["inputs"] == {"method": ["dwc", "sum"]} and told["seeds"] == {"a": [0], "b": [0]}
     shown = _call(compare, a.folder, b.folder, "--one-seed").output
-    assert "only A / only B" in shown and "One seed says nothing about others" in shown
+    assert "only A / only B" in shown and "One seed: the variation over seeds is unknown" in shown
     other = write_run(tmp_path, queries=31, pictures=0)
     with pytest.raises(CirbenchError, match="different queries"):
         _call(compare, a.folder, other)

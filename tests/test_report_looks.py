@@ -129,7 +129,7 @@ def test_colour_is_never_alone(page):
         for _, cells in table.rows:
             for cell in cells:
                 if "best" in cell.attrs.get("class", "").split():
-                    assert "significantly above every other row" in cell.text
+                    assert "significantly higher than every other row" in cell.text
                 if "top" in cell.attrs.get("class", "").split():
                     assert "not separable from the highest" in cell.text
     words = re.findall(r'<figure class="pic t">(?:<img[^>]*>|<span.*?</span>)([^<]*)</figure>', page.text)

@@ -73,7 +73,7 @@ def at(record: Record, *path: str) -> float:
 
 COST = {
     "Parameters/trained": ("parameters", "trainable"), "Parameters/all": ("parameters", "total"),
-    "FLOPs/query": ("flops", "query"), "FLOPs/image": ("flops", "image"), "Seconds/an epoch": ("seconds", "epoch"),
+    "FLOPs/query": ("flops", "query"), "FLOPs/image": ("flops", "image"), "Seconds/one epoch": ("seconds", "epoch"),
     "Seconds/whole run": ("seconds", "total"), "Seconds/CPU": ("seconds", "cpu"), "Latency, ms/p50": ("latency_ms", "p50"),
     "Latency, ms/p95": ("latency_ms", "p95"), "Peak memory, MB": ("peak_memory_mb",),
 }
@@ -102,7 +102,7 @@ def group_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> flo
 
 def mean_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
     """Tables of one metric beside costs."""
-    path = {"Parameters, all": ("parameters", "total"), "FLOPs, query": ("flops", "query"),
+    path = {"All parameters": ("parameters", "total"), "FLOPs, query": ("flops", "query"),
             "Latency p50, ms": ("latency_ms", "p50")}.get(column)
     return float(np.mean([at(r, *path) for r in runs] if path else scores(runs, column)))
 
@@ -129,7 +129,7 @@ def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> 
         return float(share[groups == column].mean())
     if column in kinds:
         return mean_or_nan(share[kinds[column]])
-    if column == "Told apart":
+    if column == "AUC":
         pairs = [(a > b) + (a == b) / 2 for a in share[kinds["image alone"]] for b in share[kinds["text alone"]]]
         return mean_or_nan(np.array(pairs, dtype=float))
     if column == "ceiling":
@@ -149,7 +149,7 @@ def question_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> 
 
 def information_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
     last = [[e for e in r.training if "bound" in e][-1] for r in runs]
-    if column == "At most seen: log N":
+    if column == "Maximum, log N":
         return math.log(last[0]["pairs"])
     return float(np.mean([e["bound"][cell.attrs["stream"]] for e in last]))
 
@@ -238,11 +238,11 @@ def test_pointing(suite, page):
             int(np.array(record.explain[q["id"]]["regions"][name]).argmax()) == q["extra"]["named"] for _, q in asked
         ], dtype=float)
         low, high = 100 * statistics.bootstrap_interval(peaks, codes)
-        assert close(number(found["On the named object, %"]), 100 * peaks.mean())
+        assert close(number(found["Peak on the named object, %"]), 100 * peaks.mean())
         assert close(number(found["95 % interval"]), low) and found["95 % interval"].text == f"[{low:.1f}, {high:.1f}]"
         # The nine boxes cover the picture: a cell of an object is any cell.
-        assert close(number(found["Cell chance, %"]), 100 / 9) and close(number(found["Any object, %"]), 100 / 9)
-        assert number(found["Peak on some object, %"]) == 100 and int(found["Queries"].text) == len(asked)
+        assert close(number(found["Random cell, %"]), 100 / 9) and close(number(found["Random object cell, %"]), 100 / 9)
+        assert number(found["Peak on any object, %"]) == 100 and int(found["Queries"].text) == len(asked)
 
 
 def test_the_explorer_holds_every_rank_text_and_first_ten(suite, page):

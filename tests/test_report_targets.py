@@ -60,7 +60,7 @@ def test_every_place_shows_the_best_target(targets: int, tmp_path: Path) -> None
     block, tops = page.block("q0"), page.block("t0-0")
     assert block["more"] == [targets - 3] * 3 and [len(t) for t in block["targets"]] == [3] * 3
     assert tops["hits"] == [[PLACES[n]] for n in block["sampled"]] == marked(record)
-    assert ("more targets than records hold" in "".join(page.words)) == (targets == 70)
+    assert ("more targets than the 50 that a record stores" in "".join(page.words)) == (targets == 70)
     # The printed gallery: three targets, then the one in the strip.
     cards = [t for t, a in page.tags if t == "article" and a["class"] == "card"]
     assert len([a for t, a in page.tags if t == "figure" and a["class"] == "pic t"]) == (3 + 1) * len(cards) == 12

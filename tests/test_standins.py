@@ -128,7 +128,7 @@ def test_fashioniq_models_per_category_are_one_row(tmp_path: Path, capsys: pytes
     records = find_records([runs])
     tests = collect(records)
     assert sorted(len(t.arms) for t in tests) == [1, 1, 1, 2]
-    whole, each = sorted(max(tests, key=lambda t: len(t.arms)).arms, key=lambda a: a.inputs["data"]["category"])
+    whole, each = sorted(max(tests, key=lambda t: len(t.arms)).arms, key=lambda a: a.inputs.data["category"])
     # `random` scores a query and an image by their own, so one model or three is the same.
     a, b = whole.records[0], each.records[0]
     assert b.data["inputs"]["data"]["category"] == "each" and any("One model per category" in n for n in b.data["notes"])

@@ -52,9 +52,9 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
         _show(_named(named[0], seeds[0]), _named(other, s), changed, rows)
     count = sum(map(len, results))
     click.echo(f"p: paired permutation over reference images, Holm-corrected over these {count} numbers.\n"
-               "detectable: the difference that so many queries find with probability 0.8.")
+               "detectable: the smallest difference found with a power of 0.8 given this many queries.")
     if min(map(len, seeds)) < 2:
-        click.echo("One seed says nothing about others: `cirbench run --seeds 0,1,2` adds them, and they are averaged.")
+        click.echo("One seed: the variation over seeds is unknown. `cirbench run --seeds 0,1,2` adds some to average.")
 
 
 def _named(record: Any, seeds: list[int]) -> str:
@@ -83,8 +83,8 @@ def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[
             (f"{row[s]:.2f}" + (f" ± {row[f'{s}_std']:.2f}" if row[f"{s}_std"] is not None else "")).rjust(15)
             for s in ("a", "b")
         )
-        found = "" if row.get("detectable") is None else f"{row['detectable']:.2f}"
-        line = f"{row['metric']:8}{sides}{row['delta']:+9.2f}{interval:>19}{small(row['p']):>9}{found:>12}   {flips}"
+        least = "" if row.get("detectable") is None else f"{row['detectable']:.2f}"
+        line = f"{row['metric']:8}{sides}{row['delta']:+9.2f}{interval:>19}{small(row['p']):>9}{least:>12}   {flips}"
         click.echo(line.rstrip())
     click.echo()
 

@@ -24,11 +24,11 @@ def runs(folder: Path, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         if is_finished(path):
-            found = Record(path).run
-            name = found.default_protocol
+            run = Record(path).run
+            name = run.default_protocol
             rows.append({"name": path.name, "state": "finished", "protocol": name,
-                         "metrics": found.protocols[name].metrics, "seconds": found.cost.seconds.get("total"),
-                         "variant": found.variant, "overrides": found.overrides})
+                         "metrics": run.protocols[name].metrics, "seconds": run.cost.seconds.get("total"),
+                         "variant": run.variant, "overrides": run.overrides})
         elif (path / "checkpoint.pt").is_file() or not any(path.iterdir()):
             rows.append({"name": path.name, "state": "interrupted"})
     if as_json:
@@ -42,8 +42,8 @@ def runs(folder: Path, as_json: bool) -> None:
             numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain if v is not None)
             # A variant is in the name already; what was set by hand or by a sweep is not.
             given = {} if row["variant"] else row["overrides"]
-            said = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
+            settings = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
             took = "" if row["seconds"] is None else f"  {row['seconds']:.0f} s"
-            click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{said}")
+            click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{settings}")
         else:
             click.echo(f"{row['name']}  interrupted: the command that started it goes on with it")

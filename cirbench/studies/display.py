@@ -120,8 +120,8 @@ def table(data: Mapping[str, Any], out: Path | None = None) -> str:
         + "; seconds of training on the clock and of the processor, all cores together; trained parameters"
     )
     if study.tuning:
-        lines.append("  This is tuning: the best of many tries is better than it will be again. Compare on report, "
-                     "with fresh seeds.")
+        lines.append("  This is tuning: the score of the best of many trials is too optimistic. Compare its settings "
+                     "on report, with fresh seeds.")
         lines += _winner(study)
     return "\n".join(lines)
 
@@ -174,8 +174,8 @@ def plan_text(sweep: Sweep) -> str:
         lines += [f"  {n:3d}  {p.label or p.method}" for n, p in enumerate(sweep.points()[: sweep.total])]
     else:
         for name, axis in sweep.arms[0].space.items():
-            said = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
-            lines.append(f"  {name}: {said}")
+            values = f"{axis.low} to {axis.high}" + (", log" if axis.log else "") if isinstance(axis, Range) else axis
+            lines.append(f"  {name}: {values}")
     goal = sweep.objective
     lines.append(
         f"  {sweep.total} points ({sweep.sampler}) x {len(sweep.seeds)} seeds on {sweep.dataset}; "

@@ -45,6 +45,10 @@ def blocks(record: Record, sweep: Sweep) -> list[float]:
         stored = f"value/{wanted.protocol}/{part}"
         if stored in arrays:
             return arrays[stored].astype(np.float64)
+        if f"rank/{wanted.protocol}" not in arrays:
+            raise CirbenchError(
+                f"{arrays.path} is damaged: it lacks rank/{wanted.protocol}. Delete {record.folder} and repeat the run."
+            )
         return metrics.hits(arrays[f"rank/{wanted.protocol}"], metrics.parse(part)[1]).astype(np.float64)
 
     values = np.mean([rows(part) for part in metrics.parts(wanted.metric)], axis=0)

@@ -56,7 +56,7 @@ for (const table of $$("table")) {
   const fold = short => {
     table.classList.toggle("short", short);
     button.setAttribute("aria-expanded", String(!short));
-    button.textContent = short ? `Show ${more} more settings` : `Fold ${more} settings away`;
+    button.textContent = short ? `Show ${more} more rows` : `Hide ${more} rows`;
   };
   button.addEventListener("click", () => fold(!table.classList.contains("short")));
   fold(true);
@@ -127,7 +127,7 @@ class Explorer {
     try {
       [q, ra, rb] = await Promise.all([block(`q${this.n}`), this.ranks(this.arm("a")), this.ranks(this.arm("b"))]);
     } catch (error) {
-      this.ui.count.textContent = `This browser cannot unpack the queries (${error.message}); one of 2023 or later can.`;
+      this.ui.count.textContent = `This browser cannot decompress the queries (${error.message}). Browsers of 2023 or later can.`;
       return;
     }
     if (ticket !== this.ticket) return;
