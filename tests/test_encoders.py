@@ -36,7 +36,7 @@ def test_unknown_words_and_empty_texts_have_states() -> None:
     assert torch.allclose(states[0, 0], states[1, 0]), "an empty text is one unknown word"
 
 
-@pytest.mark.parametrize("name", encoders.PACKAGED)
+@pytest.mark.parametrize("name", weights.PACKAGED)
 def test_packaged_clips_load_and_agree_with_themselves(name: str) -> None:
     a, b = load_clip(name), load_clip(name)
     images, texts = torch.randn(3, 3, 48, 48), ["a red circle", "unknown words here", "put a small blue ring"]
@@ -48,7 +48,7 @@ def test_packaged_clips_load_and_agree_with_themselves(name: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    total = sum(p.stat().st_size for p in encoders.ASSETS.rglob("*") if p.is_file())
+    total = sum(p.stat().st_size for p in weights.ASSETS.rglob("*") if p.is_file())
     assert total <= 4.2e6
 
 
@@ -142,7 +142,7 @@ def test_workers_with_an_empty_cache_make_features_once(monkeypatch: pytest.Monk
 def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
     dataset, other = planning.load(tiny.plan("dwc")), planning.load(tiny.plan("dwc", data__data_seed=1))
-    for name in encoders.PACKAGED:
+    for name in weights.PACKAGED:
         for data in (dataset, other):
             FeatureStore(load_clip(name), data.images, data.splits["report"].images()[:5])
     assert len(list((tmp_path / "features").glob("*.npy"))) == 4
@@ -150,7 +150,7 @@ def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest
 
 @pytest.mark.parametrize("file", ["vocab.txt", "model.safetensors", "clip.json"])
 def test_every_file_of_a_clip_identifies_it(tmp_path: Path, file: str) -> None:
-    shutil.copytree(encoders.ASSETS / "scenes-small", tmp_path / "mine")
+    shutil.copytree(weights.ASSETS / "scenes-small", tmp_path / "mine")
     before = weights.weights_id(str(tmp_path / "mine"))
     assert before == weights.weights_id("scenes-small"), "its contents, not its name"
     with (tmp_path / "mine" / file).open("ab") as changed:
