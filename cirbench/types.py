@@ -270,11 +270,33 @@ class Method(Interface):
         """Yield (optimizer name, loss, logs); each is stepped before the next is asked for."""
         ...
 
-    # Optional: score(queries, gallery) -> (B, N) where it is not a dot product;
-    # modality_weights(batch) -> {stream: (B,)}; explain(batch) -> Explanation;
-    # contrasts(batch: TrainBatch) -> {stream: (queries (B, D), targets (B, D), temperature)}, what each stream's
-    # contrastive loss compares (runs/mutual_information.py);
-    # extra_state() -> dict of JSON values saved with the checkpoint, and given to `build` as `state`.
+
+class OptionalHooks(Interface):
+    """What a method may have as well; the harness asks for each by `hasattr`."""
+
+    def score(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """(B, D), (N, D) -> (B, N), higher is better; by default the dot product.
+
+        The gallery comes block by block, real images only, so a score may depend on its query and its image alone.
+        """
+        ...
+
+    def modality_weights(self, batch: QueryBatch) -> Mapping[str, Tensor]:
+        """Stream -> (B,) share of the image in the query, 0..1."""
+        ...
+
+    def contrasts(self, batch: TrainBatch) -> Mapping[str, tuple[Tensor, Tensor, float]]:
+        """Stream -> queries (B, D), targets (B, D), temperature: what its contrastive loss compares
+        (runs/mutual_information.py)."""
+        ...
+
+    def explain(self, batch: QueryBatch) -> Explanation:
+        """Words and regions that the method attends to."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """JSON values that are saved with the weights, and given to `build` as `state`."""
+        ...
 
 
 # --------------------------------------------------------------------------------------- results

@@ -203,11 +203,11 @@ def ask(tree: Path, scratch: Path, tests: Path, *arguments: str, given: Any = No
 
 def last_released(scratch: Path, most: int = 60) -> str | None:
     """The last commit all of whose parts compute released numbers."""
-    log = ["git", "-C", str(ROOT), "log", f"-{most}", "--format=%H", "--", "cirbench", "methods"]
+    log = ["git", "-C", str(ROOT), "log", "--first-parent", f"-{most}", "--format=%H", "--", "cirbench", "methods"]
     for number, revision in enumerate(subprocess.run(log, capture_output=True, text=True, check=True).stdout.split()):
         tree = checkout(revision, scratch / f"commit{number}")
         if not (tree / "cirbench" / "numerics.json").is_file():
-            return None
+            continue
         here = scratch / f"package{number}"
         here.mkdir()
         if not ask(package(tree, here), here, tree / "tests", "--unknown"):
@@ -215,23 +215,23 @@ def last_released(scratch: Path, most: int = 60) -> str | None:
     return None
 
 
-def compare(base: str, scratch: Path) -> list[tuple[str, str, str, str]]:
+def compare(base: str, scratch: Path, snapshot: Path, tests: Path) -> list[tuple[str, str, str, str]]:
     """(label, method, dataset, what differs) of every small run that another result came of."""
     data = scratch / "data"
     prepare(data)
     wanted, found = cases(data), []
-    for name, tree in (("base", checkout(base, scratch / "base-tree")), ("now", ROOT)):
-        where = scratch / name
-        where.mkdir()
-        print(f"{len(wanted)} runs of {base[:10] if name == 'base' else 'the sources as they are now'} ", file=sys.stderr)
-        found.append(ask(package(tree, where), where, ROOT / "tests", "--runs", given=wanted))
-    before, now = found
+    (scratch / "base").mkdir()
+    before = package(checkout(base, scratch / "base-tree"), scratch / "base")
+    for name, tree in ((f"the commit {base[:10]}", before), ("the sources as they are now", snapshot)):
+        print(f"{len(wanted)} small runs of {name} ", file=sys.stderr)
+        found.append(ask(tree, tree, tests, "--runs", given=wanted))
+    old, new = found
     out = []
     for label, method, dataset, _ in wanted:
-        if before[label] != now[label]:
-            same = isinstance(before[label], dict) and isinstance(now[label], dict)
-            keys = [k for k in now[label] if now[label][k] != before[label].get(k)] if same else [
-                f"{before[label]} | {now[label]}"]
+        if old[label] != new[label]:
+            same = isinstance(old[label], dict) and isinstance(new[label], dict)
+            keys = [k for k in new[label] if new[label][k] != old[label].get(k)] if same else [
+                f"{old[label]} | {new[label]}"]
             out.append((label, method, dataset, ", ".join(keys)))
     return out
 
@@ -243,16 +243,30 @@ def main() -> int:
     parser.add_argument("--why", default="", help="the reason, for CHANGELOG.md")
     parser.add_argument("--base", default="", help="commit to compare with; the last released one by default")
     parser.add_argument("--unknown", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--runs", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.unknown:
         print(json.dumps(unknown()))
         return 0
+    if given.parts:
+        print(json.dumps(parts()))
+        return 0
     if given.runs:
         print(json.dumps(run_all(json.load(sys.stdin))))
         return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return vouch(Path(folder), parser, given)
+
+
+def vouch(scratch: Path, parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    """Compare, and write what was found equal or is raised; returns the exit code."""
+    # A copy: what is edited meanwhile is neither compared nor vouched for.
+    (scratch / "now").mkdir()
+    snapshot, tests = package(ROOT, scratch / "now"), scratch / "tests"
+    shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
     known = json.loads(FILE.read_text(encoding="utf-8"))["parts"] if FILE.is_file() else {}
-    now = parts()
+    now: dict[str, str] = ask(snapshot, scratch, tests, "--parts")
     raised = sorted(now) if given.raised == "all" else [p for p in given.raised.split(",") if p]
     if bad := [p for p in raised if p not in now]:
         parser.error(f"no such part: {', '.join(bad)}. Parts: {', '.join(now)}")
@@ -264,12 +278,10 @@ def main() -> int:
         return 0
     print(f"changed: {', '.join(changed)}")
     if given.raised != "all":
-        with tempfile.TemporaryDirectory() as folder:
-            base = given.base or last_released(Path(folder) / "log")
-            if base is None:
-                parser.error("no commit with released numbers was found. Name one with --base, or use --raise all.")
-            Path(folder, "both").mkdir()
-            moved = compare(base, Path(folder) / "both")
+        base = given.base or last_released(scratch / "log")
+        if base is None:
+            parser.error("no commit with released numbers was found. Name one with --base, or use --raise all.")
+        moved = compare(base, scratch, snapshot, tests)
         free = {p.partition("/")[2] for p in raised}
         wrong = [m for m in moved if "harness" not in raised and not {m[1], m[2]} & free]
         for label, _, _, what in moved:

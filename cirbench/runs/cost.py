@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cirbench.data.batches import Feed
 from cirbench.scoring.ranking import View, dot, rank
-from cirbench.types import Frozen, Inputs, QueryBatch
+from cirbench.types import Frozen, Inputs, Method, QueryBatch
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow", "optuna", "pandas", "scipy")
 
 
-def parameters(method: Any) -> dict[str, int]:
+def parameters(method: Method) -> dict[str, int]:
     """Trainable parameters, and all of them, the frozen encoders behind cached features included."""
     own = list(method.parameters()) if isinstance(method, torch.nn.Module) else []
     trainable = sum(p.numel() for p in own if p.requires_grad)
@@ -40,7 +40,7 @@ def _frozen(inputs: Inputs) -> list[Frozen]:
     return [i for i in (*inputs.images.values(), *inputs.texts.values()) if isinstance(i, Frozen)]
 
 
-def flops(method: Any, feed: Feed, image_id: str, text: str) -> dict[str, int]:
+def flops(method: Method, feed: Feed, image_id: str, text: str) -> dict[str, int]:
     """Floating-point operations of one query and of one gallery image, frozen encoders included."""
 
     def image_encoders() -> None:
@@ -61,7 +61,9 @@ def flops(method: Any, feed: Feed, image_id: str, text: str) -> dict[str, int]:
     return {"query": int(query.get_total_flops()), "image": int(image.get_total_flops())}
 
 
-def latency(method: Any, feed: Feed, image_id: str, text: str, gallery: Tensor, repeats: int = 20) -> dict[str, float]:
+def latency(
+    method: Method, feed: Feed, image_id: str, text: str, gallery: Tensor, repeats: int = 20
+) -> dict[str, float]:
     """Milliseconds from one query's pixels and text to its ranking: median and 95th percentile.
 
     Frozen encoders run as well, as they would for a query never seen before; decoding the picture is left out.

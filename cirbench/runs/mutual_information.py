@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cirbench.data.batches import Feed, first_text
 from cirbench.seeds import derive
-from cirbench.types import Dataset, Query, Split, TrainBatch
+from cirbench.types import Dataset, Method, OptionalHooks, Query, Split, TrainBatch
 
 #: N, and how many pairs are encoded at once.
 PAIRS, SLICE = 256, 64
@@ -57,7 +57,7 @@ class Bounds:
     """
 
     def __init__(
-        self, method: Any, dataset: Dataset, queries: Sequence[Query], form: str, device: torch.device,
+        self, method: Method, dataset: Dataset, queries: Sequence[Query], form: str, device: torch.device,
         quiet: bool = True,
     ) -> None:
         self.method, self.references = method, [q.reference for q in queries]
@@ -67,7 +67,8 @@ class Bounds:
 
     def __call__(self) -> dict[str, float]:
         """In evaluation mode; draws nothing, so training goes on as if it had not been asked."""
-        self.method.eval()
+        if isinstance(self.method, torch.nn.Module):
+            self.method.eval()
         found: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
         with torch.inference_mode():
             for start in range(0, len(self.words), SLICE):
@@ -76,7 +77,7 @@ class Bounds:
                 targets = self.feed.images(self.targets[part])
                 own = torch.eye(len(asked.words), dtype=torch.bool, device=self.feed.device)
                 batch = TrainBatch(asked.reference, asked.text, asked.words, targets, own)
-                for name, contrast in self.method.contrasts(batch).items():
+                for name, contrast in cast(OptionalHooks, self.method).contrasts(batch).items():
                     found.setdefault(name, []).append(contrast)
         return {
             name: bound(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), float(parts[0][2]))
@@ -85,7 +86,7 @@ class Bounds:
 
 
 def bounds(
-    method: Any, dataset: Dataset, form: str, device: torch.device, quiet: bool = True
+    method: Method, dataset: Dataset, form: str, device: torch.device, quiet: bool = True
 ) -> Bounds | None:
     """The measure of a training, or None without `select`, without targets there, or without the hook."""
     split = dataset.splits.get("select")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from cirbench.runs import cost
 from cirbench.runs.planning import Plan, scored
 from cirbench.runs.record import SCHEMA, write_pictures
 from cirbench.scoring import evaluation, missing_images
-from cirbench.types import CirbenchError, Dataset, Method, Split
+from cirbench.types import CirbenchError, Dataset, Method, OptionalHooks, Split
 
 __all__ = ["Answering", "write_queries", "write_record"]
 
@@ -115,13 +115,13 @@ def write_queries(folder: Path, split: Split) -> None:
     ))
 
 
-def _weights(method: Any, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
+def _weights(method: Method, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         for start in range(0, len(split.queries), evaluation.BATCH):
             queries = split.queries[start : start + evaluation.BATCH]
             batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
-            for name, weight in method.modality_weights(batch).items():
+            for name, weight in cast(OptionalHooks, method).modality_weights(batch).items():
                 if tuple(weight.shape) != (len(queries),):
                     raise CirbenchError(
                         f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "

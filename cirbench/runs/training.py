@@ -137,7 +137,7 @@ class _Checkpoint:
 
 
 def train(
-    method: Any, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
+    method: Method, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
     validate: Callable[[], float] | None, quiet: bool = True, measure: Bounds | None = None,
 ) -> Trained:
     """Train in place; with `validate`, end with the weights of the best epoch.
@@ -160,6 +160,11 @@ def train(
         raise CirbenchError(
             f"the train split has {len(triplets.split.queries)} triplets, fewer than one batch of "
             f"{triplets.batch_size}. Lower --set train.batch_size."
+        )
+    if not isinstance(method, nn.Module):
+        raise CirbenchError(
+            f"a method with `losses` must be a torch.nn.Module, since its weights are saved; this one is a "
+            f"{type(method).__name__}."
         )
     if settings.amp == "fp16" and device.type != "cuda":
         raise CirbenchError("train.amp=fp16 needs a CUDA device. Use train.amp=bf16 or off.")
