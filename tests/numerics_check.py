@@ -289,7 +289,7 @@ def vouch(scratch: Path, parser: argparse.ArgumentParser, given: argparse.Namesp
         if wrong:
             print(f"{len(wrong)} runs moved. Mend the change, or raise what moves on purpose (--raise PART --why REASON).")
             return 1
-        print(f"equal to the last bit: {len(moved)} of the small runs moved, all of them raised")
+        print(f"{len(moved)} small runs moved, as raised; all others are equal to the last bit")
     for part in sorted({*changed, *raised, *known}):
         if part not in now:  # a method or dataset that is gone
             known.pop(part)

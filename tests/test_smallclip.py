@@ -201,6 +201,14 @@ def test_twenty_steps_lower_the_loss_and_repeat_exactly(tmp_path, pairs):
     assert first.gallery == 20 and set(first.recall) == {"R@1", "R@5", "R@10"}
 
 
+@pytest.mark.parametrize("lr", [1000.0, 1e30])
+def test_training_that_diverges_writes_nothing(tmp_path, pairs, lr):
+    """A NaN is no hit: R@1 of diverged weights was 100."""
+    with pytest.raises(CirbenchError, match=r"nothing was written\. Lower --lr"):
+        pretrain.pretrain_clip(pairs, tmp_path / "clip", steps=60, batch=32, lr=lr, warmup=0, quiet=True)
+    assert not (tmp_path / "clip").exists()
+
+
 def test_training_leaves_the_global_generator_alone(tmp_path, pairs):
     torch.manual_seed(1)
     before = torch.get_rng_state()

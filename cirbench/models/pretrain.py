@@ -129,6 +129,8 @@ def text_to_image(
         said = [captions[0] for captions in pairs.captions[start : start + 256]]
         texts.append(nn.functional.normalize(encode_short(model, tokenizer(said)), dim=-1))
     scores = torch.cat(texts) @ torch.cat(images).T
+    if bool(scores.isnan().any()):  # no comparison with NaN holds, so it would rank first
+        raise CirbenchError("the trained weights give NaN, so nothing was written. Lower --lr.")
     ranks = (scores >= scores.diagonal()[:, None]).sum(dim=1)
     return {f"R@{k}": round(100 * float((ranks <= k).float().mean()), 2) for k in (1, 5, 10)}
 
@@ -185,6 +187,10 @@ def _contrast(
         logits = model.logit_scale.exp() * image @ text.T
         labels = torch.arange(len(rows))
         loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+        if not torch.isfinite(loss):
+            raise CirbenchError(
+                f"the loss is {loss.item()} at step {step} of {steps}, so nothing was written. Lower --lr (it is {lr:g})."
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
