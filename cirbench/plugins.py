@@ -24,6 +24,11 @@ from typing import Any
 from cirbench.settings import TUNE, Settings, unknown
 from cirbench.types import CirbenchError, DatasetSpec
 
+#: Modules that loose method and dataset files imported before they moved into folders -> where they are.
+MOVED = {
+    "encoders": "models.encoders", "layers": "models.layers", "streams": "models.two_stream",
+    "words": "models.lstm_text", "images": "data.images", "datasets._folder": "data.image_files",
+}
 #: Top-level names of a method file that are read without importing it.
 DECLARED = ("Config", "VARIANTS", "TRAIN", "DATASETS", "TUNE")
 #: Modules that declarations may import, with their submodules; all of them are cheap.
@@ -81,7 +86,10 @@ def import_path(path: Path) -> ModuleType:
         raise
     except Exception as error:
         sys.modules.pop(name, None)
-        raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").removeprefix("cirbench.") in MOVED:
+            hint = f" It is cirbench.{MOVED[str(error.name).removeprefix('cirbench.')]} now."
+        raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.{hint}") from error
     return module
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cirbench.data import reading
 from cirbench.data.splits import load_named
 from cirbench.datasets import _common as common
 from cirbench.plugins import find_dataset
@@ -207,7 +208,7 @@ def test_every_annotation_file_first_tenth_and_last(pinned: tuple[Any, ...], sha
 
 
 def test_cirr_training_images(shared: Path) -> None:
-    names = common.read_json(shared / "data/annotations/cirr/image_splits/split.rc2.train.json")
+    names = reading.read_json(shared / "data/annotations/cirr/image_splits/split.rc2.train.json")
     assert len(names) == find_dataset("cirr").SPEC.counts["train images"] == 16939
     listed = list(names)
     assert [listed[0], listed[9], listed[-1]] == ["train-11041-2-img0", "train-7069-3-img1", "train-9689-3-img0"]

@@ -217,7 +217,7 @@ def test_a_changed_function_in_any_module_of_a_run_changes_its_identity(name: st
         assert digest(modules) == before, module.name
         module.path.write_text(source, encoding="utf-8")
     assert digest(modules) == before
-    assert set(untouched) <= {"cirbench", "cirbench.datasets", "cirbench.methods", "cirbench.datasets._checksums"}
+    assert all(modules[n].is_package or n == "cirbench.datasets._checksums" for n in untouched), "no function in it"
 
 
 def test_a_run_imports_nothing_that_its_identity_does_not_hold(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ print(json.dumps(sorted(n for n in sys.modules if n.split(".")[0] == "cirbench")
 def test_new_methods_and_datasets_change_no_identity() -> None:
     names = set(numerics._part("harness")[0])
     assert not any(n.startswith(("cirbench.methods.", "cirbench.reports")) for n in names)
-    assert {n for n in names if n.startswith("cirbench.datasets.")} <= {"cirbench.data.image_files"}
+    assert not any(n.startswith("cirbench.datasets.") for n in names)
 
 
 def test_released_code_is_known() -> None:

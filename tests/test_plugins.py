@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cirbench import plugins
 from cirbench.cli import main
 from cirbench.runs import contract
+from cirbench.types import CirbenchError
 
 TINY = ["--set", "data.train_scenes=48", "--set", "data.select_scenes=8", "--set", "data.report_scenes=12",
         "--set", "data.distractors=12", "--set", "method.clip=scenes-small", "--set", "train.epochs=1",
@@ -242,3 +244,24 @@ def test_the_contract_finds(what: str, change: Callable[[str], str], check: str,
     problem = contract._problem(contract.CHECKS[name], contract.Subject(str(mine)))
     assert said in problem, problem
     assert call("check", str(mine)) == 1
+
+
+def test_a_file_that_imports_a_moved_module_is_told_where_it_is(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine.write_text(mine.read_text().replace("from cirbench.models.layers import", "from cirbench.layers import"))
+    assert call("check", str(mine)) in (1, 2)
+    captured = capsys.readouterr()
+    assert "It is cirbench.models.layers now." in captured.out + captured.err
+
+
+def test_two_helpers_of_one_name_are_refused(mine: Path, tmp_path: Path) -> None:
+    """One of them would silently stand for the other."""
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_helper.py").write_text("SHIFT = 1\n")
+        future = "from __future__ import annotations\n"
+        (tmp_path / folder / "idea.py").write_text(mine.read_text().replace(future, f"{future}import same_helper\n", 1))
+        paths.append(tmp_path / folder / "idea.py")
+    plugins.import_path(paths[0])
+    with pytest.raises(CirbenchError, match="already imported under that name"):
+        plugins.import_path(paths[1])

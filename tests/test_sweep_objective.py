@@ -24,12 +24,17 @@ PRUNED = 'sampler = "random"\ntrials = 2\npruner = "wilcoxon"\n' + sweeping.TEXT
     "[arms.space]", "[arms.space]\n\"method.dropout\" = { low = 0.0, high = 0.5 }")
 
 
+def on_select(protocol: str, metric: str, value: float) -> Any:
+    """A run's typed values as far as a sweep reads them."""
+    scores = SimpleNamespace(metrics={metric: value})
+    return SimpleNamespace(select=SimpleNamespace(protocols={protocol: scores}))
+
+
 def scored(folder: Path, protocol: str, metric: str, arrays: dict[str, np.ndarray]) -> Any:
     """A record as far as a sweep reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_npz(folder / "select.npz", arrays)
-    data = {"select": {"protocols": {protocol: {"metrics": {metric: 50.0}}}}}
-    return SimpleNamespace(name=folder.name, id=folder.name, folder=folder, data=data)
+    return SimpleNamespace(name=folder.name, id=folder.name, folder=folder, run=on_select(protocol, metric, 50.0))
 
 
 def test_blocks_of_a_mean_are_means_of_its_parts(tmp_path: Path) -> None:

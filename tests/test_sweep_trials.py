@@ -32,8 +32,9 @@ class Runs:
         if number in self.bad:
             raise MemoryError("the machine is full")
         self.done.append(number)
-        metrics = {"protocols": {"scenes": {"metrics": {"R@1": float(number)}}}}
-        return SimpleNamespace(name=f"run{number}", id=str(number), data={"select": metrics})
+        scores = SimpleNamespace(metrics={"R@1": float(number)})
+        select = SimpleNamespace(protocols={"scenes": scores})
+        return SimpleNamespace(name=f"run{number}", id=str(number), run=SimpleNamespace(select=select))
 
 
 @pytest.fixture

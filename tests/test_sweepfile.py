@@ -179,7 +179,7 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     assert one.study() != two.study() and one.study().startswith("tune-tirg-like-dwc-scenes-")
     assert (one.total, one.seeds, one.pruner, one.tuning) == (16, (0,), "none", True)
     planned = one.plan(one.corners()[-1], 0)
-    assert (planned.spec.method, planned.variant, planned.config.model_dump()["streams"]) == ("tirg", "like-dwc", "clip")
+    assert (planned.method.name, planned.variant, planned.config.model_dump()["streams"]) == ("tirg", "like-dwc", "clip")
     assert planned.config.model_dump()["optimizer"] == "adam", "the rest of the variant holds"
 
 
@@ -200,7 +200,7 @@ def test_ranges_for_tuning_are_within_the_bounds_of_their_fields(method: str) ->
 
 def test_lambda_sets_the_learned_weight_beside_constant_ones() -> None:
     points = [p for p in design_file.read("lambda").points() if p.arm == "modality weight"]
-    configs = [design_file.read("lambda").plan(p, 0).config for p in points]
+    configs = [design_file.read("lambda").plan(p, 0).config.model_dump() for p in points]
     assert [(c["weighting"], c["modality_weight"]) for c in configs] == [
         ("learned", 0.5), *(("constant", w) for w in (0.0, 0.25, 0.5, 0.75, 1.0))]
     assert len({p.label for p in points}) == 6

@@ -189,7 +189,7 @@ def _contrast(
         loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
         if not torch.isfinite(loss):
             raise CirbenchError(
-                f"the loss is {loss.item()} at step {step} of {steps}, so nothing was written. Lower --lr (it is {lr:g})."
+                f"the loss is {loss.item()} at step {step} of {steps}, so nothing was written. Lower --lr ({lr:g})."
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
