@@ -14,8 +14,8 @@ from small_data import SCORED, build, css3d_data, write
 from test_score import embeddings, write_npz
 
 from cirbench.cli import main
+from cirbench.data import image_files
 from cirbench.data.splits import load_named
-from cirbench.datasets import _folder
 from cirbench.types import CirbenchError
 
 Damage = Callable[[Path], Any]
@@ -282,7 +282,7 @@ def test_pictures_that_cannot_be_read_are_told_by_name(tmp_path: Path) -> None:
 
     for name, body in {"a": b"", "b": b"<html>", "c": jpeg("c")[:300], "d": b"noise" * 9}.items():
         (tmp_path / f"{name}.jpg").write_bytes(body)
-    images = _folder.FolderImages(tmp_path, ("{id}",), None, "custom")
+    images = image_files.FolderImages(tmp_path, ("{id}",), None, "custom")
     for name, why in zip("abcde", ("empty", "web page", "truncated", "not a picture", "missing"), strict=True):
         with pytest.raises(CirbenchError, match=why) as error:
             images.open(name)
