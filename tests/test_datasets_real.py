@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cirbench.data import reading
 from cirbench.data.splits import load_named
 from cirbench.datasets import _common as common
 from cirbench.plugins import find_dataset
@@ -207,7 +208,7 @@ def test_every_annotation_file_first_tenth_and_last(pinned: tuple[Any, ...], sha
 
 
 def test_cirr_training_images(shared: Path) -> None:
-    names = common.read_json(shared / "data/annotations/cirr/image_splits/split.rc2.train.json")
+    names = reading.read_json(shared / "data/annotations/cirr/image_splits/split.rc2.train.json")
     assert len(names) == find_dataset("cirr").SPEC.counts["train images"] == 16939
     listed = list(names)
     assert [listed[0], listed[9], listed[-1]] == ["train-11041-2-img0", "train-7069-3-img1", "train-9689-3-img0"]
@@ -244,6 +245,16 @@ def test_fashioniq_totals_and_overlaps(shared: Path) -> None:
     assert len(train & {i for ids in original["val"].values() for i in ids}) == 811
     assert sum(not t.strip() for q in splits["val"].queries for t in q.texts) == 3
     assert not any(q.reference in q.targets for q in splits["val"].queries)
+
+
+def test_notes_of_fashioniq_name_what_train_and_select_share_with_report(shared: Path) -> None:
+    dataset, report = load_named("fashioniq", shared / "data/annotations/fashion_iq", "report")
+    asked = set(common.images_of(report.queries))
+    for role, n in (("train", 197), ("select", 15)):
+        assert len(asked & set(common.images_of(dataset.splits[role].queries))) == n
+        assert any(f"images of {role}" in note and f"{n} of them in val queries" in note for note in dataset.notes)
+    alone, _ = load_named("fashioniq", shared / "data/annotations/fashion_iq", "report", ("data.category=dress",))
+    assert alone.notes == ()
 
 
 def test_shoes_cut_list_of_the_val_repository(shared: Path, tmp_path: Path) -> None:
