@@ -43,6 +43,24 @@ def test_rows_of_no_split_are_noted(tmp_path: Path, capsys: Capture) -> None:
         assert any("1 rows of images.csv have the split 'unused'" in n for n in notes)
 
 
+def test_rows_of_a_split_without_triplets_are_noted(tmp_path: Path, capsys: Capture) -> None:
+    root = table(tmp_path / "data")
+    (root / "images/v.jpg").write_bytes(encoded(noise(50), "JPEG"))
+    with (root / "images.csv").open("a") as file:
+        file.write("v,images/v.jpg,val\n")
+    notes = check(capsys, root)[1]["notes"]
+    assert any("1 rows of images.csv have the split 'val', which has no triplets.val.jsonl" in n for n in notes)
+
+
+@pytest.mark.parametrize("header", ["Split", " split", "SPLIT "])
+def test_a_column_that_is_nearly_split_is_refused(header: str, tmp_path: Path, capsys: Capture) -> None:
+    root = table(tmp_path / "data")
+    text = (root / "images.csv").read_text()
+    (root / "images.csv").write_text(text.replace("path,split", f"path,{header}", 1))
+    code, _, said = call(capsys, "data", "check", "custom", "--root", root)
+    assert code == 2 and repr(header) in said and "Call it 'split'" in said
+
+
 def test_a_split_without_rows_is_refused(tmp_path: Path, capsys: Capture) -> None:
     root = table(tmp_path / "data", dict.fromkeys(TEST, "gallery"))
     code, _, said = call(capsys, "data", "check", "custom", "--root", root)

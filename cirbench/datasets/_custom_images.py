@@ -71,6 +71,9 @@ def listed(table: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
         if not row["image_id"] or not row["path"]:
             raise CirbenchError(f"{table}, row {number}: image_id or path is empty.")
         row["image_id"], row["path"] = nfc(row["image_id"]), row["path"].replace("\\", "/")
+    for column in rows[0]:
+        if column != "split" and column.strip().casefold() == "split":
+            raise CirbenchError(f"{table}: the column {column!r} limits no gallery. Call it 'split', or otherwise.")
     reading.unique((row["image_id"] for row in rows), f"{table}: image_id")
     return {row["image_id"]: row["path"] for row in rows}, rows
 
@@ -81,7 +84,7 @@ def split_notes(table: Path, rows: Sequence[dict[str, str]], names: Sequence[str
     Args:
         table: images.csv, for messages.
         rows: of it.
-        names: splits that have triplets, or could have.
+        names: splits that have triplets.
         limits: whether the column limits galleries; then a value that looks like a misspelt name is refused.
 
     Raises:

@@ -64,8 +64,7 @@ def _images(root: Path, knobs: Knobs) -> tuple[dict[str, str], list[dict[str, st
         paths, notes = own.in_folder(root, SPEC.manual)
         return paths, [], [], notes
     paths, rows = own.listed(table)
-    names = list(dict.fromkeys([*_splits_present(root), knobs.train, knobs.select, knobs.report]))
-    return paths, rows, [table], own.split_notes(table, rows, names, knobs.gallery == "split")
+    return paths, rows, [table], own.split_notes(table, rows, _splits_present(root), knobs.gallery == "split")
 
 
 def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:

@@ -19,8 +19,14 @@ from cirbench.types import CirbenchError, Dataset, Protocol, Split
 
 def _limited(row: str, groups: Container[str], known: Container[str]) -> str:
     """The group whose queries alone rank an embedding, `dress` of `dress/B0`; "" where the whole is an image's id."""
-    group, slash, image_id = row.partition("/")
-    return group if slash and group and group in groups and row not in known and image_id in known else ""
+    if row in known:
+        return ""
+    at = row.find("/")
+    while at > 0:  # the name of a group may hold a slash itself
+        if row[:at] in groups and row[at + 1 :] in known:
+            return row[:at]
+        at = row.find("/", at + 1)
+    return ""
 
 
 def _place(file: s.Embeddings, group: str, image_id: str, known: Container[str]) -> int | None:
