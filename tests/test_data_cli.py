@@ -313,7 +313,7 @@ def test_check_finds_every_kind_of_damage(tmp_path: Path, capsys: pytest.Capture
     found = json.loads(capsys.readouterr().out)
     assert {k: v["ids"] for k, v in found["problems"].items()} == {
         "missing": ["test4"], "zero-byte": ["test1"], "html": ["test2"], "truncated": ["test3"],
-        "unreadable": ["test7"], "duplicate": ["test5 = test6"],
+        "unreadable": ["test7"], "too-large": [], "unsupported": [], "duplicate": ["test5 = test6"],
     }
     bound = found["bounds"]["custom-drop"]
     assert bound["gone_from_gallery"] == 5 and 0 < bound["lost"] < bound["queries"]

@@ -247,6 +247,16 @@ def test_fashioniq_totals_and_overlaps(shared: Path) -> None:
     assert not any(q.reference in q.targets for q in splits["val"].queries)
 
 
+def test_notes_of_fashioniq_name_what_train_and_select_share_with_report(shared: Path) -> None:
+    dataset, report = load_named("fashioniq", shared / "data/annotations/fashion_iq", "report")
+    asked = set(common.images_of(report.queries))
+    for role, n in (("train", 197), ("select", 15)):
+        assert len(asked & set(common.images_of(dataset.splits[role].queries))) == n
+        assert any(f"images of {role}" in note and f"{n} of them in val queries" in note for note in dataset.notes)
+    alone, _ = load_named("fashioniq", shared / "data/annotations/fashion_iq", "report", ("data.category=dress",))
+    assert alone.notes == ()
+
+
 def test_shoes_cut_list_of_the_val_repository(shared: Path, tmp_path: Path) -> None:
     for name in ("relative_captions_shoes.json", "train_im_names.txt"):
         (tmp_path / name).write_bytes((shared / "data/annotations/shoes" / name).read_bytes())

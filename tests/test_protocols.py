@@ -198,23 +198,43 @@ def test_text_forms_of_fashioniq() -> None:
     assert rows == {
         "ab": [["is red and is long"]], "ba": [["is long and is red"]],
         "both": [["is red and is long"], ["is long and is red"]], "avg": [["is red and is long", "is long and is red"]],
-        "each": [["is red"], ["is long"]],
+        "each": [["is red."], ["is long"]],
         "four-ways": [["is red and is long"], ["is long and is red"], ["is red"], ["is long"]],
-        "tokens": [["<BOS> is red <AND> is long <EOS>"]],
+        "tokens": [["<BOS>  is red.  <AND> is long <EOS>"]],
     }
-    assert fashioniq.FORMS["ab"](Query("q", "r", ("", "is long"), ("t",))) == [["is long"]]
+
+
+def test_empty_captions_of_fashioniq_are_read_as_each_protocols_authors_do() -> None:
+    query = Query("shirt/1928", "r", ("", "is grey."), ("t",))
+    assert {name: form(query) for name, form in fashioniq.FORMS.items()} == {
+        "ab": [[" and is grey"]],  # CLIP4Cir: f"{a.strip('.?, ')} and {b.strip('.?, ')}"
+        "ba": [["is grey and "]],
+        "both": [[" and is grey"], ["is grey and "]],
+        "avg": [[" and is grey", "is grey and "]],  # SEARLE, both orders
+        "each": [["is grey."]],  # VAL writes no line for an empty caption
+        "tokens": [["<BOS>  <AND> is grey. <EOS>"]],  # DWC, CLVC-Net: "<BOS> {} <AND> {} <EOS>".format(*captions)
+        "four-ways": [[" and is grey"], ["is grey and "], [""], ["is grey"]],  # CLIP4Cir in training
+    }
+
+
+def test_texts_of_fashioniq_on_the_real_annotation(shared: Path) -> None:
+    _, split = load_named("fashioniq", shared / "data/annotations/fashion_iq", "val")
+    empty = [q for q in split.queries if not all(t.strip() for t in q.texts)]
+    assert [q.id for q in empty] == ["shirt/1928", "toptee/676", "toptee/1076"]
+    assert all(fashioniq.FORMS["ab"](q) == [[f" and {q.texts[1].strip('.?, ')}"]] for q in empty)
+    assert sum(len(fashioniq.FORMS["each"](q)) for q in split.queries) == 12_029
+    released = [f"<BOS> {q.texts[0]} <AND> {q.texts[1]} <EOS>" for q in split.queries]
+    assert [fashioniq.FORMS["tokens"](q)[0][0] for q in split.queries] == released
 
 
 def test_equal_captions_of_fashioniq_are_both_read() -> None:
-    """As published: `and` joins whatever the two captions are; only where one is empty there is nothing to join."""
+    """As published: `and` joins whatever the two captions are."""
     def said(form: str, *texts: str) -> list[list[str]]:
         return fashioniq.FORMS[form](Query("q", "r", texts, ("t",)))
 
     assert said("ab", "is red.", "is red") == said("ba", "is red.", "is red") == [["is red and is red"]]
     assert said("both", "is red", "is red") == [["is red and is red"]] * 2
     assert said("avg", "a", "b") == [["a and b", "b and a"]] and said("ba", "a", "b") == [["b and a"]]
-    assert said("ab", "", "is red") == said("ba", "is red", " ") == [["is red"]]
-    assert said("each", "", "is red") == [["is red"], ["is red"]]
 
 
 def test_shoes_are_doubled_unless_reference_and_target_are_one() -> None:

@@ -1,21 +1,31 @@
-"""What `cirbench data check` looks at: counts against the facts, every picture's file, and what missing ones imply."""
+"""What `cirbench data check` looks at: counts against the facts, pictures, texts, and what missing ones imply."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cirbench.data.image_files import FolderImages, quick_problem
+from cirbench.data.image_files import DESCRIBED, FolderImages, Reading, decode
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
 from cirbench.types import CirbenchError, Dataset
 
 #: Ids listed of each problem; the count is always complete.
 SHOWN = 20
+#: Words that fit between the start and the end of a text: of CLIPs with 77 tokens, and of small ones with 32.
+CLIP_WORDS, SMALL_WORDS = 75, 30
+#: CLIP's tokenizer splits texts into these before it splits them further, so a text has at least so many tokens.
+_PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def _counts(module: Any, root: Path | None, knobs: Any) -> list[dict[str, Any]]:
@@ -54,33 +64,72 @@ def _duplicates(files: dict[str, Path]) -> list[list[str]]:
     return [ids for ids in groups.values() if len(ids) > 1 and len({files[i] for i in ids}) > 1]
 
 
-def broken(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> dict[str, list[str]]:
-    """Problem -> ids of the pictures that cannot be used."""
-    out: dict[str, list[str]] = {k: [] for k in ("missing", "zero-byte", "html", "truncated", "unreadable")}
-    for image_id in tqdm(ids, desc="pictures", disable=quiet, leave=False):
-        path = images.path(image_id)
-        if path is None:
-            out["missing"].append(image_id)
-            continue
-        problem = quick_problem(path)
-        if problem == "truncated":
-            # A missing end marker is only a suspicion: decoding decides.
-            try:
-                images.open(image_id)
-                problem = ""
-            except CirbenchError:
-                pass
+@dataclass(frozen=True)
+class Looked:
+    """What decoding every picture told.
+
+    Attributes:
+        problems: kind -> ids of the pictures that cannot be used.
+        oriented: how many pictures ask to be turned (EXIF orientation).
+        transparent: how many have an alpha channel or a transparent colour.
+    """
+
+    problems: dict[str, list[str]]
+    oriented: int = 0
+    transparent: int = 0
+
+    def notes(self, reading: Reading) -> list[str]:
+        """How a run reads those that can be read in two ways."""
+        out = []
+        if self.oriented:
+            how = "turned upright" if reading.upright else "read as stored, not turned"
+            out.append(f"{self.oriented} pictures carry an EXIF orientation; they are {how}")
+        if self.transparent:
+            how = f"laid on {reading.background}" if reading.background else "read without their transparency"
+            out.append(f"{self.transparent} pictures have an alpha channel or a transparent colour; they are {how}")
+        return out
+
+
+def look(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> Looked:
+    """Decode every picture, each file once: neither its name nor its first and last bytes tell whether that works."""
+    problems: dict[str, list[str]] = {kind: [] for kind in ("missing", *DESCRIBED)}
+    paths = {image_id: images.path(image_id) for image_id in ids}
+    files = list(dict.fromkeys(path for path in paths.values() if path is not None))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        jobs = tqdm(
+            pool.map(lambda path: replace(decode(path), image=None), files), total=len(files), desc="decoding pictures",
+            disable=quiet, leave=False,
+        )
+        found = dict(zip(files, jobs, strict=True))
+    for image_id, path in paths.items():
+        problem = "missing" if path is None else found[path].problem
         if problem:
-            out[problem].append(image_id)
-    return out
+            problems[problem].append(image_id)
+    counts = [sum(getattr(f, name) for f in found.values()) for name in ("oriented", "transparent")]
+    return Looked(problems, *counts)
 
 
-def pictures(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> dict[str, list[str]]:
-    """`broken`, and `duplicate`, each as `a = b = c`."""
-    out = broken(images, ids, quiet)
-    bad = {i for found in out.values() for i in found}
-    files = {i: path for i in ids if i not in bad and (path := images.path(i)) is not None}
-    out["duplicate"] = [" = ".join(group) for group in _duplicates(files)]
+def text_notes(dataset: Dataset) -> list[str]:
+    """How many texts and captions CLIPs cannot read as they stand, as far as that shows without their tokenizers."""
+    forms = dict.fromkeys(p.form for p in dataset.protocols)
+    queries = [q for split in dataset.splits.values() for q in split.queries]
+    texts = {s for q in queries for form in forms for row in dataset.forms[form](q) for s in row}
+    captions = {caption for said in dataset.captions.values() for caption in said}
+    out = []
+    for what, strings in (("texts", texts), ("captions", captions)):
+        plain = {s: unicodedata.normalize("NFKD", s).encode("ascii", "ignore").decode().lower() for s in strings}
+        longest = sum(len(_PIECE.findall(s)) > CLIP_WORDS for s in strings)
+        long = sum(len(_ASCII_WORD.findall(s)) > SMALL_WORDS for s in plain.values())
+        foreign = sum(bool(s.strip()) and not _ASCII_WORD.search(p) for s, p in plain.items())
+        if longest:
+            out.append(f"{longest} {what} have more than {CLIP_WORDS} words and marks; CLIPs of 77 tokens cut them")
+        if long:
+            out.append(f"{long} {what} have more than {SMALL_WORDS} words; small CLIPs (scenes-*) cut them")
+        if foreign:
+            out.append(
+                f"{foreign} {what} have no Latin letter or digit; small CLIPs (scenes-*) read nothing in them, and "
+                "OpenAI's were trained on English"
+            )
     return out
 
 
@@ -115,8 +164,14 @@ def check(
         }
     ids = list(dict.fromkeys(i for split in dataset.splits.values() for i in split.images()))
     problems: dict[str, list[str]] = {}
+    notes = list(dataset.notes)
     if isinstance(dataset.images, FolderImages):
-        problems = pictures(dataset.images, ids, quiet)
+        seen = look(dataset.images, ids, quiet)
+        problems = seen.problems
+        notes += seen.notes(dataset.images.reading)
+        bad = {i for found in problems.values() for i in found}
+        whole = {i: path for i in ids if i not in bad and (path := dataset.images.path(i)) is not None}
+        problems["duplicate"] = [" = ".join(group) for group in _duplicates(whole)]
     bad = {i for kind, found in problems.items() if kind != "duplicate" for i in found}
     result: dict[str, Any] = {
         "dataset": module.SPEC.name,
@@ -124,7 +179,7 @@ def check(
         "counts": counts, "images": len(ids),
         "problems": {kind: {"count": len(found), "ids": found[:SHOWN]} for kind, found in problems.items()},
         "fingerprint": dataset.fingerprint, "image_fingerprint": dataset.images.fingerprint(ids),
-        "notes": list(dataset.notes),
+        "notes": notes + text_notes(dataset),
         "ok": all(c["ok"] for c in counts) and not bad,
     }
     if bad and implied is not None and "report" in dataset.splits:

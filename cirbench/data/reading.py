@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -16,10 +17,10 @@ from cirbench.types import CirbenchError
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file.
+    """A UTF-8 text file, or a UTF-16 one that begins with its mark.
 
     Raises:
-        CirbenchError: absent, a folder, unreadable, empty, or not UTF-8.
+        CirbenchError: absent, a folder, unreadable, empty, or in another encoding.
     """
     try:
         data = path.read_bytes()
@@ -31,6 +32,14 @@ def read_text(path: Path) -> str:
         raise CirbenchError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not data.strip():
         raise CirbenchError(f"{path} is empty ({len(data)} bytes). Fetch it again.")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # "Unicode text" of Excel.
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError:
+            raise CirbenchError(f"{path} begins as UTF-16 and is not. Save it as UTF-8.") from None
+    if b"\0" in data:
+        raise CirbenchError(f"{path} holds zero bytes: it is UTF-16 or no text file at all. Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -41,25 +50,30 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; NaN and infinity are refused, and so are repeated keys of one object."""
+def _parse(text: str, where: str) -> Any:
+    """The value of a JSON text; NaN and infinity are refused, and so are repeated keys of one object."""
 
     def constant(name: str) -> Any:
-        raise CirbenchError(f"{path}: holds {name}, which is not JSON and not a usable value.")
+        raise CirbenchError(f"{where}: holds {name}, which is not JSON and not a usable value.")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)
         if len(out) != len(items):
             seen: set[str] = set()
             twice = next(k for k, _ in items if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise CirbenchError(f"{path}: the key {twice!r} occurs twice in one object; only one of them can count.")
+            raise CirbenchError(f"{where}: the key {twice!r} occurs twice in one object; only one of them can count.")
         return out
 
+    return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; NaN and infinity are refused, and so are repeated keys of one object."""
     text = read_text(path)
     if text.lstrip()[:1] == "<":
         raise CirbenchError(f"{path} is a web page, not JSON: the download met an error page. Fetch it again.")
     try:
-        return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+        return _parse(text, str(path))
     except json.JSONDecodeError as error:
         cut = " The file seems cut off: fetch it again." if error.pos >= len(text.rstrip()) - 1 else ""
         raise CirbenchError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.{cut}") from None
@@ -107,9 +121,11 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parse(line, f"{path}, line {number}")
         except json.JSONDecodeError as error:
             raise CirbenchError(f"{path}, line {number}: not valid JSON: {error.msg}.") from None
+        except RecursionError:
+            raise CirbenchError(f"{path}, line {number}: nested too deeply to be an annotation.") from None
         if not isinstance(value, dict):
             raise CirbenchError(f"{path}, line {number}: an object {{...}} is expected, found {kind(value)}.")
         out.append((number, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def carve(queries: Sequence[Query], share: float, seed: int) -> tuple[list[Query
             quota -= sizes[name]
     rest = [q for q, name in zip(queries, names, strict=True) if name not in taken]
     return rest, [q for q, name in zip(queries, names, strict=True) if name in taken]
+
+
+def not_carved(queries: Sequence[Query], share: float) -> str:
+    """A note for the record: why `carve` found nothing to set aside, and what would change that."""
+    sizes = Counter(components([pictures(q) for q in queries])).values()
+    least = min(sizes, default=0)
+    start = f"no `select` was carved out of the {len(queries)} train queries"
+    if share <= 0:
+        return f"{start}: data.select_share is 0"
+    if len(sizes) < 2:
+        return f"{start}: shared pictures or targets link them all, so none can be set aside without its pictures"
+    return (
+        f"{start}: the smallest group that shares no picture with the others has {least}, more than data.select_share "
+        f"({share:g}) allows; {least / len(queries):.3f} would do"
+    )
 
 
 def images_of(queries: Iterable[Query]) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ SPEC = DatasetSpec(
     files=tuple(f"{f}.rc2.{s}.json" for s in SPLITS for f in ("captions/cap", "image_splits/split")),
     layout=(
         "captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json (also under cirr/; images_splits/ is "
-        "accepted); pictures at the paths the split files give, under the root, img_raw/ or images/"
+        "accepted); pictures at the paths the split files give, under the root, img_raw/ or images/; train/ may "
+        "do without its numbered folders"
     ),
     citation="Liu et al., Image Retrieval on Real-life Images with Pre-trained Vision-and-Language Models, ICCV 2021",
     licence="annotations: MIT; pictures: NLVR2, on request, not redistributable",
@@ -49,7 +50,11 @@ SPEC = DatasetSpec(
         Download(f"{f}.rc2.{s}.json", (f"{_RAW}/{f}.rc2.{s}.json",), SHA256["cirr"].get(f"{f}.rc2.{s}.json", ""))
         for s in SPLITS for f in ("captions/cap", "image_splits/split")
     ),
-    template=("{path}", "img_raw/{path}", "images/{path}", "cirr/{path}"),
+    template=(
+        "{path}", "img_raw/{path}", "images/{path}", "cirr/{path}",
+        # train/ without its numbered folders
+        "{top}/{file}", "img_raw/{top}/{file}", "images/{top}/{file}", "cirr/{top}/{file}",
+    ),
 )
 
 
@@ -138,4 +143,5 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     return Dataset(
         "cirr", splits, _images(folder, {**train_paths, **paths}), SPEC.protocols,
         c.annotations_fingerprint("cirr", [*files, *train_files], knobs.identity()), forms={"text": c.plain},
+        notes=() if carved else (c.not_carved(everything, knobs.select_share),),
     )

@@ -139,10 +139,12 @@ def _split(data: dict[str, Any], path: Path, name: str, role: str, crossed: bool
     return Split(role, tuple(queries), {"all": {"": ids}})
 
 
-def _dataset(root: Path, splits: dict[str, Split], path: Path, knobs: dict[str, Any]) -> Dataset:
+def _dataset(
+    root: Path, splits: dict[str, Split], path: Path, knobs: dict[str, Any], notes: tuple[str, ...] = ()
+) -> Dataset:
     return Dataset(
         "css3d", splits, FolderImages(root, SPEC.template, None, "css3d"), SPEC.protocols,
-        c.annotations_fingerprint("css3d", [path], knobs), forms={"text": c.plain},
+        c.annotations_fingerprint("css3d", [path], knobs), forms={"text": c.plain}, notes=notes,
     )
 
 
@@ -174,4 +176,5 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     if carved:
         splits["select"] = Split("select", tuple(carved), {"all": {"": c.images_of(carved)}})
     splits["report"] = _split(data, path, "test", "report")
-    return _dataset(folder, splits, path, knobs.identity())
+    notes = () if carved else (c.not_carved(train.queries, knobs.select_share),)
+    return _dataset(folder, splits, path, knobs.identity(), notes)

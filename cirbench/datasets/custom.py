@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.data import reading
-from cirbench.data.image_files import EXTENSIONS, FolderImages
+from cirbench.data.image_files import FolderImages, nfc
 from cirbench.datasets import _common as c
+from cirbench.datasets import _custom_images as own
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, Query, Split
 
@@ -47,42 +48,23 @@ class Knobs(Settings):
         description="what a query ranks: images whose column `split` names its split (all, without one), or all",
     )
     caption: str = Field("name", description="column with a caption of each image, for pretraining; may be absent")
+    upright: bool = Field(
+        True, description="turn pictures as their EXIF orientation says", json_schema_extra={"neutral": False}
+    )
+    background: str = Field(
+        "white", description="colour under transparent parts (a name or #rrggbb); raw takes the stored colour",
+        json_schema_extra={"neutral": "raw"},
+    )
 
 
-def _folder_paths(root: Path) -> dict[str, str]:
-    """Ids from file names, where there is no images.csv."""
-    folder = root / "images"
-    if not folder.is_dir():
-        here = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
-        raise CirbenchError(
-            f"custom: {root} has neither images.csv nor a folder images/ (it holds {here}). {SPEC.manual}"
-        )
-    paths: dict[str, str] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in EXTENSIONS:
-            image_id = file.stem
-            if image_id in paths:
-                raise CirbenchError(
-                    f"custom: two pictures are named {image_id!r}: {paths[image_id]} and "
-                    f"{file.relative_to(root).as_posix()}. Rename one, or list them in images.csv."
-                )
-            paths[image_id] = file.relative_to(root).as_posix()
-    if not paths:
-        raise CirbenchError(f"custom: {folder} holds no .jpg, .jpeg or .png.")
-    return paths
-
-
-def _images(root: Path) -> tuple[dict[str, str], list[dict[str, str]], list[Path]]:
-    """Image id -> path, the rows of the CSV (empty for a folder), and the files read."""
+def _images(root: Path, knobs: Knobs) -> tuple[dict[str, str], list[dict[str, str]], list[Path], list[str]]:
+    """Image id -> path, the rows of the CSV (empty for a folder), the files read, and notes."""
     table = root / "images.csv"
     if not table.is_file():
-        return _folder_paths(root), [], []
-    rows = reading.read_csv(table, ("image_id", "path"))
-    reading.unique((row["image_id"] for row in rows), f"{table}: image_id")
-    for number, row in enumerate(rows, 2):
-        if not row["image_id"] or not row["path"]:
-            raise CirbenchError(f"{table}, row {number}: image_id or path is empty.")
-    return {row["image_id"]: row["path"] for row in rows}, rows, [table]
+        paths, notes = own.in_folder(root, SPEC.manual)
+        return paths, [], [], notes
+    paths, rows = own.listed(table)
+    return paths, rows, [table], own.split_notes(table, rows, _splits_present(root), knobs.gallery == "split")
 
 
 def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
@@ -94,18 +76,19 @@ def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
             f"{where}: {len(texts)} texts, but a query of custom data has one. Write a line for each, with an id of "
             "its own."
         )
-    if "members" in entry:
-        reading.strings(entry, "members", where)
-    targets = reading.strings(entry, "targets", where)
+    targets = tuple(map(nfc, reading.strings(entry, "targets", where)))
     if not targets:
         raise CirbenchError(f"{where}: 'targets' is empty; a query without a right answer cannot be scored.")
     reading.unique(targets, f"{where}: target")
-    query_id = entry.get("id", fallback)
+    query_id = reading.get(entry, "id", (str, int), f"{where} (leave 'id' out to number the lines)") \
+        if "id" in entry else fallback
     known = {"id", "reference", "text", "texts", "targets", "group"}
+    extra = {key: value for key, value in entry.items() if key not in known}
+    if "members" in entry:
+        extra["members"] = [nfc(member) for member in reading.strings(entry, "members", where)]
     return Query(
-        id=str(query_id), reference=reading.get(entry, "reference", str, where), texts=texts, targets=targets,
-        group=reading.get(entry, "group", str, where) if "group" in entry else "",
-        extra={key: value for key, value in entry.items() if key not in known},
+        id=nfc(str(query_id)), reference=nfc(reading.get(entry, "reference", str, where)), texts=texts, targets=targets,
+        group=reading.get(entry, "group", str, where) if "group" in entry else "", extra=extra,
     )
 
 
@@ -129,23 +112,26 @@ def read_triplets(path: Path, known: set[str]) -> tuple[Query, ...]:
     return tuple(queries)
 
 
-def _gallery(name: str, knobs: Knobs, paths: dict[str, str], rows: list[dict[str, str]]) -> tuple[str, ...]:
-    if knobs.gallery == "split" and rows and "split" in rows[0]:
-        mine = tuple(row["image_id"] for row in rows if row["split"] == name)
-        if mine:
-            return mine
-    return tuple(paths)
-
-
 def _split(name: str, role: str, root: Path, knobs: Knobs, paths: dict[str, str], rows: list[Any]) -> Split:
     path = root / f"triplets.{name}.jsonl"
     queries = read_triplets(path, set(paths))
-    gallery = _gallery(name, knobs, paths, rows)
+    gallery = tuple(paths)
+    if knobs.gallery == "split" and rows:
+        gallery = own.of_split(root / "images.csv", rows, name, needed=role != "train")
     reading.subset(
         (t for q in queries for t in q.targets), gallery, f"{path}: targets",
         "Correct the column `split` of images.csv, or rank all images: --set data.gallery=all.",
     )
     return Split(role, queries, {"all": {"": gallery}})
+
+
+def _hopeless(splits: dict[str, Split]) -> list[str]:
+    """A note for each split with queries whose only target is their reference."""
+    counts = {role: sum(set(q.targets) == {q.reference} for q in s.queries) for role, s in splits.items()}
+    return [
+        f"{n} of {len(splits[role].queries)} queries of {role} have no target but their own reference: always misses "
+        "under custom-drop, where the reference is taken out" for role, n in counts.items() if n
+    ]
 
 
 def _splits_present(root: Path) -> list[str]:
@@ -156,13 +142,13 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     """One split by the name of its file, for scoring; no picture is touched."""
     folder = c.need_root(root, SPEC)
     c.choose(_splits_present(folder), name, "custom")
-    paths, rows, files = _images(folder)
-    return _dataset(folder, knobs, {name: _split(name, name, folder, knobs, paths, rows)}, paths, rows, files, ())
+    paths, rows, files, notes = _images(folder, knobs)
+    return _dataset(folder, knobs, {name: _split(name, name, folder, knobs, paths, rows)}, paths, rows, files, notes)
 
 
 def _dataset(
     root: Path, knobs: Knobs, splits: dict[str, Split], paths: dict[str, str], rows: list[dict[str, str]],
-    files: list[Path], notes: tuple[str, ...],
+    files: list[Path], notes: list[str],
 ) -> Dataset:
     captions: dict[str, tuple[str, ...]] = {}
     if rows and knobs.caption in rows[0]:
@@ -170,9 +156,10 @@ def _dataset(
         in_train = [r for r in rows if r["image_id"] not in held_out and r.get("split", knobs.train) == knobs.train]
         captions = {r["image_id"]: (r[knobs.caption],) for r in in_train if r[knobs.caption].strip()}
     fingerprint = c.annotations_fingerprint("custom", files, knobs.identity(), sorted(paths) if not rows else None)
-    images = FolderImages(root, ("{path}",), paths, "custom")
+    images = FolderImages(root, ("{path}",), paths, "custom", own.reading_of(knobs.upright, knobs.background))
     return Dataset(
-        "custom", splits, images, SPEC.protocols, fingerprint, captions=captions, forms={"text": c.plain}, notes=notes
+        "custom", splits, images, SPEC.protocols, fingerprint, captions=captions, forms={"text": c.plain},
+        notes=(*notes, *_hopeless(splits)),
     )
 
 
@@ -195,19 +182,20 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
                 f"custom: data.{role} and data.{other} are both {roles[role]!r}. What is trained on, what may choose a "
                 "checkpoint and what is reported must be different queries."
             )
-    paths, rows, files = _images(folder)
+    paths, rows, files, notes = _images(folder, knobs)
     splits = {role: _split(getattr(knobs, role), role, folder, knobs, paths, rows) for role in ("train", "report")}
     used = [knobs.train, knobs.report]
-    notes: tuple[str, ...] = ()
     if knobs.select in present:
         splits["select"] = _split(knobs.select, "select", folder, knobs, paths, rows)
         used.append(knobs.select)
-    elif knobs.select_share:
+    else:
         rest, carved = c.carve(splits["train"].queries, knobs.select_share, knobs.select_seed)
         if carved:
             splits["train"] = Split("train", tuple(rest), {"all": {"": c.images_of(rest)}})
             splits["select"] = Split("select", tuple(carved), {"all": {"": c.images_of(carved)}})
-            notes = (f"select: {len(carved)} queries carved out of triplets.{knobs.train}.jsonl, no image shared",)
+            notes.append(f"select: {len(carved)} queries carved out of triplets.{knobs.train}.jsonl, no image shared")
+        else:
+            notes.append(c.not_carved(splits["train"].queries, knobs.select_share))
     order: dict[str, Split] = {role: splits[role] for role in ("train", "select", "report") if role in splits}
     files = [*files, *(folder / f"triplets.{name}.jsonl" for name in used)]
     return _dataset(folder, knobs, order, paths, rows, files, notes)

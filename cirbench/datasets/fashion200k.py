@@ -264,9 +264,10 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     carved.sort(key=lambda q: hashlib.sha256(f"{knobs.select_seed}:{q.reference}".encode()).digest())
     if carved:
         splits["select"] = Split("select", tuple(carved[: knobs.select_queries]), {"all": {"": tuple(select)}})
+    lacking = () if carved else ("no `select`: no two captions of the products held out of train differ by one word",)
     splits["report"] = report
     return Dataset(
         "fashion200k", splits, FolderImages(folder, SPEC.template, None, "fashion200k"), SPEC.protocols,
         c.annotations_fingerprint("fashion200k", [*files, *report_files], knobs.identity()),
-        captions={image: (text,) for image, text in train.items()}, forms=FORMS, notes=_notes(stray),
+        captions={image: (text,) for image, text in train.items()}, forms=FORMS, notes=(*_notes(stray), *lacking),
     )

@@ -104,6 +104,23 @@ def _read(root: Path, task: str) -> tuple[list[Query], Path]:
     return queries, path
 
 
+def crop_area(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in pixels of what is cut out around a box (x, y, w, h), as the authors' code does.
+
+    The box grows by 0.7 of its width to the left and of its height to the top. These edges are held at 0 before the
+    far ones are measured from them, so a box at the left or upper border grows to the right or downwards instead. The
+    numbers are rounded as PIL's `crop` rounds them.
+
+    Example:
+        >>> crop_area((10, 10, 100, 100), (500, 400))
+        (0, 0, 170, 170)
+    """
+    x, y, w, h = box
+    left, top = max(0.0, x - 0.7 * w), max(0.0, y - 0.7 * h)
+    right, bottom = min(float(size[0]), left + 1.7 * w), min(float(size[1]), top + 1.7 * h)
+    return round(left), round(top), round(right), round(bottom)
+
+
 class Pictures(FolderImages):
     """COCO pictures whole; Visual Genome pictures cropped as the authors' code does, then squared with black."""
 
@@ -116,18 +133,24 @@ class Pictures(FolderImages):
         return f"{number}.jpg" if box else f"{int(number):012d}.jpg"
 
     def open(self, image_id: str) -> PIL.Image.Image:
-        """The decoded RGB picture."""
+        """The decoded RGB picture, or the square around its box.
+
+        Raises:
+            CirbenchError: see `FolderImages.open`; or a box that lies outside the picture.
+        """
         from PIL import Image
 
         image = super().open(image_id)
         _, _, box = image_id.partition("@")
         if not box:
             return image
-        # The authors widen the box by 0.7 on the left and on top only; a fair comparison repeats that.
-        x, y, w, h = (float(b) for b in box.split(","))
-        left, top = x - 0.7 * w, y - 0.7 * h
-        area = (max(left, 0), max(top, 0), min(left + 1.7 * w, image.width), min(top + 1.7 * h, image.height))
-        image = image.crop(tuple(int(v) for v in area))  # type: ignore[arg-type]
+        area = crop_area(tuple(float(b) for b in box.split(",")), image.size)
+        if area[0] >= area[2] or area[1] >= area[3]:
+            raise c.CirbenchError(
+                f"genecis: the box {box} of picture {image_id.partition('@')[0]} lies outside it "
+                f"({image.width} x {image.height}). Is it the picture of Visual Genome 1.2?"
+            )
+        image = image.crop(area)
         side = max(image.size)
         out = Image.new("RGB", (side, side))
         out.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -163,6 +163,8 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     if carved:
         own = {"": c.images_of(carved)}
         splits["select"] = Split("select", tuple(carved), {"4658": own, "4621": own})
+    else:
+        notes = (*notes, c.not_carved(everything, knobs.select_share))
     splits["report"] = report
     outside = len(queries) - len(everything) - len(report.queries)
     if outside:

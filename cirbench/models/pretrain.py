@@ -218,6 +218,11 @@ def _train(
     if steps is None:
         steps = max(1, round((10 if epochs is None else epochs) * len(pairs) / batch))
     tokenizer = WordTokenizer.from_texts(caption for said in pairs.captions for caption in said)
+    if len(tokenizer) == 4:  # the special words alone
+        raise CirbenchError(
+            f"no word stands twice in the {len(pairs)} captions (the first is {pairs.captions[0][0][:60]!r}), so there "
+            "is nothing to learn from. The tokenizer knows lower-case words of Latin letters and digits only."
+        )
     config = small_clip.config_of(size, len(tokenizer), side)
     if tower is not None:
         config["vision_cfg"]["timm_model_name"] = tower

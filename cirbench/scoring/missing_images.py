@@ -25,7 +25,7 @@ SHOWN = 20
 
 
 def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[str]:
-    """Ids of the roles' pictures that have no file; `closely`, also those whose file is no whole picture."""
+    """Ids of the roles' pictures that have no file; `closely`, also those that cannot be decoded."""
     from cirbench.data.image_files import FolderImages
 
     if not isinstance(dataset.images, FolderImages):
@@ -33,9 +33,9 @@ def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[
     ids = list(dict.fromkeys(i for role in roles if role in dataset.splits for i in _named(dataset.splits[role])))
     if not closely:
         return dataset.images.missing(ids)
-    from cirbench.data.check import broken
+    from cirbench.data.check import look
 
-    bad = {i for found in broken(dataset.images, ids).values() for i in found}
+    bad = {i for found in look(dataset.images, ids).problems.values() for i in found}
     return [i for i in ids if i in bad]
 
 
@@ -82,8 +82,10 @@ def settle(dataset: Dataset, roles: Sequence[str], allowed: bool) -> tuple[Datas
     if not allowed:
         root = getattr(dataset.images, "root", "DIR")
         more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+        hint = getattr(dataset.images, "elsewhere", lambda _: "")(gone[0])
         raise CirbenchError(
-            f"{len(gone)} pictures of {dataset.name} are missing under {root}: {', '.join(map(repr, gone[:5]))}{more}. "
+            f"{len(gone)} pictures of {dataset.name} are missing under {root}: {', '.join(map(repr, gone[:5]))}{more}."
+            f"{hint} "
             f"`cirbench data check {dataset.name} --root {root}` lists them and what they imply. Fetch them, or go on "
             "without with --allow-missing; the record then says what is left out."
         )

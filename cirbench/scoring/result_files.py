@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cirbench.data.image_files import nfc
 from cirbench.data.reading import kind, read_json, read_jsonl
 from cirbench.scoring import metrics
 from cirbench.settings import nearest, unknown
@@ -51,7 +52,7 @@ def _ids(path: Path, key: str, values: np.ndarray, count: int) -> dict[str, int]
         raise CirbenchError(f"{path}: {key} has shape {values.shape}, but there are {count} embeddings; one id each.")
     if values.dtype.kind not in "USiu":
         raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids are texts or whole numbers.")
-    names = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    names = [nfc(v.decode() if isinstance(v, bytes) else str(v)) for v in values.tolist()]
     out = {name: n for n, name in enumerate(names)}
     if len(out) != len(names):
         seen: set[str] = set()
@@ -112,7 +113,7 @@ def _list(path: Path, key: str, value: Any) -> tuple[str, ...]:
     # By exact type, so that true and false are refused; lists may hold millions of ids in all.
     if not isinstance(value, list) or not {type(i) for i in value} <= {str, int}:
         raise CirbenchError(f"{path}: the ranking of query {key!r} is not a list of image ids.")
-    names = tuple(map(str, value))
+    names = tuple(nfc(str(item)) for item in value)
     if len(set(names)) != len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise CirbenchError(f"{path}: the ranking of query {key!r} holds the image {twice!r} twice.")
@@ -149,7 +150,10 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
         found = {k: v for k, v in found.items() if k not in ("version", "metric")}
     if not found:
         raise CirbenchError(f"{path} ranks no query.")
-    return Lists(path, {str(k): _list(path, k, v) for k, v in found.items()}, subset)
+    lists = {nfc(str(k)): _list(path, k, v) for k, v in found.items()}
+    if len(lists) != len(found):
+        raise CirbenchError(f"{path}: two query ids differ only in how accents are encoded; one of them must go.")
+    return Lists(path, lists, subset)
 
 
 # ------------------------------------------------------------------------------------- rows and their names
@@ -193,19 +197,32 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
+def query_of(row: str, known: Container[str]) -> tuple[str, str]:
+    """(query id, text form) of a row id; the form is "" for the default one. An id may itself hold a `#`.
+
+    Example:
+        >>> query_of("shoe#0", {"shoe#0"}), query_of("shoe#0#each.1", {"shoe#0"}), query_of("shoe#0", {"shoe"})
+        (('shoe#0', ''), ('shoe#0', 'each'), ('shoe', '0'))
+    """
+    if row in known:
+        return row, ""
+    query, _, form = row.rpartition("#")
+    return (query, form.partition(".")[0]) if query in known else (row.partition("#")[0], "")
+
+
 def check_query_ids(path: Path, dataset: Dataset, split: Split, ids: Iterable[str]) -> None:
     """Refuse row ids whose query or form does not exist."""
     known = {q.id for q in split.queries}
     forms = {p.form for p in dataset.protocols}
-    bad = [i for i in ids if i.partition("#")[0] not in known]
+    owners = {i: query_of(i, known) for i in ids}
+    bad = [i for i, (query, _) in owners.items() if query not in known]
     if bad:
-        near = nearest(bad[0].partition("#")[0], list(known)[:5000])
+        near = nearest(owners[bad[0]][0], list(known)[:5000])
         raise CirbenchError(
             f"{path}: {len(bad)} query ids are not in {dataset.name}/{split.name}: {listing(bad)}. "
             f"Ids look like {split.queries[0].id!r}{f'; the nearest is {near!r}' if near else ''}. Another split?"
         )
-    for i in ids:
-        form = i.partition("#")[2].partition(".")[0]
+    for i, (_, form) in owners.items():
         if form and form not in forms:
             raise unknown(f"text form in the query id {i!r} of {path}", form, sorted(forms))
 
@@ -221,11 +238,17 @@ def rows_present(
         CirbenchError: some queries of a group have the form and others do not.
     """
     held = set(have)
+    known = {q.id for q in split.queries}
     rows: list[tuple[int, list[str]]] = []
     lacking: dict[str, list[str]] = {}
     present: set[str] = set()
     for n, query in enumerate(split.queries):
-        mine = [first_way(ways, held, most) for ways in names_of_rows(dataset, query, form)]
+        # A row whose id is that of another query is that query's, even where it reads like a form of this one.
+        ways_of_rows = [
+            [way for way in ways if all(i == query.id or i not in known for i in way)]
+            for ways in names_of_rows(dataset, query, form)
+        ]
+        mine = [first_way(ways, held, most) for ways in ways_of_rows]
         if all(way is not None for way in mine):
             rows += [(n, way) for way in mine if way is not None]
             present.add(query.group)
@@ -233,7 +256,7 @@ def rows_present(
             lacking.setdefault(query.group, []).append(query.id)
     partial = [i for group in present for i in lacking.get(group, ())]
     default = dataset.protocols[0].form
-    if partial and not any((i.partition("#")[2].partition(".")[0] or default) == form for i in held):
+    if partial and not any((query_of(i, known)[1] or default) == form for i in held):
         # No row is named after the form; a few queries only happened to have its strings among other forms.
         return [], list(dict.fromkeys(q.group for q in split.queries))
     if partial:

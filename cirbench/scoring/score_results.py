@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,21 @@ from cirbench.types import CirbenchError, Dataset, Protocol, Split
 # ------------------------------------------------------------------------------------- embeddings
 
 
-def _place(file: s.Embeddings, group: str, image_id: str) -> int | None:
-    limited = file.places.get(f"{group}/{image_id}") if group else None
+def _limited(row: str, groups: Container[str], known: Container[str]) -> str:
+    """The group whose queries alone rank an embedding, `dress` of `dress/B0`; "" where the whole is an image's id."""
+    if row in known:
+        return ""
+    at = row.find("/")
+    while at > 0:  # the name of a group may hold a slash itself
+        if row[:at] in groups and row[at + 1 :] in known:
+            return row[:at]
+        at = row.find("/", at + 1)
+    return ""
+
+
+def _place(file: s.Embeddings, group: str, image_id: str, known: Container[str]) -> int | None:
+    row = f"{group}/{image_id}"
+    limited = file.places.get(row) if group and row not in known else None
     return file.places.get(image_id) if limited is None else limited
 
 
@@ -33,23 +46,18 @@ def _gallery_of_group(split: Split, protocols: Sequence[Protocol], group: str) -
 
 
 def _check_images(
-    file: s.Embeddings, dataset: Dataset, split: Split, groups: Sequence[str], wanted: dict[str, list[str]]
+    file: s.Embeddings, dataset: Dataset, split: Split, groups: Sequence[str], wanted: dict[str, list[str]],
+    known: Collection[str],
 ) -> None:
-    known = set(split.images()) | {i for ids in wanted.values() for i in ids}
-    for query in split.queries:
-        known.update(protocol_scoring.subset_of(query))
-    prefixes = {g for g in {q.group for q in split.queries} if g}
-    unknown = [
-        i for i in file.places
-        if i not in known and not (i.partition("/")[0] in prefixes and i.partition("/")[2] in known)
-    ]
+    groups_there = {q.group for q in split.queries}
+    unknown = [i for i in file.places if i not in known and not _limited(i, groups_there, known)]
     if unknown:
         raise CirbenchError(
             f"{file.path}: {len(unknown)} image ids are not in {dataset.name}/{split.name}: {s.listing(unknown)}. "
             f"Ids look like {next(iter(known))!r}."
         )
     for group in groups:
-        lacking = [i for i in wanted[group] if _place(file, group, i) is None]
+        lacking = [i for i in wanted[group] if _place(file, group, i, known) is None]
         if lacking:
             where = f" of {group}" if group else ""
             raise CirbenchError(
@@ -88,12 +96,12 @@ def _merge(
 
 def _rank(
     file: s.Embeddings, split: Split, protocols: Sequence[Protocol], rows: dict[str, list[tuple[int, list[str]]]],
-    groups: Sequence[str], gallery: Sequence[str],
+    groups: Sequence[str], gallery: Sequence[str], known: Container[str],
 ) -> dict[str, Any]:
     """Values of every protocol for the rows of some groups, over one set of gallery embeddings."""
     position = {i: n for n, i in enumerate(gallery)}
     group = groups[0]
-    places = [_place(file, group if len(groups) == 1 else "", i) for i in gallery]
+    places = [_place(file, group if len(groups) == 1 else "", i, known) for i in gallery]
     images = torch.from_numpy(np.ascontiguousarray(file.gallery[[p for p in places if p is not None]]))
     out: dict[str, Any] = {}
     for form, chosen in rows.items():
@@ -150,15 +158,17 @@ def score_embeddings(
                 forms_of.setdefault(form, set()).update(split.queries[q].group for q, _ in chosen)
         groups = list(dict.fromkeys(split.queries[q].group for chosen in rows.values() for q, _ in chosen))
         wanted = {g: _gallery_of_group(split, protocols, g) for g in groups}
-        _check_images(file, dataset, split, groups, wanted)
-        if any("/" in i and i.partition("/")[0] in groups for i in file.places):
+        known = {*split.images(), *(i for ids in wanted.values() for i in ids)}
+        known.update(i for query in split.queries for i in protocol_scoring.subset_of(query))
+        _check_images(file, dataset, split, groups, wanted, known)
+        if any(_limited(i, groups, known) for i in file.places):
             for group in groups:
-                pieces.append(_rank(file, split, protocols, rows, [group], wanted[group]))
+                pieces.append(_rank(file, split, protocols, rows, [group], wanted[group], known))
         elif groups:
             have = [i for i in evaluation.gallery_of(split) if i in file.places]
             galleries = {i for g in groups for i in wanted[g]}
             # The same images in the same order as a run, so that equal inputs give equal last bits.
-            pieces.append(_rank(file, split, protocols, rows, groups, [i for i in have if i in galleries]))
+            pieces.append(_rank(file, split, protocols, rows, groups, [i for i in have if i in galleries], known))
     return _finish(dataset, split, protocols, forms_of, pieces)
 
 
@@ -231,7 +241,7 @@ def _check_lists(file: s.Lists, dataset: Dataset, split: Split) -> None:
     known: dict[str, set[str]] = {}
     by_id = {q.id: q for q in split.queries}
     for row, names in file.lists.items():
-        query = by_id[row.partition("#")[0]]
+        query = by_id[s.query_of(row, by_id)[0]]
         if query.group not in known:
             known[query.group] = {
                 i for galleries in split.galleries.values() for i in galleries.get(query.group, galleries.get("", ()))
