@@ -66,7 +66,7 @@ class Watch:
         self._seen: dict[str, tuple[Any, float]] = {}
 
     def dead(self, holder: Mapping[str, Any] | None) -> bool:
-        """Whether nobody works under this lease any more (None: nobody ever did)."""
+        """Whether the holder of this lease is dead (None: there never was one)."""
         if not holder:
             return True
         if holder.get("machine") == _machine():
@@ -85,7 +85,7 @@ class Watch:
 def lock(path: Path) -> Iterator[None]:
     """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies.
 
-    Its holder may delete the file: those who waited for that one lock the next.
+    The holder may delete the file; processes that waited for it then lock its successor.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -113,7 +113,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def _is(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

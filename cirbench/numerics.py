@@ -3,7 +3,7 @@
 What can change a number is what a run imports: the modules that its entry reaches, those that the method file reaches,
 those that the dataset file reaches. No list of files is kept by hand.
 
-`digest` hashes such a set of modules so that nothing counts but what is computed: comments, docstrings, type
+`digest` hashes such a set of modules so that only the computation counts: comments, docstrings, type
 annotations of functions, the names of files, of functions, classes and constants at a module's top level, the order
 in which they stand, and how they are imported are all left out.
 
@@ -34,14 +34,14 @@ __all__ = ["PARTS", "closure", "digest", "released", "vouched"]
 #: Part -> the modules from which everything it computes with is reached.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "harness": ("cirbench.runs.execution",),
-    # What the keys of the caches hold beside their inputs.
+    # Code that the keys of the caches contain besides their inputs.
     "pictures": ("cirbench.data.images", "cirbench.data.image_files"),
     "encoders": ("cirbench.models.encoders",),
 }
 RELEASED = Path(__file__).with_name("numerics.json")
 #: Packages whose folders lie beside cirbench/ in a checkout (pyproject.toml).
 MAPPED = ("methods", "reports", "sweeps")
-#: How many steps away a changed name is noticed: a function, what it calls, what that calls.
+#: How many calls away a changed definition is noticed: a function, what it calls, what that calls.
 ROUNDS = 3
 
 
@@ -72,7 +72,7 @@ def _installed() -> tuple[Path, ...]:
 
 @lru_cache(maxsize=256)
 def _folder_of(top: str, own: str) -> Path | None:
-    """Folder of a top-level package, or its one file, where it belongs to the code that is looked at; else None."""
+    """Folder of a top-level package, or its one file, where it is part of the digested code; else None."""
     if top in sys.stdlib_module_names:
         return None
     try:
@@ -97,7 +97,7 @@ def _below(folder: Path, names: list[str]) -> tuple[Path, bool] | None:
 
 @lru_cache(maxsize=4096)
 def _find(name: str, own: str, folder: Path | None) -> Module | None:
-    """The module of that name where it belongs to the code that is looked at, else None.
+    """The module of that name where it is part of the digested code, else None.
 
     Args:
         name: dotted, absolute.

@@ -155,7 +155,7 @@ def test_captions_are_of_the_column_that_is_set(tmp_path: Path, capsys: pytest.C
     main([*words, "--set", "data.caption=title"])
     assert "red" in load(tmp_path / "clip")[1].vocabulary
     scenes = ["pretrain", "clip", "--dataset", "scenes", "--out", str(tmp_path / "no"), "--set", "data.side=96"]
-    assert "paints pictures of its own" in fails(capsys, *scenes)
+    assert "generates its own pictures" in fails(capsys, *scenes)
 
 
 def test_explain_refuses_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("check", "./my_idea.py", "--all-variants") == 0
     out = capsys.readouterr().out
-    assert "14 of 14 checks hold" in out and "broken" not in out
+    assert "14 of 14 checks pass" in out and "broken" not in out
     text = mine.read_text()
     assert "class MyIdea(nn.Module)" in text and "NAME" not in text and "Template" not in text
 

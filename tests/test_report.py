@@ -209,13 +209,13 @@ def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
     assert row["detectable"] == statistics.detectable_effect(len(x), float(np.mean(x != y)))
     assert told["inputs"] == {"method": ["dwc", "sum"]} and told["seeds"] == {"a": [0], "b": [0]}
     shown = _call(compare, a.folder, b.folder, "--one-seed").output
-    assert "only A / only B" in shown and "One seed says nothing about others" in shown
+    assert "only A / only B" in shown and "One seed does not show the spread" in shown
     other = write_run(tmp_path, queries=31, pictures=0)
     with pytest.raises(CirbenchError, match="different queries"):
         _call(compare, a.folder, other)
     with pytest.raises(CirbenchError, match="the same run"):
         _call(compare, a.folder, a.folder)
-    with pytest.raises(CirbenchError, match="two runs or more"):
+    with pytest.raises(CirbenchError, match="at least two runs"):
         _call(compare, a.folder)
     with pytest.raises(CirbenchError, match=r"was not scored by both\. Both have: scenes"):
         _call(compare, a.folder, b.folder, "--protocol", "scnes")

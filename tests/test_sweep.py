@@ -193,11 +193,11 @@ def test_dry_run_counts_and_measures_and_leaves_nothing(tmp_path: Path, capsys: 
     out = tmp_path / "runs"
     main(["sweep", sweeping.write(tmp_path), "--out", str(out), "--dry-run", "--device", "cpu"])
     text = capsys.readouterr().out
-    assert "6 points (grid) x 2 seeds on scenes" in text and "12 runs, 0 with a record already; about" in text
+    assert "6 points (grid) x 2 seeds on scenes" in text and "12 runs, 0 already finished; about" in text
     assert not out.exists()
     make_worker(small(tmp_path, trials=1), out).work()
     main(["sweep", sweeping.write(tmp_path), "--out", str(out), "--dry-run", "--device", "cpu"])
-    assert "12 runs, 1 with a record already" in capsys.readouterr().out
+    assert "12 runs, 1 already finished" in capsys.readouterr().out
 
 
 TUNE = sweeping.TEXT[: sweeping.TEXT.index("[arms.space]")] + """
