@@ -327,7 +327,7 @@ def test_check_is_content_with_whole_data(tmp_path: Path, capsys: pytest.Capture
         for n in range(count):
             (root / f"pictures/{split}{n}.jpg").write_bytes(jpeg(f"{split}{n}", 20))
     main(["data", "check", "custom", "--root", str(root)])
-    assert "custom: all there" in capsys.readouterr().out
+    assert "custom: complete" in capsys.readouterr().out
 
 
 def test_check_counts_what_is_there_and_names_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     assert space("dwc", "") == shared | {"soft_label_weight", "soft_label_temperature"}
     assert space("sum", "", variant="full") == shared | {"cnn_lr", "clip_share"}, "both streams have rates and shares"
     assert "soft_label_weight" not in space("dwc", "no-ssg"), "what a variant switches off stays off"
-    assert space("sum", "", sets=["method.dropout=0.1"]) == shared - {"dropout"}, "what is fixed is not drawn"
+    assert space("sum", "", sets=["method.dropout=0.1"]) == shared - {"dropout"}, "fixed fields are not tuned"
     loose = tmp_path / "mine.py"
     loose.write_text((plugins._folder("cirbench.methods") / "_template.py").read_text())
     assert space(str(loose), "narrow") == {"temperature", "lr"}, "its own TUNE; it has no streams to fix"
