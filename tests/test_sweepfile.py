@@ -87,7 +87,7 @@ BAD = [
     ("variants of a wrong type", '[[arms]]', '[[arms]]\nvariants = [1]', ["arms[0].variants", "[1]", "names"]),
     ("no seeds", "seeds = [0, 1]", "seeds = []", ["seeds", "[]"]),
     ("fixed and varied", '"method.streams"', '"method.temperature" = 0.1\n"method.streams"', ["temperature", "fixed"]),
-    ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "none"]),
+    ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "at least one"]),
     ("no trials", "seeds =", 'sampler = "random"\nseeds =', ["trials", "random"]),
     ("zero trials", "seeds =", "trials = 0\nseeds =", ["trials", "0"]),
     ("negative timeout", "seeds =", "timeout = -5\nseeds =", ["timeout", "-5"]),
@@ -99,7 +99,7 @@ BAD = [
     ("inconsistent knobs", SPACE, '"data.noise_rate" = [0.0, 0.4]', ["noise_rate", "noise_kind"]),
     ("a name that is a command", "seeds =", 'name = "status"\nseeds =', ["name", "'status'"]),
     ("the same point twice", '[[arms]]', '[[arms]]\nmethod = "dwc"\nvariants = ["", "clip-only"]\n[[arms]]',
-     ["one and the same"]),
+     ["equal settings"]),
 ]
 
 
