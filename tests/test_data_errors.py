@@ -216,7 +216,7 @@ NPZ: list[tuple[str, Callable[[dict[str, np.ndarray]], Any], str]] = [
     ("whole numbers", lambda d: d.update(queries=d["queries"].astype(np.int32)), "a float type"),
     ("vector", lambda d: d.update(queries=d["queries"][0]), "has shape (8,)"),
     ("ids too few", lambda d: d.update(query_ids=d["query_ids"][:3]), "one id each"),
-    ("float ids", lambda d: d.update(image_ids=np.arange(len(d["image_ids"])) * 1.0), "texts or whole numbers"),
+    ("float ids", lambda d: d.update(image_ids=np.arange(len(d["image_ids"])) * 1.0), "strings or whole numbers"),
     ("id twice", lambda d: d["query_ids"].__setitem__(1, d["query_ids"][0]), "twice"),
     ("unknown query", lambda d: d["query_ids"].__setitem__(1, "9999"), "not in shoes/eval"),
     ("unknown form", lambda d: d["query_ids"].__setitem__(1, f"{d['query_ids'][0]}#ab"[:8]), "text form"),
@@ -258,7 +258,7 @@ def test_files_that_are_no_npz(body: bytes, message: str, tmp_path: Path, capsys
 @pytest.mark.parametrize(("lists", "message"), [
     ({"version": "rc1", "metric": "recall", "31": ["a"]}, "'rc2'"),
     ({"version": "rc2", "metric": "recal", "31": ["a"]}, "Did you mean 'recall'"),
-    ({"version": "rc2", "metric": "recall"}, "ranks no query"),
+    ({"version": "rc2", "metric": "recall"}, "holds no ranking"),
     ({"31": "dev-0-0-img0"}, "not a list"), ({"31": [True]}, "not a list"), ({"31": []}, "is empty"),
     ({"31": ["dev-0-0-img0", "dev-0-0-img0"]}, "twice"), ({"31": ["train-1-0-img0"]}, "not in its gallery"),
     ({"99": ["dev-0-0-img0"]}, "not in cirr/val"), ({"31": ["dev-0-0-img0"]}, "have no row"), ([1], "an object"),

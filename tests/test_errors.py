@@ -208,7 +208,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path, capsys: pytest.Capture
     data = json.loads(path.read_text())
     data["inputs"]["config"]["clip_dim"] = 64
     path.write_text(json.dumps(data))
-    assert "do not fit" in fails(capsys, "eval", str(record.folder), "--out", str(tmp_path), "--quiet")
+    assert "do not match" in fails(capsys, "eval", str(record.folder), "--out", str(tmp_path), "--quiet")
     (record.folder / "model.safetensors").write_bytes(b"nothing")
     assert "model.safetensors" in fails(capsys, "eval", str(record.folder), "--out", str(tmp_path), "--quiet")
     (record.folder / "model.safetensors").unlink()

@@ -1,7 +1,7 @@
 """Reads results produced elsewhere, embeddings (.npz) or ranked lists (.json, .jsonl), and matches them to queries.
 
-What a file cannot support is named under `omitted` and never guessed: a text form without rows, a list too short for a
-cut-off, subset recall from a list that ends before it has seen enough of the subset.
+What a file does not support is listed under `omitted`, never guessed: a text form without rows, a list too short for a
+cut-off, subset recall from a list that ends before it has enough of the subset.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def _ids(path: Path, key: str, values: np.ndarray, count: int) -> dict[str, int]
     if values.ndim != 1 or len(values) != count:
         raise CirbenchError(f"{path}: {key} has shape {values.shape}, but there are {count} embeddings; one id each.")
     if values.dtype.kind not in "USiu":
-        raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids are texts or whole numbers.")
+        raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids must be strings or whole numbers.")
     names = [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
     out = {name: n for n, name in enumerate(names)}
     if len(out) != len(names):
         seen: set[str] = set()
         twice = next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        raise CirbenchError(f"{path}: {key} holds {twice!r} twice; each row needs an id of its own.")
+        raise CirbenchError(f"{path}: {key} holds {twice!r} twice; each row needs its own id.")
     return out
 
 
@@ -64,11 +64,11 @@ def _matrix(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f":
         raise CirbenchError(f"{path}: {key} is of type {values.dtype}; a float type is expected.")
     if values.ndim != 2 or 0 in values.shape:
-        raise CirbenchError(f"{path}: {key} has shape {values.shape}; (rows, dimensions), not empty, is expected.")
+        raise CirbenchError(f"{path}: {key} has shape {values.shape}; expected (rows, dimensions), not empty.")
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         raise CirbenchError(f"{path}: {key} holds NaN or infinite values in {len(bad)} rows, first in row {bad[0]}.")
-    # Half precision is widened before any product; double stays double.
+    # Half precision becomes float32 before any product; double stays double.
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
@@ -76,7 +76,7 @@ def read_embeddings(path: Path) -> Embeddings:
     """An npz of embeddings, checked.
 
     Raises:
-        CirbenchError: no npz, a key missing, wrong shapes or types, repeated ids, values that are not finite.
+        CirbenchError: not an npz, a key missing, wrong shapes or types, repeated ids, or values that are not finite.
     """
     if not path.is_file():
         raise CirbenchError(f"{path}: no such file.")
@@ -109,7 +109,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 def _list(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    # By exact type, so that true and false are refused; lists may hold millions of ids in all.
+    # By exact type, so that true and false are refused, and quick: there may be millions of ids.
     if not isinstance(value, list) or not {type(i) for i in value} <= {str, int}:
         raise CirbenchError(f"{path}: the ranking of query {key!r} is not a list of image ids.")
     names = tuple(map(str, value))
@@ -125,7 +125,7 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
     """Ranked lists from JSON, JSON lines, or the servers' own formats.
 
     Raises:
-        CirbenchError: not such a file, repeated queries or images, a server file of another version or metric.
+        CirbenchError: another kind of file, repeated queries or images, a server file of another version or metric.
     """
     found: dict[str, Any] = {}
     if path.suffix == ".jsonl":
@@ -142,13 +142,13 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
     subset = False
     if dataset == "cirr" and ("version" in found or "metric" in found):
         if found.get("version") != "rc2":
-            raise CirbenchError(f"{path}: version is {found.get('version')!r}, this is scored against 'rc2'.")
+            raise CirbenchError(f"{path}: version is {found.get('version')!r}, expected 'rc2'.")
         if found.get("metric") not in ("recall", "recall_subset"):
             raise unknown(f"metric in {path}", str(found.get("metric")), ("recall", "recall_subset"))
         subset = found["metric"] == "recall_subset"
         found = {k: v for k, v in found.items() if k not in ("version", "metric")}
     if not found:
-        raise CirbenchError(f"{path} ranks no query.")
+        raise CirbenchError(f"{path} holds no ranking: it needs one list per query.")
     return Lists(path, {str(k): _list(path, k, v) for k, v in found.items()}, subset)
 
 
@@ -156,10 +156,10 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
 
 
 def names_of_rows(dataset: Dataset, query: Query, form: str) -> list[list[list[str]]]:
-    """For each row of a form the ways to write it: each way is the row ids whose embeddings are averaged.
+    """For each row of a form its possible namings: each is a list of row ids whose embeddings are averaged.
 
     The default form's row is the query id itself; another form's is `id#form`, or `id#form.0`, `id#form.1` where a form
-    has several rows. A row may also be put together from the single rows of other forms with the same strings.
+    has several rows. A row may also be composed of single rows of other forms with the same strings.
     """
     default = dataset.protocols[0].form
     single: dict[str, list[str]] = {}
@@ -184,17 +184,17 @@ def names_of_rows(dataset: Dataset, query: Query, form: str) -> list[list[list[s
 
 
 def first_way(ways: Sequence[Sequence[str]], have: Container[str], most: int = 10**9) -> list[str] | None:
-    """The first way whose row ids are all there."""
+    """The first naming whose row ids are all in the file."""
     return next((list(w) for w in ways if len(w) <= most and all(i in have for i in w)), None)
 
 
 def listing(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
+    """The first few names, and the number of others."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def check_query_ids(path: Path, dataset: Dataset, split: Split, ids: Iterable[str]) -> None:
-    """Refuse row ids whose query or form does not exist."""
+    """Raise for row ids whose query or form does not exist."""
     known = {q.id for q in split.queries}
     forms = {p.form for p in dataset.protocols}
     bad = [i for i in ids if i.partition("#")[0] not in known]
@@ -213,7 +213,7 @@ def check_query_ids(path: Path, dataset: Dataset, split: Split, ids: Iterable[st
 def rows_present(
     path: Path, dataset: Dataset, split: Split, have: Iterable[str], form: str, most: int = 10**9
 ) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """(query index, row ids averaged) of every row of a form, and the groups that are wholly absent.
+    """(query index, row ids averaged) of every row of a form, and the groups that are entirely absent.
 
     Returns no rows where the form is not in the file at all.
 
@@ -234,20 +234,20 @@ def rows_present(
     partial = [i for group in present for i in lacking.get(group, ())]
     default = dataset.protocols[0].form
     if partial and not any((i.partition("#")[2].partition(".")[0] or default) == form for i in held):
-        # No row is named after the form; a few queries only happened to have its strings among other forms.
+        # No row is named after the form; a few queries just happen to have its strings in other forms.
         return [], list(dict.fromkeys(q.group for q in split.queries))
     if partial:
         what = "" if form == default else f" of the text form {form!r}"
         raise CirbenchError(
             f"{path}: {len(partial)} queries of {dataset.name}/{split.name} have no row{what}: {listing(partial)}. "
-            "A whole group may be absent, single queries may not."
+            "Whole groups may be left out, single queries may not."
         )
     absent = [g for g in dict.fromkeys(q.group for q in split.queries) if g not in present]
     return rows, absent
 
 
 def choose_protocols(dataset: Dataset, names: Sequence[str]) -> list[Protocol]:
-    """The protocols asked for, or all of them."""
+    """The requested protocols, or all."""
     by_name = {p.name: p for p in dataset.protocols}
     for name in names:
         if name not in by_name:
@@ -268,7 +268,7 @@ def supported(protocol: Protocol) -> list[str]:
 
 
 def reject_hidden(dataset: Dataset, split: Split) -> None:
-    """Refuse a split whose labels are not public."""
+    """Raise for a split whose labels are not public."""
     hidden = sum(not q.targets for q in split.queries)
     if hidden:
         served = dataset.name in ("cirr", "circo")
