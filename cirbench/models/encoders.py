@@ -47,7 +47,7 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
 def weights_files(name: str) -> list[Path]:
-    """The files behind a name of weights that lie on this machine; none for weights that are published under a name.
+    """The local files behind a name of weights; none for weights that are published under a name.
 
     A packaged name, a folder with files of weights in it (all of its files count), or one such file.
     """
@@ -58,24 +58,24 @@ def weights_files(name: str) -> list[Path]:
         if path.is_file():
             return [path] if path.suffix.lower() in WEIGHTS else []
         inside = sorted(p for p in path.iterdir() if p.is_file()) if name and path.is_dir() else []
-    except (OSError, ValueError):  # a text that is no path at all
+    except (OSError, ValueError):  # a text that cannot be a path
         return []
     holds = any(p.suffix.lower() in WEIGHTS or p.name == "clip.json" for p in inside)
     return inside if holds else []
 
 
 def weights_id(name: str) -> str:
-    """What identifies the weights behind a name: the content of their files, or the name they are published under."""
+    """Identifier of the weights behind a name: a hash of their files, or the name they are published under."""
     files = weights_files(name)
     if not files:
         return name
-    # Names of files in a folder count, its own place does not.
+    # Names of files in a folder count, the folder's own path does not.
     named = [(p.name if len(files) > 1 else "", sha) for p, sha in zip(files, file_sha256s(files), strict=True)]
     return "sha256:" + digest(named)[:32]
 
 
 def weights_in(values: Any) -> dict[str, str]:
-    """Every text in some settings that names weights on this machine -> the hash of their content."""
+    """Every string in some settings that names local weights -> the hash of their content."""
     if isinstance(values, str):
         return {values: weights_id(values)} if weights_files(values) else {}
     parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
@@ -92,7 +92,7 @@ def tensors_sha256(module: nn.Module) -> str:
 
 
 def check_clip(name: str) -> None:
-    """Whether the name can be a CLIP at all; open_clip's own list is only read where it must be.
+    """Check that the name can be a CLIP; open_clip's own list is only read if necessary.
 
     Raises:
         CirbenchError: a folder without a CLIP, or an unknown model or tag, with the nearest one.
@@ -116,11 +116,11 @@ def check_clip(name: str) -> None:
     if tag and tag not in tags:
         raise unknown(f"weights tag of {model}", tag, tags)
     if not tag:
-        raise CirbenchError(f"backbone {name!r} names no weights. Write {model}:TAG with one of: {', '.join(tags)}.")
+        raise CirbenchError(f"backbone {name!r} has no weights tag. Write {model}:TAG with one of: {', '.join(tags)}.")
 
 
 def check_cnn(name: str) -> None:
-    """Whether the name is a CNN that can be made.
+    """Check that the name is a known CNN.
 
     Raises:
         CirbenchError: unknown name, with the nearest ones.
@@ -143,9 +143,9 @@ def _near(name: str, models: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _fetching() -> Iterator[None]:
-    """Load weights by name, without the log of those who fetch them; what goes wrong is told once, by us.
+    """Load weights by name without the libraries' own logs; an error is reported once, by the caller.
 
-    Where the Hugging Face hub cannot be found its cache is read at once: by itself it asks ten times in a minute.
+    Where the Hugging Face hub cannot be reached its cache is read at once, instead of after a minute of retries.
     """
     from huggingface_hub import constants
 
@@ -164,17 +164,17 @@ def _fetching() -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """The first line of what a library said, of readable length."""
+    """The first line of a library's error message, shortened."""
     said = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {textwrap.shorten(said.rstrip('.'), 200, placeholder=' ..')}."
 
 
 class Clip(nn.Module):
-    """A CLIP of which both towers give one vector.
+    """A CLIP whose towers each give one vector.
 
     Attributes:
         dim: D, width of the joint space.
-        pixels: what the image tower wants.
+        pixels: the input of the image tower.
         key: identifies the weights, for caches and records.
     """
 
@@ -200,7 +200,7 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
 
     Args:
         name: see the module docstring.
-        frozen: without gradients, in evaluation mode for good.
+        frozen: without gradients, always in evaluation mode.
         seed: for `MODEL:random`.
         image_size: other input side than the model's own, where its architecture allows one.
 
@@ -215,7 +215,7 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
         model, tokenize, info = small_clip.load(folder)
         if image_size not in (None, int(info["image_size"])):
             raise CirbenchError(
-                f"clip_size={image_size}: the CLIP {name} reads pictures of {info['image_size']} pixels and no others. "
+                f"clip_size={image_size}: the CLIP {name} only takes pictures of {info['image_size']} pixels. "
                 "Leave clip_size out, or pretrain one of that size (cirbench pretrain clip)."
             )
         pixels = Pixels(int(info["image_size"]), tuple(info["mean"]), tuple(info["std"]))
@@ -245,7 +245,7 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
         except Exception as error:
             raise CirbenchError(
                 f"the weights {tag!r} of {model_name} could not be loaded: {_why(error)} They are fetched once and "
-                f"kept; without a connection use --backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain "
+                f"cached; without a connection use --backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain "
                 "clip)."
             ) from None
     try:
@@ -258,17 +258,17 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
         ) from None
     pixels = wanted_pixels(model.visual)
     config = open_clip.get_model_config(model_name) or {}
-    # The name alone would not tell weights that were published anew under it.
+    # The name alone would not distinguish weights republished under it.
     key = f"{name}@{pixels.size}#{tensors_sha256(model)[:32]}"
     return Clip(model, tokenizer, int(config["embed_dim"]), pixels, key)
 
 
-#: How open_clip names what `Pixels.resize` does.
+#: open_clip's names of the modes of `Pixels.resize`.
 RESIZE = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 
 
 def wanted_pixels(visual: Any) -> Pixels:
-    """The pictures that an image tower of open_clip was trained on: its `image_size` and `preprocess_cfg`."""
+    """The input that an image tower of open_clip was trained with: its `image_size` and `preprocess_cfg`."""
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
     told = getattr(visual, "preprocess_cfg", None) or {}
     return Pixels(
@@ -279,7 +279,7 @@ def wanted_pixels(visual: Any) -> Pixels:
 
 @dataclass(frozen=True)
 class CnnInfo:
-    """What a CNN's feature map is like: `channels` (C), and the pixels it wants."""
+    """A CNN's feature map: `channels` (C), and the `pixels` it takes as input."""
 
     channels: int
     pixels: Pixels
@@ -329,7 +329,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
                 body = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except Exception as error:
             raise CirbenchError(
-                f"the weights of the CNN {name!r} could not be loaded: {_why(error)} They are fetched once and kept; "
+                f"the weights of the CNN {name!r} could not be loaded: {_why(error)} They are fetched once and cached; "
                 f"without a connection use {PACKAGED_CNN[0]}, or set cnn_pretrained=false to train it from scratch."
             ) from None
     config = getattr(body, "pretrained_cfg", {}) or {}
@@ -343,17 +343,17 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
         shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
         body.train(was)
     if len(shape) != 4:
-        raise CirbenchError(f"{name} gives no feature map but a tensor of shape {tuple(shape)}. Choose a CNN.")
+        raise CirbenchError(f"{name} returns a tensor of shape {tuple(shape)}, not a feature map. Choose a CNN.")
     body.to(memory_format=torch.channels_last)
     return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std)))
 
 
 class Encoders:
-    """What `build` receives to make its backbones with: they are loaded once and shared.
+    """Loader that `build` receives for its backbones; each is loaded once and shared.
 
     Args:
         seed: of the run, for random weights.
-        declared: weights on this machine that the run's identity knows, or None to allow any (measuring, checking).
+        declared: local weights that are part of the run's identity, or None to allow any (measuring, checking).
 
     Attributes:
         seed: as given.
@@ -366,15 +366,15 @@ class Encoders:
         self._clips: dict[tuple[Any, ...], Clip] = {}
 
     def _allow(self, name: str) -> None:
-        """Refuse weights that are no part of the run's identity: trained anew in place they would keep its id."""
+        """Refuse weights outside the run's identity: if they changed in place, the run would keep its id."""
         if self.declared is not None and name not in self.declared and weights_files(name):
             raise CirbenchError(
-                f"the method loads the weights {name!r}, which no field of its Config names, so the run would not be "
-                f"told from one with other weights there. Give Config a field whose value is {name!r}."
+                f"the method loads the weights {name!r}, which no field of its Config names, so the run's id would not "
+                f"depend on them. Give Config a field whose value is {name!r}."
             )
 
     def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Clip:
-        """See `load_clip`; a frozen one is shared between those who ask."""
+        """See `load_clip`; a frozen one is shared between calls."""
         self._allow(name)
         key = (name, image_size)
         if frozen and key in self._clips:
