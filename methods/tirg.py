@@ -18,7 +18,7 @@ Differences from the paper and its code:
 - the LSTM's words and padding are DWC's (cirbench/models/lstm_text.py): punctuation is dropped, padding is never read;
 - pictures of CSS are cut to `cnn_size` like all others; there they keep their stored size;
 - the length of training is given in epochs, 30 by default. The paper's 160,000 steps of 32 are 53 epochs of the
-  training set here of Fashion200K (nine tenths of 106,464 pictures whose caption can be changed), 30 epochs 90,000 steps.
+  training set here of Fashion200K (0.9 of 106,464 pictures whose caption can be changed), and 30 are 90,000 steps.
   On `scenes` the rate decays with the epochs, as for every method there.
 """
 

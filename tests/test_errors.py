@@ -132,7 +132,7 @@ def test_roles_of_custom_data_are_different_queries(
 ) -> None:
     more = [x for s in [*sets, "train.selection=select"] for x in ("--set", s)]
     message = fails(capsys, *on_custom(custom(tmp_path), *more))
-    assert ("must be different queries" in message and "data.select" in message) or "data.report" in message
+    assert ("need different queries" in message and "data.select" in message) or "data.report" in message
     assert not (tmp_path / "runs").exists()
 
 

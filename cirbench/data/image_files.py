@@ -1,4 +1,4 @@
-"""Pictures in a folder, found by templates; what is wrong with a file is told by its name."""
+"""Pictures in a folder, found by templates; errors name the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FolderImages:
         root: the data folder.
         templates: where a picture may lie under the root, e.g. `images/{id}`; `*` stands for any one folder. The
             extension is optional: `.jpg`, `.jpeg` and `.png` are tried.
-        paths: image id -> path under the root, for ids that are no file names; templates then hold `{path}`.
+        paths: image id -> path under the root, for ids that are not file names; templates then hold `{path}`.
         dataset: for messages.
     """
 
@@ -37,7 +37,7 @@ class FolderImages:
         self._parents: dict[str, list[Path]] = {}
 
     def _listing(self, folder: Path) -> dict[str, Path]:
-        """Name, and name without extension, -> file. One scan a folder: real sets lie on slow disks."""
+        """Name, and name without extension, -> file. One scan per folder: real sets are on slow disks."""
         if folder not in self._folders:
             found: dict[str, Path] = {}
             if folder.is_dir():
@@ -52,7 +52,7 @@ class FolderImages:
         return self._folders[folder]
 
     def _relative(self, image_id: str) -> str:
-        """What stands for `{path}` in the templates."""
+        """The value of `{path}` in the templates."""
         return self.paths.get(image_id, image_id) if self.paths is not None else image_id
 
     def _candidates(self, image_id: str) -> list[tuple[str, str]]:
@@ -96,7 +96,7 @@ class FolderImages:
             parent, name = self._candidates(image_id)[0]
             raise CirbenchError(
                 f"the picture {image_id!r} is missing: no {parent + '/' if parent else ''}{name} under {self.root}. "
-                f"`cirbench data check {self.dataset or 'NAME'} --root {self.root}` lists all that are."
+                f"`cirbench data check {self.dataset or 'NAME'} --root {self.root}` lists all missing ones."
             )
         problem = quick_problem(path)
         if problem in ("zero-byte", "html"):
@@ -110,13 +110,13 @@ class FolderImages:
         except UnidentifiedImageError:
             raise CirbenchError(f"{path}: {DESCRIBED['unreadable']}. Fetch this picture again.") from None
         except Image.DecompressionBombError as error:
-            raise CirbenchError(f"{path}: {error}. No photograph of a benchmark is that large.") from None
+            raise CirbenchError(f"{path}: {error}. Benchmark pictures are smaller. Fetch this picture again.") from None
         except (OSError, SyntaxError, ValueError) as error:
             word = "truncated" if "truncated" in str(error) or problem == "truncated" else "unreadable"
             raise CirbenchError(f"{path}: {DESCRIBED[word]} ({error}). Fetch this picture again.") from None
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
-        """Hash of ids and contents of files, in sorted order; an absent picture counts as such."""
+        """Hash of ids and contents of files, in sorted order; an absent picture counts as absent."""
         names = sorted(set(image_ids))
         paths = [self.path(name) for name in names]
         try:
@@ -129,7 +129,7 @@ class FolderImages:
         return hasher.hexdigest()
 
 
-#: What can be wrong with the file of a picture, in words.
+#: Problems of a picture's file, in words.
 DESCRIBED = {
     "zero-byte": "the file is empty (0 bytes)",
     "html": "a web page saved under a picture's name",
@@ -139,7 +139,7 @@ DESCRIBED = {
 
 
 def quick_problem(path: Path) -> str:
-    """What is wrong with a file, from its first and last bytes; "" where nothing is seen, without decoding."""
+    """The problem of a file judged by its first and last bytes, without decoding; "" if none is seen."""
     size = path.stat().st_size
     if size == 0:
         return "zero-byte"

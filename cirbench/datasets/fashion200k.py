@@ -52,7 +52,7 @@ SPEC = DatasetSpec(
 )
 
 _LABELS = re.compile(r"^(.+)_(train|test)_detect_all\.txt$")
-#: TIRG writes punctuation of captions out in words, so that tokenisers keep it.
+#: TIRG spells out punctuation of captions in words, so that tokenisers keep it.
 _MARKS = ((".", "dotmark"), ("?", "questionmark"), ("&", "andmark"), ("*", "starmark"))
 
 
@@ -61,8 +61,8 @@ class Knobs(Settings):
 
     triplet_seed: int = Field(0, description="seed of the training triplets: one for each image that can be modified")
     select_share: float = Field(0.1, ge=0, lt=1, description="share of train products that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
-    select_queries: int = Field(2000, ge=1, description="most queries of `select`")
+    select_seed: int = Field(0, description="seed of the carving hash")
+    select_queries: int = Field(2000, ge=1, description="maximum number of queries of `select`")
 
 
 def _caption(text: str) -> str:
@@ -73,7 +73,7 @@ def _caption(text: str) -> str:
 
 
 def _labels(root: Path, part: str) -> tuple[dict[str, str], list[Path], list[str]]:
-    """Image path -> caption, in the order of sorted files; the files; the stray files that were left out."""
+    """Image path -> caption, in the order of sorted files; the files; other files, which are ignored."""
     folder = root / "labels"
     if not folder.is_dir():
         c.find(root, [f"labels/dress_{part}_detect_all.txt"], SPEC, SPEC.manual)

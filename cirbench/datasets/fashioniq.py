@@ -96,11 +96,11 @@ class Knobs(Settings):
 
     category: str = Field("all", pattern="^(dress|shirt|toptee|all)$", description="one category, or all three")
     select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
 
 
 def _words(query: Query) -> tuple[str, str]:
-    """The two captions as they are read; where one is empty (3 in val) the other stands for both."""
+    """The two captions as used; where one is empty (3 in val) the other replaces it."""
     a, b = (text.strip(".?, ") for text in query.texts)
     return a or b, b or a
 

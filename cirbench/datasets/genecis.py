@@ -72,7 +72,7 @@ def _tasks(knobs: Knobs) -> tuple[str, ...]:
 
 
 def _image(entry: Any, where: str) -> str:
-    """`coco:<id>`-like ids are avoided: an object image is its number, an attribute image number and box."""
+    """An image id: the number of an object image, number and box of an attribute image."""
     if isinstance(entry, dict) and "val_image_id" in entry:
         return str(reading.get(entry, "val_image_id", int, where))
     image, box = reading.get(entry, "image_id", int, where), reading.get(entry, "instance_bbox", list, where)
@@ -82,7 +82,7 @@ def _image(entry: Any, where: str) -> str:
 
 
 def shuffled(ids: Sequence[str], query: str) -> tuple[str, ...]:
-    """A fixed order that does not give the target away by its place; the same on every machine."""
+    """A fixed order in which the target's position is not revealing; the same on every machine."""
     return tuple(sorted(dict.fromkeys(ids), key=lambda i: hashlib.sha256(f"{query}:{i}".encode()).digest()))
 
 
@@ -123,7 +123,7 @@ class Pictures(FolderImages):
         _, _, box = image_id.partition("@")
         if not box:
             return image
-        # The authors widen the box by 0.7 on the left and on top only; a fair comparison repeats that.
+        # The authors widen the box by 0.7 on the left and top only; repeated here to stay comparable.
         x, y, w, h = (float(b) for b in box.split(","))
         left, top = x - 0.7 * w, y - 0.7 * h
         area = (max(left, 0), max(top, 0), min(left + 1.7 * w, image.width), min(top + 1.7 * h, image.height))
