@@ -123,7 +123,7 @@ def _eval(name: str, queries: list[Query], names: list[str]) -> tuple[Split, tup
 def _check(queries: list[Query], train: list[str], evaluation: list[str]) -> None:
     both = set(train) & set(evaluation)
     if both:
-        raise CirbenchError(f"shoes: {len(both)} names are in both name lists, e.g. {min(both)!r}.")
+        raise CirbenchError(f"shoes: {len(both)} names are in both lists of names, e.g. {min(both)!r}.")
 
 
 def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
