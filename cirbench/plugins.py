@@ -1,7 +1,7 @@
 """Finds methods, datasets and sweeps: built-in folders, entry points, and a path the user gives.
 
 Listing must not import torch, so a method file is *read*, not imported: its docstring and its declarations
-(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are picked out of its syntax tree, wherever they stand, and executed
+(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are extracted from its syntax tree, at any position, and executed
 alone with the constants, functions and imports that they use. An import of torch that they do not use is left out.
 """
 

@@ -36,7 +36,7 @@ class Settings(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The values that identify a run: all fields except those that are neutral or never affect a result.
 
-        So a new field that is left alone changes no identity.
+        So a new field at its neutral value changes no identity.
         """
         extras = {name: info.json_schema_extra or {} for name, info in type(self).model_fields.items()}
         neutral, out = self.neutral(), {}
@@ -171,7 +171,7 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
 class StreamSettings(Settings):
     """Fields of methods that compose an image vector with a text vector, over the CLIP stream, the CNN stream or both.
 
-    The defaults are DWC's, so that what differs between methods is the composition alone. `neutral` is the value under
+    The defaults are DWC's, so that methods differ only in the composition. `neutral` is the value under
     which a run computes what it computed before the field existed; a method that overrides the field repeats it.
     """
 
@@ -249,7 +249,7 @@ TUNE: Mapping[str, Mapping[str, Any]] = {
 
 
 def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, Any]:
-    """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
+    """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and keep its own composition."""
     own = config.model_fields
     shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
     # Fields that a rival's DATASETS may change as well are repeated here: a variant wins over them. Flips are turned

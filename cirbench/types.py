@@ -316,7 +316,7 @@ class DatasetSpec:
         manual: what a person must do where a form or agreement is needed, else "".
         downloads: what `data get` can fetch.
         train: training settings this dataset needs (`{"flip": "joint"}`), over a method's own.
-        template: where a picture lies, e.g. `images/{id}.jpg`.
+        template: path of a picture, e.g. `images/{id}.jpg`.
     """
 
     name: str

@@ -26,8 +26,8 @@ def explain(runs: tuple[Path, ...], queries: int, root: Path | None, device: str
     from cirbench.runs.explain_run import explain_run
 
     for run in runs:
-        told = explain_run(run, queries, device, is_quiet(quiet), root)["queries"]
-        maps = list(dict.fromkeys(name for t in told.values() for name in t["regions"]))
-        words = ", words" if any(t["words"] for t in told.values()) else ""
+        explained = explain_run(run, queries, device, is_quiet(quiet), root)["queries"]
+        maps = list(dict.fromkeys(name for t in explained.values() for name in t["regions"]))
+        words = ", words" if any(t["words"] for t in explained.values()) else ""
         if not quiet:
-            click.echo(f"{run}: {len(told)} queries{words}, maps {', '.join(maps) or 'none'}")
+            click.echo(f"{run}: {len(explained)} queries{words}, maps {', '.join(maps) or 'none'}")

@@ -42,8 +42,8 @@ def runs(folder: Path, as_json: bool) -> None:
             numbers = "  ".join(f"{k} {v:5.2f}" for k, v in plain if v is not None)
             # A variant is in the name already; what was set by hand or by a sweep is not.
             given = {} if row["variant"] else row["overrides"]
-            said = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
+            settings = "  " + " ".join(f"{k}={v}" for k, v in given.items()) if given else ""
             took = "" if row["seconds"] is None else f"  {row['seconds']:.0f} s"
-            click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{said}")
+            click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{settings}")
         else:
             click.echo(f"{row['name']}  interrupted: repeat the command that started it to resume")

@@ -57,7 +57,7 @@ class Feed:
 
 
 def first_text(dataset: Dataset, query: Query, form: str) -> str:
-    """The string that stands for a query: the first of its first row."""
+    """The representative string of a query: the first of its first row."""
     rows = dataset.forms[form](query)
     return rows[0][0]
 

@@ -1,6 +1,6 @@
 """Decoding and the published evaluation transforms; decoded pictures are cached on disk.
 
-A resized picture is three bytes a pixel: 46,000 FashionIQ images at 224 px are 7 GB on disk and never decoded again.
+A resized picture has three bytes per pixel: 46,000 FashionIQ images at 224 px are 7 GB on disk and never decoded again.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ ANGLES = (
 Item = TypeVar("Item")
 
 UNIT = 64  # positions are in 1/64 pixel
-SAMPLES = 4  # coverage is counted on 4 x 4 points a pixel
+SAMPLES = 4  # coverage is counted on 4 x 4 points per pixel
 
 
 class Thing(NamedTuple):

@@ -1,4 +1,4 @@
-"""CIRCO (Baldrati et al., ICCV 2023): several targets a query among all of COCO unlabeled2017; mAP@K."""
+"""CIRCO (Baldrati et al., ICCV 2023): several targets per query among all of COCO unlabeled2017; mAP@K."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _children(captions: dict[str, str]) -> dict[str, list[str]]:
 def triplets(captions: dict[str, str], seed: int, name: str) -> list[Query]:
     """One triplet for every image whose caption is one word away from another's; the same for the same seed.
 
-    Every draw depends on the seed and the image alone, so that adding an image shifts no other draw of a parent.
+    Every draw depends only on the seed and the image, so that adding an image shifts no other draw of a parent.
     """
     children, hits = _children(captions), _by_caption(captions)
     out: list[Query] = []

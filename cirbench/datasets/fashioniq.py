@@ -1,4 +1,4 @@
-"""FashionIQ (Wu et al., CVPR 2021): two captions a query, three categories, six ways to read and two galleries."""
+"""FashionIQ (Wu et al., CVPR 2021): two captions per query, three categories, six text forms and two galleries."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Pictures(FolderImages):
         super().__init__(root, SPEC.template, {}, "genecis")
 
     def _relative(self, image_id: str) -> str:
-        # The box of an id is no part of its file's name.
+        # The box of an id is not part of the file's name.
         number, _, box = image_id.partition("@")
         return f"{number}.jpg" if box else f"{int(number):012d}.jpg"
 

@@ -226,8 +226,8 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     """Write a folder that `cirbench eval` runs.
 
     Args:
-        clip: the CLIP stream's checkpoint, or None for the CNN stream alone.
-        cnn: the CNN stream's, or None for the CLIP stream alone.
+        clip: the CLIP stream's checkpoint, or None to convert only the CNN stream.
+        cnn: the CNN stream's, or None to convert only the CLIP stream.
         texts: JSON list of the training texts in order: word ids depend on it. Needed with `cnn`.
         out: folder to write; must be empty.
         backbone: the CLIP whose features the first stream reads; "" where their width identifies it.

@@ -101,7 +101,7 @@ def check_clip(name: str) -> None:
         return
     if "/" in name or Path(name).is_dir():
         raise CirbenchError(
-            f"{name} holds no CLIP: there is no {Path(name) / 'clip.json'}. "
+            f"{name} holds no CLIP: {Path(name) / 'clip.json'} is missing. "
             "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
         )
     import open_clip

@@ -1,4 +1,4 @@
-"""Trains small CLIPs, and the trunk of the small CNN, from captions alone, by contrast (symmetric InfoNCE).
+"""Trains small CLIPs, and the trunk of the small CNN, only from captions, by contrast (symmetric InfoNCE).
 
 For people without access to weights: any dataset whose loader gives captions will do. The same data, seed and
 number of threads give the same weights, bit for bit.

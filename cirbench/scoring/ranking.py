@@ -48,9 +48,9 @@ class Ranks:
     """Ranks of R rows under one view.
 
     Attributes:
-        best: (R,) int32, 1-based rank of the best target; every image that is no target and scores at least as
-            much stands before it. 0 where no target is in the row's gallery.
-        ties: (R,) int32, images that are no target with exactly the best target's score.
+        best: (R,) int32, 1-based rank of the best target; every non-target image that scores at least as
+            much is ranked before it. 0 if no target is in the row's gallery.
+        ties: (R,) int32, non-target images with exactly the best target's score.
         every: per row, the ranks of all targets in the order given (0 for absent ones), or None.
     """
 

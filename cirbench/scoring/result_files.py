@@ -36,7 +36,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Lists:
-    """Ranked lists: query row id -> image ids, best first; `subset` where the file ranks subsets alone."""
+    """Ranked lists: query row id -> image ids, best first; `subset` if the file ranks only subsets."""
 
     path: Path
     lists: dict[str, tuple[str, ...]]

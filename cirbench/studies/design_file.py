@@ -1,4 +1,4 @@
-"""A sweep as data: reading a TOML file, checking every key of it, and the points it stands for.
+"""Sweeps from TOML files: reading a file, checking every key, and listing its points.
 
 Nothing is run and torch is not imported here: a bad file is refused at once, in one message that names file and key.
 """

@@ -240,7 +240,7 @@ def _kinds(points: Sequence[Point], sweep: Sweep) -> list[tuple[Point, float]]:
 
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
-    """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
+    """`report.html` beside `sweep.json`, from records only; None if no run is finished here."""
     from cirbench.reports import build
     from cirbench.runs.store import find_studies
 

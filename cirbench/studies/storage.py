@@ -1,4 +1,4 @@
-"""Where a study lies: the journal file in its folder, or a database that many machines reach."""
+"""Storage of a study: the journal file in its folder, or a database for many machines."""
 
 from __future__ import annotations
 

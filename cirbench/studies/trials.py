@@ -1,4 +1,4 @@
-"""Which point of a sweep a trial stands for.
+"""The point of a sweep that a trial runs.
 
 Its attribute `point` holds it, set as soon as the worker knows. The trial's number would not do: a second try at a
 failed point takes a number too, and the point of that number would never run.
@@ -25,12 +25,12 @@ def unplaced(trial: FrozenTrial) -> bool:
 
 
 def point_of(trial: FrozenTrial) -> int | None:
-    """The point a trial stands for, or None where it is void or not placed yet."""
+    """The point of a trial, or None if it is void or not placed yet."""
     return None if "void" in trial.user_attrs or unplaced(trial) else said(trial)
 
 
 def vacant(trials: Sequence[FrozenTrial], total: int, number: int | None = None) -> int | None:
-    """The first point below `total` that no trial stands for, or None.
+    """The first point below `total` that no trial has, or None.
 
     Storages hand numbers out one by one. So two machines that ask at the same moment, each seeing that the other has
     set its point yet, still choose different ones: the lower number has the first.

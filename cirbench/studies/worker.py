@@ -1,8 +1,8 @@
 """A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
 
-A trial is a point of the space: the first that no trial stands for yet (trials.py). Storages hand trial numbers
-out atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
-A trial whose worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its
+A trial runs a point of the space: the first that no trial has yet (trials.py). Storages assign trial numbers
+atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
+A trial whose worker died stays the same trial; another worker continues it, and its unfinished run resumes from its
 checkpoint.
 """
 
