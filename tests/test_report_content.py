@@ -229,7 +229,7 @@ def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Pat
         find_records([sweep(tmp_path / "c", here=False)])
     broken = tmp_path / "a" / "sweeps" / "tune-scenes-0"
     (broken / "sweep.json").write_text("{}")
-    with pytest.raises(CirbenchError, match=r"no sweep of schema 1"):
+    with pytest.raises(CirbenchError, match=r"not a sweep of schema 1"):
         find_studies([broken])
 
 

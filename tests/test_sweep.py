@@ -266,7 +266,7 @@ def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     names = [make_worker(small(tmp_path, text, root=tmp_path / name), out).name for name in ("here", "there")]
     assert names[0] == names[1]
-    with pytest.raises(CirbenchError, match=r"other annotations of custom .*other holds .*--out"):
+    with pytest.raises(CirbenchError, match=r"other annotations of custom .*other .*--out"):
         make_worker(small(tmp_path, text, root=tmp_path / "other"), out)
     make_worker(small(tmp_path, text, root=tmp_path / "other"), tmp_path / "elsewhere")
 
