@@ -24,7 +24,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    """A binary file that replaces `path` when the block succeeds and is removed when it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _plain(value: Any) -> Any:
-    """What `json` cannot write by itself: numpy numbers and arrays, tuples of mappings, paths."""
+    """Plain values for what `json` cannot write: numpy numbers and arrays, tuples of mappings, paths."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, Path):
         return value.as_posix()
-    raise TypeError(f"{type(value).__name__} does not belong in a record: {value!r}")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -70,7 +70,7 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     with replacing(path) as file:
         for row in rows:
             file.write((dumps(row) + "\n").encode("utf-8", "surrogatepass"))

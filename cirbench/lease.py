@@ -1,7 +1,7 @@
-"""Who is working on a folder: a small file with a heartbeat, so that a dead worker can be told from a slow one.
+"""Who is working on a folder: a small file with a heartbeat, which distinguishes a dead worker from a slow one.
 
 On the same machine a dead process is known at once, by its id and the time it started. Of another machine only the
-heartbeat is known: a lease whose count has stood still for `PATIENCE` seconds *of the observer's clock* is taken over,
+heartbeat is known: a lease whose count has not changed for `PATIENCE` seconds *of the observer's clock* is taken over,
 so clocks need not agree.
 """
 
@@ -54,7 +54,7 @@ def _born(pid: int) -> float | None:
 
 
 def identity() -> dict[str, Any]:
-    """What tells this process from every other: machine, process id, its start, and a token."""
+    """What identifies this process: machine, process id, its start time, and a token."""
     return {"machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex, "beat": 0}
 
 
@@ -66,7 +66,7 @@ class Watch:
         self._seen: dict[str, tuple[Any, float]] = {}
 
     def dead(self, holder: Mapping[str, Any] | None) -> bool:
-        """Whether nobody works under this lease any more (None: nobody ever did)."""
+        """Whether the holder of this lease is dead (None: there never was one)."""
         if not holder:
             return True
         if holder.get("machine") == _machine():
@@ -85,7 +85,7 @@ class Watch:
 def lock(path: Path) -> Iterator[None]:
     """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies.
 
-    Its holder may delete the file: those who waited for that one lock the next.
+    The holder may delete the file; processes that waited for it then lock its successor.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -113,7 +113,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def _is(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterato
     path, mine, watch = folder / "lease.json", identity(), Watch(patience)
     waited = False
     while True:
-        # Between reading a dead lease and replacing it nobody else may do the same.
+        # No other process may replace a dead lease between our reading and replacing it.
         with lock(folder / "lease.lock"):
             if watch.dead(_read(path)):
                 write_json(path, mine)

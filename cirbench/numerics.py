@@ -3,13 +3,13 @@
 What can change a number is what a run imports: the modules that its entry reaches, those that the method file reaches,
 those that the dataset file reaches. No list of files is kept by hand.
 
-`digest` hashes such a set of modules so that nothing counts but what is computed: comments, docstrings, type
-annotations of functions, the names of files, of functions, classes and constants at a module's top level, the order
-in which they stand, and how they are imported are all left out.
+`digest` hashes such a set of modules so that only the computation counts: comments, docstrings, type
+annotations of functions, the names of files, of functions, classes and constants at a module's top level, their
+order, and how they are imported are all left out.
 
 `numerics.json` ships with the package. For each part it names the digests that are known to compute the same numbers,
 and the number N that stands for them in the identity of a run. So a refactoring that was proved harmless
-(`make numerics`) changes no identity; a change that moves a number raises N; code that nobody has vouched for (an
+(`make numerics`) changes no identity; a change that moves a number raises N; unreleased code (an
 edited checkout, a loose method file) is identified by its digest.
 """
 
@@ -34,14 +34,14 @@ __all__ = ["PARTS", "closure", "digest", "released", "vouched"]
 #: Part -> the modules from which everything it computes with is reached.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "harness": ("cirbench.runs.execution",),
-    # What the keys of the caches hold beside their inputs.
+    # Code that the keys of the caches contain besides their inputs.
     "pictures": ("cirbench.data.images", "cirbench.data.image_files"),
     "encoders": ("cirbench.models.encoders",),
 }
 RELEASED = Path(__file__).with_name("numerics.json")
 #: Packages whose folders lie beside cirbench/ in a checkout (pyproject.toml).
 MAPPED = ("methods", "reports", "sweeps")
-#: How many steps away a changed name is noticed: a function, what it calls, what that calls.
+#: How many calls away a changed definition is noticed: a function, what it calls, what that calls.
 ROUNDS = 3
 
 
@@ -64,7 +64,7 @@ class Module:
 
 @lru_cache(maxsize=1)
 def _installed() -> tuple[Path, ...]:
-    """Folders of installed packages: what lies there is another project, known by its version."""
+    """Folders of installed packages: code there belongs to another project, identified by its version."""
     named = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")]
     with_user = [*named, *site.getsitepackages(), site.getusersitepackages()]
     return tuple({Path(folder).resolve() for folder in with_user if folder})
@@ -72,7 +72,7 @@ def _installed() -> tuple[Path, ...]:
 
 @lru_cache(maxsize=256)
 def _folder_of(top: str, own: str) -> Path | None:
-    """Folder of a top-level package, or its one file, where it belongs to the code that is looked at; else None."""
+    """Folder of a top-level package, or its one file, where it is part of the digested code; else None."""
     if top in sys.stdlib_module_names:
         return None
     try:
@@ -97,12 +97,12 @@ def _below(folder: Path, names: list[str]) -> tuple[Path, bool] | None:
 
 @lru_cache(maxsize=4096)
 def _find(name: str, own: str, folder: Path | None) -> Module | None:
-    """The module of that name where it belongs to the code that is looked at, else None.
+    """The module of that name where it is part of the digested code, else None.
 
     Args:
         name: dotted, absolute.
         own: top-level package of the code, "" for a loose file.
-        folder: where a loose file lies; its neighbours are its helpers.
+        folder: of a loose file; its neighbours are its helpers.
     """
     top, *rest = name.split(".")
     if folder is not None and top != "cirbench" and top not in sys.stdlib_module_names \
@@ -255,7 +255,7 @@ class _Normaliser:
         return [node.id, *names[::-1]] if isinstance(node, ast.Name) else None
 
     def _name(self, node: ast.expr) -> bool:
-        """Write a name or dotted name by what it stands for; False where it is an ordinary one."""
+        """Write a name or dotted name as the definition it refers to; False for an ordinary name."""
         names = self._dotted(node)
         if names is None:
             return False
@@ -363,7 +363,7 @@ def digest(modules: Mapping[str, Module]) -> str:
         if key is not None:
             texts.setdefault(key, []).append(made.text)
     colours = {key: _sha("".join(parts)) for key, parts in texts.items()}
-    # Definitions are told apart by what they and those they name compute, not by their own names.
+    # Definitions are distinguished by what they and those they refer to compute, not by their own names.
     for _ in range(ROUNDS):
         told: dict[tuple[str, str], list[str]] = {}
         for key, made in found:

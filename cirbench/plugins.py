@@ -1,7 +1,7 @@
 """Finds methods, datasets and sweeps: built-in folders, entry points, and a path the user gives.
 
 Listing must not import torch, so a method file is *read*, not imported: its docstring and its declarations
-(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are picked out of its syntax tree, wherever they stand, and executed
+(`Config`, `VARIANTS`, `TRAIN`, `DATASETS`, `TUNE`) are extracted from its syntax tree, at any position, and executed
 alone with the constants, functions and imports that they use. An import of torch that they do not use is left out.
 """
 
@@ -37,7 +37,7 @@ CHEAP = frozenset({*sys.stdlib_module_names, "pydantic", "cirbench.settings", "c
 
 @dataclass(frozen=True)
 class MethodFile:
-    """A method as it can be known without importing it.
+    """What is known of a method without importing it.
 
     Attributes:
         name: as on the command line, with hyphens.
@@ -71,7 +71,7 @@ def import_path(path: Path) -> ModuleType:
     """Import a loose Python file under a name of its own; files beside it can be imported by it.
 
     Raises:
-        CirbenchError: it fails, or another file of the name of one of its helpers was imported before.
+        CirbenchError: importing fails, or another file with the name of one of its helpers was imported before.
     """
     name = f"cirbench_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -95,7 +95,7 @@ def import_path(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a loose file import its neighbours, and refuse a neighbour in whose place another file was imported."""
+    """Let a loose file import its neighbours, and refuse a neighbour whose name another imported file has."""
     folder = path.resolve().parent
     for helper in folder.glob("*.py"):
         known = sys.modules.get(helper.stem)
@@ -158,7 +158,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _binds(node: ast.stmt) -> set[str]:
-    """Names that a top-level statement defines or changes; of a loop, a call or the like, declarations alone."""
+    """Names that a top-level statement defines or changes; for a loop, a call or the like, only declarations."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -170,7 +170,7 @@ def _binds(node: ast.stmt) -> set[str]:
 
 
 def _select(tree: ast.Module) -> list[ast.stmt] | None:
-    """Statements that make the declarations, in the file's order; None where they read a name of a heavier import."""
+    """Statements that make the declarations, in file order; None where they need a name from a heavier import."""
     wanted, kept = set(DECLARED), set[ast.stmt]()
     # Until nothing is added: what a declaration reads may itself read something, above or below it.
     while found := {node for node in tree.body if node not in kept and _binds(node) & wanted}:
@@ -196,7 +196,7 @@ def _declarations(path: Path, source: str, module: str = "") -> dict[str, Any]:
         The names of `DECLARED` that the file has, and its docstring as `__doc__`.
 
     Raises:
-        CirbenchError: no valid Python, or a file that fails when it is imported.
+        CirbenchError: the file is not valid Python, or fails when it is imported.
     """
     try:
         tree = ast.parse(source, filename=str(path))
@@ -215,7 +215,7 @@ def _declarations(path: Path, source: str, module: str = "") -> dict[str, Any]:
     except CirbenchError:
         raise
     except Exception:
-        # They need something that was left out: then the whole file is imported after all.
+        # They need something that was left out, so the whole file is imported after all.
         found = _import(path, module)
     return {"__doc__": ast.get_docstring(tree), **{k: v for k, v in vars(found).items() if k in DECLARED}}
 
@@ -270,7 +270,7 @@ def find_method(name: str) -> MethodFile:
     """A built-in method, one of an installed package, or a loose file (`./mine.py`).
 
     Raises:
-        CirbenchError: no such name (with the nearest), or a path that is no method file.
+        CirbenchError: no such name (with the nearest), or a path that is not a method file.
     """
     if name.endswith(".py") or "/" in name or "\\" in name:
         path = Path(name)

@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
     @classmethod
     def neutral(cls) -> dict[str, Any]:
-        """Field -> the value at which it changes nothing, for fields that are younger than records that exist.
+        """Field -> the value at which it changes nothing, for fields that are newer than existing records.
 
         Declared as `Field(default, json_schema_extra={"neutral": value})`.
         """
@@ -34,9 +34,9 @@ class Settings(BaseModel):
         return {name: more["neutral"] for name, more in extras.items() if isinstance(more, dict) and "neutral" in more}
 
     def identity(self) -> dict[str, Any]:
-        """The values that identify a run: all fields but those at their neutral value, and those that change nothing.
+        """The values that identify a run: all fields except those that are neutral or never affect a result.
 
-        So a new field that is left alone changes no identity.
+        So a new field at its neutral value changes no identity.
         """
         extras = {name: info.json_schema_extra or {} for name, info in type(self).model_fields.items()}
         neutral, out = self.neutral(), {}
@@ -52,7 +52,7 @@ class TrainSettings(Settings):
     """How a method is trained; everything here is part of a run's identity."""
 
     epochs: int = Field(50, ge=0, description="passes over the training triplets; 0 leaves the method as built")
-    batch_size: int = Field(32, ge=2, description="triplets a step; an incomplete last batch is dropped")
+    batch_size: int = Field(32, ge=2, description="triplets per step; an incomplete last batch is dropped")
     schedule: str = Field(
         "constant", pattern="^(constant|linear|cosine|step)$",
         description="learning rate over time: constant; decaying to 0 (linear: over the second half; cosine); or step, "
@@ -70,18 +70,18 @@ class TrainSettings(Settings):
     selection: str = Field(
         "last", pattern="^(last|select|test-oracle)$",
         description="which checkpoint is reported: the last; the best on `select`; or the best on `report` itself, "
-        "which every number then says",
+        "and then every number is marked so",
     )
     protocol: str = Field(
-        "", description="protocol whose text form is trained with and whose metric selects; empty for the default one"
+        "", description="protocol whose text form is used in training and whose metric selects; empty for the default"
     )
     form: str = Field(
-        "", description="text form that is trained with, where it is not the protocol's; one with several strings a "
-        "query draws one of them every epoch"
+        "", description="text form used in training, if not the protocol's; of several strings per query one is drawn "
+        "every epoch"
     )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
     seconds_between_checkpoints: float = Field(
-        20.0, ge=0, description="for resuming; 0 writes one after every step. No effect on results",
+        20.0, ge=0, description="for resuming; 0 writes a checkpoint after every step. No effect on results",
         json_schema_extra={"identity": False},
     )
 
@@ -171,56 +171,56 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
 class StreamSettings(Settings):
     """Fields of methods that compose an image vector with a text vector, over the CLIP stream, the CNN stream or both.
 
-    The defaults are DWC's, so that what differs between methods is the composition alone. `neutral` is the value under
-    which a run computes what it computed before the field existed; a method that overrides the field says it again.
+    The defaults are DWC's, so that methods differ only in the composition. `neutral` is the value under
+    which a run computes what it computed before the field existed; a method that overrides the field repeats it.
     """
 
-    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and answer")
+    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
     clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
-        None, description="how pictures become CLIP's square input; null for its own way"
+        None, description="how pictures are made square for CLIP; null for the model's own way"
     )
     clip_mode: Literal["train", "eval"] = Field(
-        "train", description="freeze_clip=false: eval keeps CLIP's batch statistics and dropout as in evaluation while "
-        "its weights learn", json_schema_extra={"neutral": "train"},
+        "train", description="freeze_clip=false: eval keeps CLIP's batch statistics and dropout in evaluation mode "
+        "while its weights are trained", json_schema_extra={"neutral": "train"},
     )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
     cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
-        "bicubic", description="how pictures are resized for the CNN", json_schema_extra={"neutral": "bicubic"}
+        "bicubic", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}
     )
     cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
     clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
-    dropout: float = Field(0.5, ge=0, lt=1, description="in projections")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout rate in projections")
     text_dropout: float = Field(
-        0.0, ge=0, lt=1, description="CNN stream: of the pooled text, before its linear layer",
+        0.0, ge=0, lt=1, description="CNN stream: dropout rate of the pooled text, before its linear layer",
         json_schema_extra={"neutral": 0.0},
     )
     pooling: Literal["gem", "plain"] = Field(
         "gem", description="CNN stream: GeM over map and states; or the map's mean and the last word's state"
     )
-    gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
+    gem_p: float = Field(3.0, gt=0, description="initial power of GeM pooling")
     loss: Literal["softmax", "soft-triplet"] = Field(
         "softmax", description="in-batch softmax; or log(1 + exp(d_pos - d_neg)) over random triplets (TIRG)"
     )
     triplets: int = Field(3, ge=1, description="soft-triplet: negatives drawn for each query and each target")
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
-    learn_temperature: bool = Field(False, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
+    learn_temperature: bool = Field(False, description="learn a scale s per stream, logits = s^2 cos, from s^2 = 1/tau")
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of both streams; SGD has momentum 0.9")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of both streams; SGD with momentum 0.9")
     eps: float = Field(
-        1e-8, gt=0, description="what Adam adds to the root of the second moment", json_schema_extra={"neutral": 1e-8}
+        1e-8, gt=0, description="epsilon in the denominator of Adam", json_schema_extra={"neutral": 1e-8}
     )
     clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream")
     cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream")
-    backbone_rate: float = Field(1.0, ge=0, description="the CNN itself learns at cnn_lr times this")
-    weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
+    backbone_rate: float = Field(1.0, ge=0, description="learning rate of the CNN itself, as a multiple of cnn_lr")
+    weight_decay: float = Field(1e-6, ge=0, description="weight decay of both optimisers")
 
 
 #: What `StreamSettings` methods need on scenes: DWC's sizes, rates and epochs there.
@@ -249,11 +249,11 @@ TUNE: Mapping[str, Mapping[str, Any]] = {
 
 
 def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, Any]:
-    """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and leave its composition alone."""
+    """The overrides that give a rival DWC's encoders, loss, optimiser and budget, and keep its own composition."""
     own = config.model_fields
     shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
-    # What a rival's DATASETS may change as well is said again: a variant wins over them. Flips are taken back where a
-    # dataset's texts name left and right (specs.py).
+    # Fields that a rival's DATASETS may change as well are repeated here: a variant wins over them. Flips are turned
+    # off again where a dataset's texts name left and right (specs.py).
     return {
         **shared, "streams": streams, "loss": "softmax",
         "train.epochs": 50, "train.batch_size": 32, "train.schedule": "constant", "train.form": "",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CirbenchError(Exception):
-    """Bad input, told in one message: what, the value received, the nearest valid one, what to do.
+    """Bad input, reported in one message: what, the value received, the nearest valid one, what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -106,7 +106,7 @@ class Protocol:
         average: `queries`, or `groups` for the unweighted mean over groups.
         summary: the metric shown when there is room for one.
         known_as: papers and repositories that use it.
-        note: one sentence for people.
+        note: one sentence of explanation.
     """
 
     name: str
@@ -173,7 +173,7 @@ class Encoder(Interface):
     Attributes:
         key: identifies its weights, whatever they are called.
         dim: D, width of a feature.
-        pixels: what its image tower wants.
+        pixels: the input of its image tower.
     """
 
     key: str
@@ -189,7 +189,7 @@ class Encoder(Interface):
         ...
 
     def parameters(self) -> Iterator[Tensor]:
-        """Its weights; where they lie is where it computes."""
+        """Its weights; it computes on their device."""
         ...
 
     def to(self, device: Any) -> Any:
@@ -206,7 +206,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method wants of an image and of a text, each under a name of its own choosing."""
+    """The inputs a method needs of an image and of a text, each under a name of its own choosing."""
 
     images: Mapping[str, Pixels | Frozen] = field(default_factory=dict)
     texts: Mapping[str, Frozen] = field(default_factory=dict)
@@ -227,7 +227,7 @@ class TrainBatch(QueryBatch):
 
     Attributes:
         target: like `reference`, of the target images.
-        positives: (B, B) bool; [i, j] tells whether target j counts as a hit for query i. The diagonal is True.
+        positives: (B, B) bool; [i, j] is whether target j counts as a hit for query i. The diagonal is True.
     """
 
     target: dict[str, Tensor]
@@ -309,9 +309,9 @@ class Download:
     Attributes:
         path: where it goes under the root.
         urls: mirrors in order of preference.
-        sha256: of the whole file; "" where upstream publishes none and none was seen.
+        sha256: of the whole file; "" where it is not known.
         unpack: folder under the root the archive is unpacked into, or "" for a plain file.
-        pictures: holds pictures alone, so the annotations can do without it.
+        pictures: holds only pictures, so the annotations do not need it.
     """
 
     path: str
@@ -329,7 +329,7 @@ class DatasetSpec:
         name: as on the command line.
         title: one line.
         protocols: all of them, default first.
-        counts: what `data check` asserts, as (what, exact number) in words of the dataset file.
+        counts: what `data check` asserts, name -> exact number, under the names the dataset file uses.
         files: annotation files expected under the root, relative.
         layout: a short text: which folders and names are accepted.
         citation: paper, venue, year.
@@ -338,7 +338,7 @@ class DatasetSpec:
         manual: what a person must do where a form or agreement is needed, else "".
         downloads: what `data get` can fetch.
         train: training settings this dataset needs (`{"flip": "joint"}`), over a method's own.
-        template: where a picture lies, e.g. `images/{id}.jpg`.
+        template: path of a picture, e.g. `images/{id}.jpg`.
     """
 
     name: str

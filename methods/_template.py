@@ -1,8 +1,8 @@
 """NAME: one sentence that `cirbench list methods` shows.
 
-Say here what the idea is, which paper it is from, and everything that is different from the paper's code. As it stands
-this is a small method that works: CLIP's image and text vectors are projected, a perceptron moves the image by what the
-text says, and the batch's other targets are the negatives.
+Describe here the idea, the paper it is from, and every difference from the paper's code. As it stands this is a small
+method that works: CLIP's image and text vectors are projected, a perceptron moves the image vector depending on the
+text, and the batch's other targets are the negatives.
 
     cirbench check ./NAME.py
     cirbench run --method ./NAME.py --dataset scenes
@@ -29,10 +29,10 @@ class Config(Settings):
     clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     dim: int = Field(512, ge=8, description="D, width of the embeddings")
     hidden: int = Field(1024, ge=8, description="width of the perceptron")
-    dropout: float = Field(0.1, ge=0, lt=1, description="in the perceptron")
-    temperature: float = Field(0.07, gt=0, description="of the contrastive loss")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in the perceptron")
+    temperature: float = Field(0.07, gt=0, description="temperature of the contrastive loss")
     lr: float = Field(1e-4, gt=0, description="learning rate (Adam)")
-    weight_decay: float = Field(1e-6, ge=0, description="of the optimiser")
+    weight_decay: float = Field(1e-6, ge=0, description="weight decay of the optimiser")
 
 
 #: Named overrides for ablations; bare names are fields of Config, `train.x` are training settings.
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 #: Training settings of the paper (`TrainSettings` in settings.py lists them all).
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: What a dataset needs beyond these. `scenes` is small and ships a CLIP of its own, so that all of this runs offline.
+#: What a dataset needs beyond these. `scenes` is small and has packaged CLIPs, so that all of this runs offline.
 DATASETS = {
     "scenes": {
         "clip": "scenes-medium", "dim": 256, "hidden": 512, "lr": 1e-3,
@@ -52,7 +52,7 @@ DATASETS = {
     },
 }
 
-#: What `cirbench sweep tune --method ./NAME.py` draws from; without it, fields of usual names (settings.py).
+#: Ranges for `cirbench sweep tune --method ./NAME.py`; without it, those of the usual field names (settings.py).
 TUNE = {"temperature": {"low": 0.01, "high": 0.5, "log": True}, "lr": {"low": 1e-4, "high": 1e-2, "log": True}}
 
 
@@ -62,7 +62,7 @@ class Template(nn.Module):
     def __init__(self, config: Config, clip: Clip) -> None:
         super().__init__()
         self.config = config
-        # What the method wants to be given, under names of its own. Frozen(clip): features, computed once and cached;
+        # The method's inputs, under names of its own. Frozen(clip): features, computed once and cached;
         # Pixels(...) instead: pictures as (B, 3, size, size), for encoders that are trained.
         self.inputs = Inputs(images={"clip": Frozen(clip)}, texts={"clip": Frozen(clip)})
         self.image_fc = nn.Linear(clip.dim, config.dim)
@@ -77,15 +77,15 @@ class Template(nn.Module):
         return l2norm(self.image_fc(l2norm(images["clip"])))
 
     def encode_queries(self, batch: QueryBatch) -> Tensor:
-        """(B, D) unit vectors: the image, moved by what the text says. `batch.words` holds the strings themselves."""
+        """(B, D) unit vectors: the image, moved depending on the text. `batch.words` holds the strings themselves."""
         image = self.encode_images(batch.reference)
         text = l2norm(self.text_fc(l2norm(batch.text["clip"])))
         return l2norm(image + self.edit(torch.cat([image, text], 1)))
 
-    # A method that learns nothing leaves out the two functions below.
+    # A method without training leaves out the two functions below.
 
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
-        """(optimizer, loss, logs); each loss is stepped before the next is asked for."""
+        """Yield (optimizer, loss, logs); each loss is stepped before the next is computed."""
         queries, targets = self.encode_queries(batch), self.encode_images(batch.target)
         # batch.positives (B, B): which targets of this batch are hits of which query.
         labels = hard_labels(batch.positives).to(queries.dtype)
@@ -93,12 +93,12 @@ class Template(nn.Module):
         yield "all", loss, {"contrastive": loss.item()}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Names as `losses` yields them."""
+        """Name -> optimizer; the names are those that `losses` yields."""
         return {"all": adam(self.parameters(), self.config.lr, self.config.weight_decay)}
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Template:
-    """Called once a run, with torch seeded.
+    """Called once per run, with torch seeded.
 
     Args:
         config: the fields, resolved.

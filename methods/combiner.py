@@ -1,7 +1,7 @@
 """Combiner, the second stage of CLIP4Cir (Baldrati et al., CVPR 2022 workshops and demo; ACM TOMM 2023).
 
 Idea: a residual between CLIP's own vectors. With x' and t' wide projections of image and text,
-q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) one number a query. CLIP stays frozen, a target
+q = l2norm(W h([x'; t']) + (1 - s) x + s t), s = sigmoid(MLP([x'; t'])) a scalar per query. CLIP stays frozen, a target
 is its own unit image vector, logits are 100 cos, in a softmax over the batch's targets.
 
 The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`targetpad`), features as CLIP gives them,
@@ -35,10 +35,10 @@ from cirbench.types import TrainView
 class Config(StreamSettings):
     """The paper's values where they are not DWC's."""
 
-    streams: Literal["both", "clip", "cnn"] = Field("clip", description="which streams are trained and answer")
+    streams: Literal["both", "clip", "cnn"] = Field("clip", description="which streams are trained and ranked with")
     clip: str = Field("RN50x4-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
-        "targetpad", description="how pictures become CLIP's square input; null for its own way"
+        "targetpad", description="how pictures are made square for CLIP; null for the model's own way"
     )
     project: bool = Field(False, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(False, description="scale vectors of the CLIP stream to unit length before composing")
@@ -46,7 +46,7 @@ class Config(StreamSettings):
     hidden: int = Field(5120, ge=4, description="width of h, and of the MLP behind s")
     temperature: float = Field(0.01, gt=0, description="tau of the contrastive loss")
     clip_lr: float = Field(2e-5, gt=0, description="learning rate of the CLIP stream")
-    weight_decay: float = Field(0.0, ge=0, description="of both optimisers")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of both optimisers")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ TRAIN = {"epochs": 300, "batch_size": 4096}
 #: Widths are four and eight times the method's D here, as in the paper.
 _SCENES = {**SCENES_STREAMS, "projection": 512, "hidden": 1024}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 _LIKE_DWC = {**_SCENES, "clip_lr": 0.004, "cnn_lr": 0.002, "dropout": 0.2}
 
 DATASETS = {
@@ -79,7 +79,7 @@ class Combiner(nn.Module):
         dim: D.
         projection: width of x' and t'.
         hidden: width of h, and of the MLP behind s.
-        dropout: behind every ReLU.
+        dropout: after every ReLU.
     """
 
     def __init__(self, dim: int, projection: int, hidden: int, dropout: float) -> None:

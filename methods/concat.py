@@ -1,8 +1,8 @@
 """Concat, the plain trained composition: q = l2norm(MLP([image; text])) (the baseline of Vo et al., CVPR 2019).
 
 Two layers as in the TIRG code, or the single linear layer with which DCNet (Kim et al., AAAI 2021) came within half a
-point of TIRG (`one-layer`). Encoders, streams, loss, optimiser and budget are DWC's by default, so that what it lacks
-is DWC's composition and losses alone.
+point of TIRG (`one-layer`). Encoders, streams, loss, optimiser and budget are DWC's by default, so that it differs
+from DWC only in composition and losses.
 
 Differences from the TIRG code's baseline: DWC's encoders, projections and optimiser; see tirg.py for TIRG's own.
 """
@@ -24,8 +24,8 @@ from cirbench.types import TrainView
 class Config(StreamSettings):
     """Encoders, sizes and rates are DWC's."""
 
-    layers: int = Field(2, ge=1, le=2, description="of the perceptron: 2 (TIRG's baseline) or 1 (DCNet's)")
-    fusion_dropout: float = Field(0.1, ge=0, lt=1, description="before the last of two layers")
+    layers: int = Field(2, ge=1, le=2, description="layers of the perceptron: 2 (TIRG's baseline) or 1 (DCNet's)")
+    fusion_dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the last of two layers")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}}
 
 

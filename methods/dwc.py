@@ -1,19 +1,19 @@
 """DWC, Dynamic Weighted Combiner for Mixed-Modal Image Retrieval (Huang et al., AAAI 2024, arXiv 2312.06179).
 
 Idea: image and text do not matter equally in every query. The *Editable Modality De-equalizer* (EMD) edits each
-modality in the light of the other and learns one weight per query between them. The *soft-similarity label generator*
-(SSG) replaces one-hot labels by labels that know which targets of a batch look alike. Two streams, frozen CLIP
-features and a CNN trained end to end, teach each other and answer together.
+modality using the other and learns one weight per query between them. The *soft-similarity label generator* (SSG)
+replaces one-hot labels by labels that reflect which targets of a batch look alike. Two streams, frozen CLIP features
+and a CNN trained end to end, teach each other and rank by the weighted sum of their cosines.
 
-Where the authors' released code departs from what it means to do, the sane behaviour is our default and theirs is the
-variant `as-released` (ours | theirs):
+Where the authors' released code departs from its apparent intent, the intended behaviour is our default and theirs is
+the variant `as-released` (ours | theirs):
 - the teacher of mutual enhancement compares queries with *targets* | with reference images (`teacher_image`);
 - soft labels carry no gradient | they do (`detach_soft_labels`);
 - padding is not attended to, pooled or normalised over | it is, so a query depends on its batch (`padding_mask`);
 - reference and target are flipped together | each by itself (`train.flip`);
-- the CNN is given pictures normalised as it was trained | as CLIP was (`cnn_statistics`);
+- the CNN's pictures are normalised as in its pretraining | as in CLIP's (`cnn_statistics`);
 - CLIP and CNN have input sizes of their own | one size for both (`clip_size`, `cnn_size`; not set by the variant);
-- words of a text's template are words | unknown ones, since the vocabulary is that of bare captions (no field).
+- words of a text's template are in the vocabulary | unknown words, since it is that of bare captions (no field).
 Not followed in any variant: choosing the epoch on the test set (that is `train.selection=test-oracle`), layers that are
 allocated and never used, and a second pass of the reference through the CNN that only moves batch statistics.
 Shapes: B queries, D features, L words, C channels, h x w regions. Letters: V the CNN's map, W the words' states, f_I
@@ -51,7 +51,7 @@ from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, Pixels, Q
 class Config(Settings):
     """Every knob of DWC, with the paper's value as default."""
 
-    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and answer")
+    streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
     clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
@@ -59,21 +59,21 @@ class Config(Settings):
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
     cnn_statistics: Literal["imagenet", "clip", "model"] = Field(
-        "imagenet", description="mean and spread the CNN's pictures are normalised by"
+        "imagenet", description="mean and standard deviation that normalise the CNN's pictures"
     )
     clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(1024, ge=8, multiple_of=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
-    dropout: float = Field(0.5, ge=0, lt=1, description="in projections, gates and the weight")
-    gem_p: float = Field(3.0, gt=0, description="where the power of GeM pooling starts")
-    word_temperature: float = Field(7.0, gt=0, description="of the softmax over words, region by region")
-    region_temperature: float = Field(4.0, gt=0, description="of the softmax over regions, word by word")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout rate in projections, gates and the weight")
+    gem_p: float = Field(3.0, gt=0, description="initial power of GeM pooling")
+    word_temperature: float = Field(7.0, gt=0, description="temperature of the softmax over words, per region")
+    region_temperature: float = Field(4.0, gt=0, description="temperature of the softmax over regions, per word")
     padding_mask: bool = Field(True, description="hide padding from attention, convolution and pooling")
     editors: Literal["both", "image", "text", "none"] = Field("both", description="modalities that are edited (EMD)")
     weighting: Literal["learned", "constant", "per-channel"] = Field(
-        "learned", description="lambda between the modalities: one a query, a constant, or one a channel (EMD)"
+        "learned", description="lambda between the modalities: one per query, a constant, or one per channel (EMD)"
     )
-    modality_weight: float = Field(0.5, ge=0, le=1, description="share of the image where the weight is constant")
+    modality_weight: float = Field(0.5, ge=0, le=1, description="share of the image if the weight is constant")
     unit_parts: bool = Field(False, description="scale f_I and f_T to unit length before they are weighted")
     fusion: Literal["emd", "sum", "concat", "hadamard", "tirg", "combiner"] = Field(
         "emd", description="how f_I and f_T become q: EMD's weighted sum, or another composition (layers.py)"
@@ -82,18 +82,18 @@ class Config(Settings):
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     soft_label_temperature: float = Field(0.07, gt=0, description="tau of the soft labels")
     soft_label_source: Literal["target", "reference", "text", "teacher", "uniform"] = Field(
-        "target", description="who softens labels: targets, references, texts, the other stream's targets, or nobody"
+        "target", description="what softens labels: targets, references, texts, the other stream's targets, or none"
     )
     soft_label_similarity: Literal["dot", "cosine", "euclidean", "gaussian"] = Field(
-        "dot", description="likeness of two of them; the vectors are of unit length, so dot and cosine agree"
+        "dot", description="similarity of two of them; the vectors have unit length, so dot and cosine agree"
     )
-    soft_label_width: float = Field(1.0, gt=0, description="sigma of the Gaussian likeness")
+    soft_label_width: float = Field(1.0, gt=0, description="sigma of the Gaussian similarity")
     detach_soft_labels: bool = Field(True, description="no gradient through soft labels")
-    contrastive_weight: float = Field(1.0, ge=0, description="of the contrastive loss")
+    contrastive_weight: float = Field(1.0, ge=0, description="weight of the contrastive loss")
     contrastive_direction: Literal["query-to-target", "symmetric"] = Field(
-        "query-to-target", description="queries choose targets, or also targets queries (mean of both)"
+        "query-to-target", description="softmax over targets per query, or also over queries per target (mean of both)"
     )
-    mutual_weight: float = Field(1.0, ge=0, description="of mutual enhancement between the streams; 0 for none")
+    mutual_weight: float = Field(1.0, ge=0, description="weight of mutual enhancement between the streams; 0 for none")
     mutual_scale: float = Field(10.0, gt=0, description="similarities are multiplied by this before its softmax")
     teacher_image: Literal["target", "reference"] = Field(
         "target", description="images that the teacher compares queries with"
@@ -101,11 +101,11 @@ class Config(Settings):
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
     clip_lr: float = Field(1e-4, gt=0, description="learning rate of the CLIP stream (Adam)")
     cnn_lr: float = Field(1e-4, gt=0, description="learning rate of the CNN stream (Adam)")
-    weight_decay: float = Field(1e-6, ge=0, description="of both optimisers")
+    weight_decay: float = Field(1e-6, ge=0, description="weight decay of both optimisers")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Parts taken away.
+    # Parts removed.
     "no-emd": {"editors": "none", "weighting": "constant"},
     "no-ssg": {"soft_label_weight": 0.0},
     "no-mutual": {"mutual_weight": 0.0},
@@ -121,7 +121,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lambda-text": {"weighting": "constant", "modality_weight": 0.0},
     "lambda-per-channel": {"weighting": "per-channel"},
     "unit-parts": {"unit_parts": True},
-    # Another composition in the place of EMD, with DWC's losses.
+    # Another composition in place of EMD, with DWC's losses.
     **{f"fusion-{other}": {"editors": "none", "fusion": other}
        for other in ("sum", "concat", "hadamard", "tirg", "combiner")},
     # Soft labels.
@@ -147,19 +147,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TRAIN = {"epochs": 50, "batch_size": 32}
 
 #: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
-#: There the paper's weight of mutual enhancement costs R@1 in so short a training (the teacher's softmax is softer
-#: than the contrastive one); 0.1 was chosen on `select` among 1 and 0.1, and scale 30 with weight 1. The rates are the
-#: best of a grid that every trained method had, on `select` too (sweeps/rates.toml).
+#: There the paper's weight of mutual enhancement lowers R@1 in so short a training (the teacher's softmax is softer
+#: than the contrastive one); on `select`, 0.1 was chosen over 1 and over scale 30 with weight 1. The rates are the
+#: best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2, "mutual_weight": 0.1}}
 
 
-#: What a loss compares, unit (B, D) each: `query`, `target`, and where it needs them `reference` and `text`.
+#: Vectors that a loss compares, unit (B, D) each: `query`, `target`, and if needed `reference` and `text`.
 Vectors = dict[str, Tensor]
 Logs = dict[str, float]
 
 
 class _Stream(Protocol):
-    """What `Dwc` asks of either stream, of an image and a text as `Dwc.image` and `Dwc.text` give them."""
+    """The interface of both streams; inputs are what `Dwc.image` and `Dwc.text` return."""
 
     def query(self, image: Tensor, text: Any, /) -> tuple[Tensor, Tensor | None]: ...
     def target(self, image: Tensor, /) -> Tensor: ...
@@ -174,7 +174,7 @@ def edited(config: Config) -> tuple[bool, bool]:
 class Combine(nn.Module):
     """Adaptive weighting: q = l2norm(lambda f_I + (1 - lambda) f_T), lambda = sigmoid(MLP([f_I; f_T])).
 
-    With `fusion` it is another composition.
+    With another `fusion` it is that composition.
     """
 
     def __init__(self, config: Config, dim: int) -> None:
@@ -186,7 +186,7 @@ class Combine(nn.Module):
             self.weight = gate(2 * dim, dim, 1 if config.weighting == "learned" else dim, config.dropout)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f_I (B, D), f_T (B, D) -> unit q (B, D); lambda (B, 1) or (B, D), None where a fusion has none."""
+        """f_I (B, D), f_T (B, D) -> unit q (B, D); lambda (B, 1) or (B, D), None if a fusion has none."""
         if self.config.unit_parts:
             image, text = l2norm(image), l2norm(text)
         if self.config.fusion != "emd":
@@ -266,8 +266,8 @@ class CnnStream(nn.Module):
         """Cross attention between words W (B, L, D) and regions of the map V (B, C, h, w).
 
         Returns:
-            V~, the map in the width of the words (B, D, h, w); S, what the words say of each region (B, D, h, w); R,
-            what the regions say of each word (B, D, L); A, how close they are (B, L, h*w).
+            V~, the map at the words' width (B, D, h, w); S, the attended words of each region (B, D, h, w); R, the
+            attended regions of each word (B, D, L); A, their affinities (B, L, h*w).
         """
         v = self.to_words(v).relu()
         flat = v.flatten(2)
@@ -302,7 +302,7 @@ class CnnStream(nn.Module):
 
 
 class Dwc(nn.Module):
-    """Both streams, their losses and their common answer; `clip` and `cnn` are there where the stream is on."""
+    """Both streams, their losses and their joint embedding; `clip` and `cnn` exist if the stream is on."""
 
     clip: ClipStream
     cnn: CnnStream
@@ -313,7 +313,7 @@ class Dwc(nn.Module):
         self.streams: dict[str, _Stream] = {}
         images: dict[str, Pixels | Frozen] = {}
         texts: dict[str, Frozen] = {}
-        # A frozen CLIP is no part of the module: its features come from the cache.
+        # A frozen CLIP is not part of the module: its features come from the cache.
         self.trained_clip = clip if clip is not None and not config.freeze_clip else None
         if clip is not None:
             self.clip = self.streams["clip"] = ClipStream(config, clip.dim)
@@ -329,13 +329,13 @@ class Dwc(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def image(self, stream: str, images: Mapping[str, Tensor]) -> Tensor:
-        """What a stream reads of a picture: (B, width) of CLIP, or the CNN's map V (B, C, h, w)."""
+        """A stream's input for a picture: (B, width) of CLIP, or the CNN's map V (B, C, h, w)."""
         if stream == "cnn":
             return self.cnn.cnn(images["cnn"])
         return images["clip"] if self.trained_clip is None else self.trained_clip.encode_images(images["clip"])
 
     def text(self, stream: str, batch: QueryBatch) -> Tensor | list[str]:
-        """What a stream reads of a text: (B, width) of CLIP, or the B strings."""
+        """A stream's input for a text: (B, width) of CLIP, or the B strings."""
         if stream == "cnn":
             return batch.words
         return batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
@@ -357,7 +357,7 @@ class Dwc(nn.Module):
         return side_by_side({name: self.target(name, images) for name in self.streams}, self.config.clip_share)
 
     def labels(self, compared: Tensor, positives: Tensor) -> Tensor:
-        """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(likeness(x_i, x_j) / tau) + (1 - a) y, y the hard labels.
+        """SSG: (B, D), (B, B) bool -> (B, B); p = a softmax_j(sim(x_i, x_j) / tau) + (1 - a) y, y the hard labels.
 
         x are the targets themselves (t_i . t_j), unless `soft_label_source` names others.
         """
@@ -372,7 +372,7 @@ class Dwc(nn.Module):
         return share * (alike / self.config.soft_label_temperature).softmax(1) + (1 - share) * hard
 
     def _vectors(self, name: str, batch: TrainBatch) -> Vectors:
-        """Of one stream, with references and texts alone where a loss compares them."""
+        """Vectors of one stream, with references and texts only if a loss compares them."""
         stream, used = self.streams[name], {self.config.teacher_image, self.config.soft_label_source}
         image, text = self.image(name, batch.reference), self.text(name, batch)
         out = {"query": stream.query(image, text)[0], "target": self.target(name, batch.target)}
@@ -401,7 +401,7 @@ class Dwc(nn.Module):
         """The CLIP stream against the CNN stream, a step, then the CNN stream against the stepped CLIP stream."""
         uses_teacher = self.config.mutual_weight > 0 or self.config.soft_label_source == "teacher"
         taught = len(self.streams) == 2 and uses_teacher
-        # Computed once: the CLIP stream's step leaves the CNN stream as it is.
+        # Computed once: the CLIP stream's step does not change the CNN stream.
         cnn = self._vectors("cnn", batch) if "cnn" in self.streams else None
         if "clip" in self.streams:
             yield self._loss("clip", self._vectors("clip", batch), cnn if taught else None, batch.positives)
@@ -416,7 +416,7 @@ class Dwc(nn.Module):
         return {name: (self.query(name, batch)[0], self.target(name, batch.target), tau) for name in self.streams}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One a stream."""
+        """One per stream."""
         out: dict[str, torch.optim.Optimizer] = {}
         if "clip" in self.streams:
             trained = [] if self.trained_clip is None else list(self.trained_clip.parameters())
@@ -444,7 +444,7 @@ class Dwc(nn.Module):
         return Explanation(words, maps)
 
     def extra_state(self) -> dict[str, Any]:
-        """The vocabulary: without it the word embeddings mean nothing."""
+        """The vocabulary, without which the word embeddings are useless."""
         return {"vocabulary": self.cnn.text.vocabulary} if "cnn" in self.streams else {}
 
 

@@ -1,6 +1,6 @@
 """Image only: the reference image is the query, the text is not read.
 
-A floor: what it answers needs no text. Same encoders, streams, loss and budget as the others.
+A floor: queries it answers need no text. Same encoders, streams, loss and budget as the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.0005, "cnn_lr": 0.001, "dropout": 0.2}}
 
 

@@ -1,4 +1,4 @@
-"""Random: chance level. Every query and image has a random direction, the same whatever batch it comes in.
+"""Random: chance level. Every query and image has a random direction, the same in every batch.
 
 A query's direction is drawn from the seed, its picture's pixels and its text, an image's from the seed and its pixels:
 equal pictures get equal vectors, and rankings do not depend on batch size or gallery order.
@@ -20,10 +20,10 @@ from cirbench.types import Inputs, Pixels, QueryBatch, TrainView
 
 
 class Config(Settings):
-    """How wide, how large."""
+    """Width of the vectors and size of the hashed pictures."""
 
     dim: int = Field(64, ge=2, description="D")
-    size: int = Field(32, ge=8, description="side in pixels of the pictures that name the directions")
+    size: int = Field(32, ge=8, description="side in pixels of the pictures that are hashed")
 
 
 TRAIN = {"epochs": 0}
@@ -56,5 +56,5 @@ class Random:
 
 
 def build(config: Config, encoders: Encoders, train: TrainView, state: Mapping[str, Any] | None = None) -> Random:
-    """Nothing is learned; the seed is the run's."""
+    """Nothing is trained; the seed is the run's."""
     return Random(config, encoders.seed)

@@ -1,7 +1,7 @@
 """Sum, the parameter-free composition: q = l2norm(image + text) (CLIP4Cir's `sum`, ARTEMIS' late fusion).
 
-The floor that every learned composition has to beat, over the same encoders, streams, loss and budget. What is learned
-are the projections alone; `zero-shot` learns nothing.
+The floor that every learned composition has to beat, over the same encoders, streams, loss and budget. Only the
+projections are trained; `zero-shot` trains nothing.
 
 `clip4cir-1` is CLIP4Cir's first stage (Baldrati et al., CVPR 2022 workshops; ACM TOMM 2023): CLIP itself is trained, in
 evaluation mode throughout, on q = l2norm(x + t) of its own vectors, which are not scaled before they are added. Its
@@ -42,11 +42,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {
     "fashioniq/clip4cir-1": {"train.form": "four-ways"},
     "scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2},
-    # A small CLIP learns at another rate; this one was not searched for.
+    # A small CLIP needs another rate; this one was not tuned.
     "scenes/clip4cir-1": {"clip": "scenes-small", "clip_lr": 1e-4, "train.epochs": 8, "train.batch_size": 64},
 }
 

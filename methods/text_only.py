@@ -1,6 +1,6 @@
-"""Text only: the modification text is the query, the reference image is not looked at.
+"""Text only: the modification text is the query, the reference image is not used.
 
-A floor: what it answers needs no image; on some datasets that is most of it. Same encoders, streams, loss and budget
+A floor: queries it answers need no image; on some datasets that is most. Same encoders, streams, loss and budget
 as the others.
 """
 
@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.0005, "dropout": 0.2, "temperature": 0.1}}
 
 

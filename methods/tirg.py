@@ -5,20 +5,20 @@ q = a_0 sigmoid(gate([x; t])) * x + a_1 res([x; t]), a learned from (1, 10). x i
 a linear layer, t the LSTM's last state through a linear layer. Queries and targets are unit vectors times one learned
 scale s (from 4), so logits are s^2 cos, in a softmax over the batch's targets. SGD, the CNN at a tenth of the rate.
 
-The defaults are the paper's, on the CNN stream (ResNet-18, 512 wide), with the rate a tenth every 50,000 steps; on CSS
-the rate is constant and the CNN's like everything's. `last-conv` composes the CNN's last map instead, by 3x3
-convolutions beside whose regions the text is repeated; the map is then pooled and projected. `soft-triplet` is the
-paper's other loss, of CSS and MIT-States: log(1 + exp(d_pos - d_neg)) over three random triplets a query and three a
-target, d squared Euclidean. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
-`like-dwc-clip` and `like-dwc-cnn` over one.
+The defaults are the paper's, on the CNN stream (ResNet-18, 512 wide), with the rate divided by 10 every 50,000 steps;
+on CSS the rate is constant and the same for the CNN. `last-conv` composes the CNN's last map instead, by 3x3
+convolutions over the map with the text repeated at every region; the map is then pooled and projected. `soft-triplet`
+is the paper's other loss, for CSS and MIT-States: log(1 + exp(d_pos - d_neg)) over three random triplets per query and
+three per target, d squared Euclidean. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over
+both streams; `like-dwc-clip` and `like-dwc-cnn` over one.
 
 Differences from the paper and its code:
-- several targets of a batch that are hits share the label, and are no negatives of a triplet; in the paper the others
+- several targets of a batch that are hits share the label and are not negatives of a triplet; in the paper the others
   count as wrong;
 - the LSTM's words and padding are DWC's (cirbench/models/lstm_text.py): punctuation is dropped, padding is never read;
 - pictures of CSS are cut to `cnn_size` like all others; there they keep their stored size;
-- the length of training is given in epochs, 30 by default. The paper's 160,000 steps of 32 are 53 epochs of what trains
-  here of Fashion200K (nine tenths of 106,464 pictures whose caption can be changed), and 30 epochs are 90,000 steps.
+- the length of training is given in epochs, 30 by default. The paper's 160,000 steps of 32 are 53 epochs of the
+  training set here of Fashion200K (0.9 of 106,464 pictures whose caption can be changed), and 30 are 90,000 steps.
   On `scenes` the rate decays with the epochs, as for every method there.
 """
 
@@ -42,7 +42,7 @@ class Config(StreamSettings):
     layer: Literal["last-fc", "last-conv"] = Field(
         "last-fc", description="CNN stream: compose vectors, or the CNN's last map"
     )
-    streams: Literal["both", "clip", "cnn"] = Field("cnn", description="which streams are trained and answer")
+    streams: Literal["both", "clip", "cnn"] = Field("cnn", description="which streams are trained and ranked with")
     cnn: str = Field("resnet18.tv_in1k", description="timm CNN of the CNN stream")
     clip_dim: int = Field(512, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(512, ge=8, description="D of the CNN stream, and of its LSTM states")
@@ -50,18 +50,18 @@ class Config(StreamSettings):
         "plain", description="CNN stream: the map's mean and the last word's state; or GeM over map and states"
     )
     text_dropout: float = Field(
-        0.1, ge=0, lt=1, description="CNN stream: of the pooled text, before its linear layer",
+        0.1, ge=0, lt=1, description="CNN stream: dropout rate of the pooled text, before its linear layer",
         json_schema_extra={"neutral": 0.0},
     )
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
-        "bilinear", description="how pictures are resized for the CNN", json_schema_extra={"neutral": "bicubic"}
+        "bilinear", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}
     )
     temperature: float = Field(0.0625, gt=0, description="tau of the contrastive loss; s starts at 1/sqrt(tau) = 4")
-    learn_temperature: bool = Field(True, description="learn one scale s a stream, logits = s^2 cos, from s^2 = 1/tau")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("sgd", description="of both streams; SGD has momentum 0.9")
+    learn_temperature: bool = Field(True, description="learn a scale s per stream, logits = s^2 cos, from s^2 = 1/tau")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("sgd", description="of both streams; SGD with momentum 0.9")
     clip_lr: float = Field(1e-2, gt=0, description="learning rate of the CLIP stream")
     cnn_lr: float = Field(1e-2, gt=0, description="learning rate of the CNN stream")
-    backbone_rate: float = Field(0.1, ge=0, description="the CNN itself learns at cnn_lr times this")
+    backbone_rate: float = Field(0.1, ge=0, description="learning rate of the CNN itself, as a multiple of cnn_lr")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 30, "batch_size": 32, "schedule": "step"}
 
-#: Rates on `scenes`: the best of a grid that every trained method had, on `select` (sweeps/rates.toml).
+#: Rates on `scenes`: the best on `select` of a grid run for every trained method (sweeps/rates.toml).
 _LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 0.002, "cnn_lr": 0.001, "dropout": 0.2}
 
 DATASETS = {
@@ -106,7 +106,7 @@ class GatedResidual(nn.Module):
 class GatedResidualMap(nn.Module):
     """The composition of the last map, (B, C, h, w), (B, D) -> (B, C, h, w): the text beside every region.
 
-    Gate and residual are alike here: two convolutions each, and no ReLU behind the normalisation.
+    Gate and residual have the same form here: two convolutions each, and no ReLU after the normalisation.
     """
 
     def __init__(self, channels: int, dim: int) -> None:

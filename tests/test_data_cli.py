@@ -274,7 +274,7 @@ def test_get_command_resumes_and_keeps_nothing_that_is_wrong(
     with pytest.raises(SystemExit) as stop:
         main(get)
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "3 of 3 files are not there" in said and "Traceback" not in said
+    assert stop.value.code == 2 and "3 of 3 files are missing" in said and "Traceback" not in said
     for told in ("HTTP 404", "ended after 500000 of 1280000", "wrong checksum", "leads out of the folder"):
         assert told in said
     assert sorted(p.name for p in root.iterdir()) == ["a.bin.part", "a.bin.part.json", "x.zip"]
@@ -327,7 +327,7 @@ def test_check_is_content_with_whole_data(tmp_path: Path, capsys: pytest.Capture
         for n in range(count):
             (root / f"pictures/{split}{n}.jpg").write_bytes(jpeg(f"{split}{n}", 20))
     main(["data", "check", "custom", "--root", str(root)])
-    assert "custom: all there" in capsys.readouterr().out
+    assert "custom: complete" in capsys.readouterr().out
 
 
 def test_check_counts_what_is_there_and_names_what_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def test_run_explains_and_tells_where_there_is_nothing(tmp_path: Path) -> None:
             run, ["-m", *arguments, "-d", "scenes", "--explain", "5", "--out", str(out), *sets], catch_exceptions=False
         )
         (folder,) = out.iterdir()
-        assert (len(Record(folder).explain) == 5) == told and ("nothing explained" in done.output) != told
+        assert (len(Record(folder).explain) == 5) == told and ("no words or regions stored" in done.output) != told
         if not told:
             with pytest.raises(CirbenchError, match=r"neither words nor regions|has no `explain`"):
                 explain_run.explain_run(folder, 5, "cpu")

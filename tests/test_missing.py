@@ -106,7 +106,7 @@ def test_run_and_eval_go_on_without_and_say_so(tmp_path: Path, capsys: pytest.Ca
     assert any("2 pictures are missing" in note for note in record["notes"])
     # The record is found again, and people are told the same.
     main([str(a) for a in (*args, "--allow-missing")])
-    assert "on the whole data: R@1" in capsys.readouterr().out
+    assert "on the complete data: R@1" in capsys.readouterr().out
     again = run(capsys, "eval", record["folder"], "--root", root, "--out", tmp_path / "runs", "--allow-missing")
     assert again["protocols"] == record["protocols"]
     with pytest.raises(SystemExit):

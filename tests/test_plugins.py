@@ -40,7 +40,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("check", "./my_idea.py", "--all-variants") == 0
     out = capsys.readouterr().out
-    assert "14 of 14 checks hold" in out and "broken" not in out
+    assert "14 of 14 checks pass" in out and "broken" not in out
     text = mine.read_text()
     assert "class MyIdea(nn.Module)" in text and "NAME" not in text and "Template" not in text
 
@@ -193,24 +193,24 @@ BROKEN = [
     ("an idle field named like an attribute", _break("    lr: float =", "    weight: float = Field(1.0, description=\"of "
      "nothing\")\n    lr: float ="), "every field", "weight"),
     ("batch size", _break("return l2norm(image +", "return len(batch.words) * l2norm(image +"), "embeddings",
-     "a query's embedding depends on the queries it is encoded with"),
+     "a query's embedding depends on the other queries of its batch"),
     ("place in the gallery", _break("        image = self.encode_images(batch.reference)\n",
      "        image = l2norm(self.image_fc(l2norm(batch.reference[\"clip\"])))\n"), "embeddings",
-     "an image's embedding depends on the images it is encoded with"),
+     "an image's embedding depends on the other images of its batch"),
     ("a secret network", _break("    return MyIdea(", "    try:\n        import socket\n"
      "        socket.create_connection((\"192.0.2.1\", 80), 1)\n    except OSError:\n        pass\n    return MyIdea("),
      "losses fall", "192.0.2.1"),
     ("an idle field", _break("nn.Dropout(config.dropout)", "nn.Dropout(0.1)"), "every field", "dropout"),
     ("an impossible variant", _break('{"hidden": 64}', '{"hiden": 64}'), "variants", "hiden"),
     ("two widths", _break("return l2norm(image + self.edit", "return torch.cat([image, image], 1)\n        (image + "
-                          "self.edit"), "embeddings", "wide"),
+                          "self.edit"), "embeddings", "needs equal D"),
     ("company", _break("l2norm(self.image_fc(l2norm(images[\"clip\"])))",
                        "l2norm(self.image_fc(images[\"clip\"]) - self.image_fc(images[\"clip\"]).mean(0))"),
-     "embeddings", "encoded with"),
+     "embeddings", "of its batch"),
     ("not finite", _break("return l2norm(image +", "return l2norm(image / 0 +"), "embeddings", "NaN"),
     ("chance", _break("return l2norm(image +", "chance = torch.Generator().manual_seed(__import__('time').time_ns())\n"
                       "        return l2norm(9 * torch.randn(image.shape, generator=chance) +"),
-     "same seed", "two rankings"),
+     "same seed", "different rankings"),
     ("rising loss", _break("adam(self.parameters(), self.config.lr, self.config.weight_decay)",
                            "torch.optim.SGD(self.parameters(), 0.1, maximize=True)"), "losses fall", "does not fall"),
     ("no optimizer", _break("yield \"all\", loss, ", "yield \"al\", loss, "), "losses fall", "'al'"),
@@ -218,9 +218,9 @@ BROKEN = [
                          "    return MyIdea("), "embeddings", "network"),
     ("half a contrast", _break("    def optimizers(self)", "    def contrasts(self, batch):\n        q = self.encode_queries("
      "batch)[:2]\n        return {'all': (q, self.encode_images(batch.target), 0.07)}\n\n    def optimizers(self)"),
-     "embeddings", "contrasts gives (2, 256)"),
+     "embeddings", "contrasts returned shapes (2, 256)"),
     ("a score of another shape", _break("    def optimizers(self)", "    def score(self, queries, gallery):\n        "
-     "return gallery @ queries.T\n\n    def optimizers(self)"), "embeddings", "one row a query"),
+     "return gallery @ queries.T\n\n    def optimizers(self)"), "embeddings", "one row per query"),
     ("a score that sees the gallery", _break("    def optimizers(self)", "    def score(self, queries, gallery):\n        "
      "s = queries @ gallery.T\n        return (s - s.mean(1, keepdim=True)) / s.std(1, keepdim=True)\n\n    "
      "def optimizers(self)"), "embeddings", "other gallery images"),

@@ -215,7 +215,7 @@ def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
         _call(compare, a.folder, other)
     with pytest.raises(CirbenchError, match="the same run"):
         _call(compare, a.folder, a.folder)
-    with pytest.raises(CirbenchError, match="two runs or more"):
+    with pytest.raises(CirbenchError, match="at least two runs"):
         _call(compare, a.folder)
     with pytest.raises(CirbenchError, match=r"was not scored by both\. Both have: scenes"):
         _call(compare, a.folder, b.folder, "--protocol", "scnes")

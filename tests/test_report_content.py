@@ -225,11 +225,11 @@ def test_a_sweep_folder_is_reported_with_its_points_and_what_mattered(tmp_path: 
 def test_a_grid_has_no_importance_and_a_sweep_without_runs_is_told(tmp_path: Path) -> None:
     assert studies.importance(Study(sweep(tmp_path / "a", sampler="grid"))) == []
     assert studies.importance(Study(sweep(tmp_path / "b", points=6))) == []
-    with pytest.raises(CirbenchError, match="no finished run is in"):
+    with pytest.raises(CirbenchError, match="without a finished run in"):
         find_records([sweep(tmp_path / "c", here=False)])
     broken = tmp_path / "a" / "sweeps" / "tune-scenes-0"
     (broken / "sweep.json").write_text("{}")
-    with pytest.raises(CirbenchError, match=r"no sweep of schema 1"):
+    with pytest.raises(CirbenchError, match=r"not a sweep of schema 1"):
         find_studies([broken])
 
 

@@ -122,7 +122,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
     "protocols.scenes.definition.average is 'rows', not one of queries, groups": (
         "protocols.scenes.definition.average", "rows"),
     "default_protocol 'other' is not in protocols": ("default_protocol", "other"),
-    "cost.seconds.cpu is NaN, which is no JSON": ("cost.seconds.cpu", float("nan")),
+    "cost.seconds.cpu is NaN, which is not JSON": ("cost.seconds.cpu", float("nan")),
 }
 
 

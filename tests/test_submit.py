@@ -54,14 +54,14 @@ BAD: list[tuple[Callable[[dict[str, Any], Any], Any], str]] = [
     (lambda d, s: d.update(version="rc1"), "expected 'rc2'"),
     (lambda d, s: d.update(metric="recal"), "Did you mean 'recall'"),
     (lambda d, s: d.pop(first(d)), "1 queries are missing"),
-    (lambda d, s: d.update({"99999": d[first(d)]}), "no query of the split: 99999"),
+    (lambda d, s: d.update({"99999": d[first(d)]}), "not queries of the split: 99999"),
     (lambda d, s: d.update({first(d): "x"}), "has no list"),
-    (lambda d, s: d.update({first(d): [1] * 50}), "image names alone"),
+    (lambda d, s: d.update({first(d): [1] * 50}), "only image names"),
     (lambda d, s: d[first(d)].pop(), "has 49 images, expected 50"),
-    (lambda d, s: d[first(d)].__setitem__(0, d[first(d)][1]), "names an image twice"),
+    (lambda d, s: d[first(d)].__setitem__(0, d[first(d)][1]), "lists an image twice"),
     (lambda d, s: d[first(d)].__setitem__(0, s.queries[0].reference), "its own reference"),
     (lambda d, s: d[first(d)].__setitem__(0, "dev-1-0-img0"), "not in the gallery"),
-    (lambda d, s: d[first(d)].__setitem__(0, "test1-1-0-img0.png"), "without extension"),
+    (lambda d, s: d[first(d)].__setitem__(0, "test1-1-0-img0.png"), "no extension"),
     (lambda d, s: d.update(note="x" * server_files.LIMIT), "at most 5 MiB"),
 ]
 
@@ -92,7 +92,7 @@ def test_a_subset_file_names_the_subset_alone(files: tuple[Path, Any, list[Path]
 def test_circo_wants_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({str(n): [str(k) for k in range(50)] for n in range(800)}))
-    with pytest.raises(CirbenchError, match="whole numbers alone"):
+    with pytest.raises(CirbenchError, match="only whole numbers"):
         server_files.validate(path)
     path.write_text(json.dumps({str(n): list(range(50)) for n in range(799)}))
     with pytest.raises(CirbenchError, match="1 queries are missing: 799"):

@@ -193,11 +193,11 @@ def test_dry_run_counts_and_measures_and_leaves_nothing(tmp_path: Path, capsys: 
     out = tmp_path / "runs"
     main(["sweep", sweeping.write(tmp_path), "--out", str(out), "--dry-run", "--device", "cpu"])
     text = capsys.readouterr().out
-    assert "6 points (grid) x 2 seeds on scenes" in text and "12 runs, 0 with a record already; about" in text
+    assert "6 points (grid) x 2 seeds on scenes" in text and "12 runs, 0 already finished; about" in text
     assert not out.exists()
     make_worker(small(tmp_path, trials=1), out).work()
     main(["sweep", sweeping.write(tmp_path), "--out", str(out), "--dry-run", "--device", "cpu"])
-    assert "12 runs, 1 with a record already" in capsys.readouterr().out
+    assert "12 runs, 1 already finished" in capsys.readouterr().out
 
 
 TUNE = sweeping.TEXT[: sweeping.TEXT.index("[arms.space]")] + """
@@ -266,7 +266,7 @@ def test_a_study_is_of_one_dataset_wherever_it_lies(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     names = [make_worker(small(tmp_path, text, root=tmp_path / name), out).name for name in ("here", "there")]
     assert names[0] == names[1]
-    with pytest.raises(CirbenchError, match=r"other annotations of custom .*other holds .*--out"):
+    with pytest.raises(CirbenchError, match=r"other annotations of custom .*other .*--out"):
         make_worker(small(tmp_path, text, root=tmp_path / "other"), out)
     make_worker(small(tmp_path, text, root=tmp_path / "other"), tmp_path / "elsewhere")
 

@@ -87,7 +87,7 @@ BAD = [
     ("variants of a wrong type", '[[arms]]', '[[arms]]\nvariants = [1]', ["arms[0].variants", "[1]", "names"]),
     ("no seeds", "seeds = [0, 1]", "seeds = []", ["seeds", "[]"]),
     ("fixed and varied", '"method.streams"', '"method.temperature" = 0.1\n"method.streams"', ["temperature", "fixed"]),
-    ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "none"]),
+    ("no arms", GOOD[GOOD.index("[[arms]]"):], "", ["arms", "at least one"]),
     ("no trials", "seeds =", 'sampler = "random"\nseeds =', ["trials", "random"]),
     ("zero trials", "seeds =", "trials = 0\nseeds =", ["trials", "0"]),
     ("negative timeout", "seeds =", "timeout = -5\nseeds =", ["timeout", "-5"]),
@@ -99,7 +99,7 @@ BAD = [
     ("inconsistent knobs", SPACE, '"data.noise_rate" = [0.0, 0.4]', ["noise_rate", "noise_kind"]),
     ("a name that is a command", "seeds =", 'name = "status"\nseeds =', ["name", "'status'"]),
     ("the same point twice", '[[arms]]', '[[arms]]\nmethod = "dwc"\nvariants = ["", "clip-only"]\n[[arms]]',
-     ["one and the same"]),
+     ["equal settings"]),
 ]
 
 
@@ -170,7 +170,7 @@ def test_the_built_in_tuning_is_for_any_method(tmp_path: Path) -> None:
     assert space("dwc", "") == shared | {"soft_label_weight", "soft_label_temperature"}
     assert space("sum", "", variant="full") == shared | {"cnn_lr", "clip_share"}, "both streams have rates and shares"
     assert "soft_label_weight" not in space("dwc", "no-ssg"), "what a variant switches off stays off"
-    assert space("sum", "", sets=["method.dropout=0.1"]) == shared - {"dropout"}, "what is fixed is not drawn"
+    assert space("sum", "", sets=["method.dropout=0.1"]) == shared - {"dropout"}, "fixed fields are not tuned"
     loose = tmp_path / "mine.py"
     loose.write_text((plugins._folder("cirbench.methods") / "_template.py").read_text())
     assert space(str(loose), "narrow") == {"temperature", "lr"}, "its own TUNE; it has no streams to fix"

@@ -22,7 +22,7 @@ class LazyGroup(click.Group):
     """A group whose commands are the files of this folder: `new_method.py` is `new-method`, `list_.py` is `list`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, from file names alone."""
+        """Names of the commands, from file names without importing anything."""
         return sorted(p.stem.rstrip("_").replace("_", "-") for p in FOLDER.glob("*.py") if p.stem[0] != "_")
 
     def _file(self, name: str) -> Path | None:
@@ -88,5 +88,5 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("cirbench: interrupted; the same command goes on where it stopped.", err=True)
+        click.echo("cirbench: interrupted; repeat the command to resume.", err=True)
         sys.exit(130)

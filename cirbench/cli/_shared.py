@@ -18,7 +18,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed([
         click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"),
-                     show_default=True, help="Where run folders go."),
+                     show_default=True, help="Folder for run folders."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
         click.option("--quiet", "-q", is_flag=True, help="No progress, no table."),
         click.option("--json", "as_json", is_flag=True, help="Machine-readable result on standard output."),
@@ -28,12 +28,12 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def scoring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--forms, --allow-missing: how much is scored."""
+    """--forms, --allow-missing: what is scored."""
     for option in reversed([
         click.option("--forms", default=None, metavar="A,B",
-                     help="Score these text forms alone, and the default one (`cirbench protocols`)."),
+                     help="Score only these text forms, besides the default one (`cirbench protocols`)."),
         click.option("--allow-missing", is_flag=True,
-                     help="Go on without missing pictures; counts and bounds then stand beside the numbers."),
+                     help="Continue without missing pictures; counts and bounds are then printed with the numbers."),
     ]):
         function = option(function)
     return function
@@ -45,12 +45,12 @@ def parse_forms(forms: str | None) -> list[str] | None:
 
 
 def is_quiet(quiet: bool) -> bool:
-    """No progress bars where nobody is looking."""
+    """Whether to show no progress bars: --quiet, or standard error is no terminal."""
     return quiet or not sys.stderr.isatty()
 
 
 def command_line() -> str:
-    """The command as typed, to be repeated."""
+    """The command as typed, so that it can be repeated."""
     return shlex.join(["cirbench", *sys.argv[1:]])
 
 
@@ -58,7 +58,7 @@ def parse_seeds(seed: int | None, seeds: str | None) -> list[int]:
     """`--seed 0` or `--seeds 0,1,2`.
 
     Raises:
-        CirbenchError: both, none a number, negative, or one twice.
+        CirbenchError: both options, not a number, a negative seed, or a seed given twice.
     """
     if seeds is None:
         return [0 if seed is None else seed]
@@ -69,23 +69,23 @@ def parse_seeds(seed: int | None, seeds: str | None) -> list[int]:
     except ValueError:
         raise CirbenchError(f"--seeds {seeds!r} is not a list of whole numbers such as 0,1,2.") from None
     if not found or min(found) < 0:
-        raise CirbenchError(f"--seeds {seeds!r}: seeds are 0 or more, such as 0,1,2.")
+        raise CirbenchError(f"--seeds {seeds!r}: seeds must be >= 0, such as 0,1,2.")
     if len(set(found)) < len(found):
         raise CirbenchError(f"--seeds {seeds!r} names a seed twice. Each seed is one run.")
     return found
 
 
 def told(missing: dict[str, Any]) -> str:
-    """What missing pictures imply for one protocol, in a line."""
+    """What missing pictures imply for one protocol, in one line."""
     bounds = "  ".join(f"{k} {low:.2f}..{high:.2f}" for k, (low, high) in missing["bounds"].items() if "/" not in k)
     return (
-        f"pictures missing: {missing['queries_lost']} queries lost, {missing['gallery_lost']} images gone from a "
-        f"gallery; on the whole data: {bounds or 'no bounds for these metrics'}"
+        f"missing pictures: {missing['queries_lost']} queries lost, up to {missing['gallery_lost']} images missing "
+        f"from a gallery; bounds on the complete data: {bounds or 'none for these metrics'}"
     )
 
 
 def summary_line(record: dict[str, Any]) -> str:
-    """One line a protocol: metrics, queries, gallery, ties."""
+    """One line per protocol: metrics, queries, gallery, ties."""
     from cirbench.runs.record import chosen_on_report
 
     lines = []

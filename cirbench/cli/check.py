@@ -17,14 +17,14 @@ Examples:
   cirbench check tirg --all-variants
 """)
 @click.argument("method")
-@click.option("--variant", default="", help="Under one variant instead of the defaults.")
-@click.option("--all-variants", is_flag=True, help="The defaults and every variant.")
+@click.option("--variant", default="", help="Check this variant instead of the defaults.")
+@click.option("--all-variants", is_flag=True, help="Check the defaults and every variant.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def check(method: str, variant: str, all_variants: bool, as_json: bool) -> None:
     """Run the contract on METHOD, a name or the path of a .py file, on a small `scenes`.
 
-    Shapes, finite values, same seed same ranking, nothing depends on batch size or gallery order, losses fall, weights
-    survive saving, every field of Config is used, no network. Exit code 1 where something is broken.
+    Shapes and finite values; the same seed gives the same ranking; no dependence on batch size or gallery order;
+    losses fall; weights survive saving; every field of Config is used; no network. Exit code 1 if a check fails.
     """
     from cirbench.plugins import find_method
     from cirbench.settings import unknown
@@ -48,6 +48,6 @@ def check(method: str, variant: str, all_variants: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(o) for o in outcomes], indent=1))
     else:
-        click.echo(f"{len(outcomes) - broken} of {len(outcomes)} checks hold")
+        click.echo(f"{len(outcomes) - broken} of {len(outcomes)} checks pass")
     if broken:
         sys.exit(1)

@@ -14,13 +14,13 @@ Examples:
   cirbench compare A B C D --protocol NAME      (A against each of them, Holm-corrected over all)
 """)
 @click.argument("runs", nargs=-1, required=True, metavar="A B [MORE]...", type=click.Path(path_type=Path))
-@click.option("--protocol", default="", help="Another than the default.")
-@click.option("--one-seed", is_flag=True, help="Only the runs named, not those beside them with other seeds.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable; a list where there are more than two.")
+@click.option("--protocol", default="", help="Protocol to compare under. [the default one]")
+@click.option("--one-seed", is_flag=True, help="Compare only the runs named, without their other seeds.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; a list for more than two runs.")
 def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool) -> None:
     """Compare finished runs, which must have answered the same queries over the same gallery.
 
-    Runs beside A and B that differ from them in the seed alone are taken along: seeds are averaged within a query.
+    Runs beside A and B that differ from them only in the seed are included: seeds are averaged within a query.
     """
     import json
 
@@ -29,7 +29,7 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
     from cirbench.types import CirbenchError
 
     if len(runs) < 2:
-        raise CirbenchError(f"compare needs two runs or more, not only {runs[0]}. `cirbench runs` lists them.")
+        raise CirbenchError(f"compare needs at least two runs, got only {runs[0]}. `cirbench runs` lists them.")
     named = [Record(path) for path in runs]
     twice = [r for n, r in enumerate(named) if r.id in {other.id for other in named[:n]}]
     if twice:
@@ -64,7 +64,7 @@ def _named(record: Any, seeds: list[int]) -> str:
 
 def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[dict]) -> None:
     click.echo(f"A  {a}\nB  {b}")
-    # Two methods have fields of their own; those say nothing about a difference, so their names will do.
+    # Fields that only one method has are listed by name alone: there is nothing to compare them with.
     own: dict[str, list[str]] = {}
     for name, (x, y) in changed.items():
         if "method" in changed and name.startswith("method.") and None in (x, y):
@@ -72,7 +72,7 @@ def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[
         else:
             click.echo(f"   {name}: {x!r} -> {y!r}")
     for side, names in own.items():
-        click.echo(f"   fields of {side} alone: {', '.join(names)}")
+        click.echo(f"   fields only {side} has: {', '.join(names)}")
     about = "± over seeds; intervals over reference images, 95 %"
     click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; {about}")
     click.echo(f"{'':8}{'A':>15}{'B':>15}{'B - A':>9}{'interval':>19}{'p':>9}{'detectable':>12}   only A / only B hit")

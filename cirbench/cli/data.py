@@ -22,7 +22,7 @@ def data() -> None:
 @data.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def list_(as_json: bool) -> None:
-    """Every dataset: what it is, which files it wants, under which licence."""
+    """List every dataset with its files, licence and citation."""
     from cirbench.plugins import dataset_names, find_dataset
 
     specs = [find_dataset(name).SPEC for name in dataset_names()]
@@ -44,11 +44,11 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--root", required=True, type=click.Path(path_type=Path), help="Folder the data goes to.")
 @click.option("--mirror", multiple=True, metavar="URL", help="Try URL/<path> first; repeatable.")
-@click.option("--annotations-only", is_flag=True, help="Leave archives that hold pictures alone out.")
+@click.option("--annotations-only", is_flag=True, help="Skip archives that hold only pictures.")
 def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) -> None:
-    """Fetch the public files of NAME, and say what a person must do for the rest.
+    """Fetch the public files of NAME, and print how to get the rest by hand.
 
-    Interrupted, the same command goes on where it stopped.
+    After an interruption the same command resumes.
     """
     from dataclasses import replace
 
@@ -76,11 +76,11 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
     if spec.manual:
         click.echo(f"by hand: {spec.manual}\nlayout under {root}: {spec.layout}\nlicence: {spec.licence}")
     if failures:
-        raise CirbenchError(f"{len(failures)} of {len(spec.downloads)} files are not there: " + " | ".join(failures))
+        raise CirbenchError(f"{len(failures)} of {len(spec.downloads)} files are missing: " + " | ".join(failures))
 
 
 def _progress(name: str) -> Any:
-    """A bar with the time left, where somebody is looking; it begins when the first bytes are there."""
+    """A progress bar with the time left, on a terminal only; it appears with the first bytes."""
     if not sys.stderr.isatty():
         return lambda done, total: None
     from tqdm import tqdm
@@ -103,7 +103,7 @@ def _progress(name: str) -> Any:
 @click.option("--split", default="select", show_default=True, help="Role (train, select, report) or official name.")
 @click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
 def ids(name: str, root: Path | None, split: str, sets: tuple[str, ...]) -> None:
-    """Print the sorted query ids of a split of NAME, one a line: which queries were carved out of train.
+    """Print the sorted query ids of a split of NAME, one per line, e.g. the queries that `select` took from train.
 
     docs/protocols.md has the sha256 of these lists.
     """
@@ -120,9 +120,9 @@ def ids(name: str, root: Path | None, split: str, sets: tuple[str, ...]) -> None
 @click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
-    """Compare NAME under --root with its published counts, and look at every picture's file.
+    """Compare NAME under --root with its published counts, and check every picture's file.
 
-    Exit code 1 where something is wrong.
+    Exit code 1 if something is wrong.
     """
     from cirbench.data.check import check as look
 
@@ -141,7 +141,7 @@ def check(name: str, root: Path | None, sets: tuple[str, ...], as_json: bool) ->
 
 def _table(result: dict[str, Any]) -> str:
     known = any(entry["expected"] is not None for entry in result["counts"])
-    good, bad = ("as published", "NOT as published") if known else ("all there", "NOT usable as it is")
+    good, bad = ("as published", "NOT as published") if known else ("complete", "NOT usable as it is")
     lines = [f"{result['dataset']}: {good if result['ok'] else bad}"]
     for entry in result["counts"]:
         if entry["found"] is None:
@@ -159,8 +159,8 @@ def _table(result: dict[str, Any]) -> str:
             lines.append(f"  {kind}: {found['count']:,}: {', '.join(found['ids'][:5])}{more}")
     for protocol, bound in result.get("bounds", {}).items():
         lines.append(
-            f"  {protocol}: {bound['lost']} of {bound['queries']} queries lost, {bound['gone_from_gallery']} images "
-            f"gone from a gallery; at most {bound['highest']:.2f} can be reached"
+            f"  {protocol}: {bound['lost']} of {bound['queries']} queries lost, up to {bound['gone_from_gallery']} "
+            f"images missing from a gallery; highest possible value {bound['highest']:.2f}"
         )
     lines += [f"  note: {note}" for note in result["notes"]]
     if result["fingerprint"]:

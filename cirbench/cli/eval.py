@@ -12,7 +12,7 @@ from cirbench.cli._shared import command_line, is_quiet, parse_forms, run_option
 
 @click.command("eval")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--dataset", "-d", default=None, help="Another dataset than the run's own.")
+@click.option("--dataset", "-d", default=None, help="Dataset to evaluate on. [the run's own]")
 @click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE", help="Override a knob of the dataset.")
 @scoring_options
 @run_options
@@ -20,7 +20,7 @@ def command(
     folder: Path, dataset: str | None, sets: tuple[str, ...], forms: str | None, allow_missing: bool,
     root: Path | None, out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
-    """Evaluate RUN's weights and keep a record of its own."""
+    """Evaluate RUN's weights and write a new record."""
     from cirbench.runs.evaluate_run import evaluate_run, plan_eval
 
     planned, record = plan_eval(folder, dataset, sets, root, parse_forms(forms))

@@ -14,20 +14,20 @@ QUERIES = 400
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--queries", "-n", type=click.IntRange(min=1), default=QUERIES, show_default=True,
-              help="How many, spread over the groups of the dataset.")
+              help="Number of queries, spread over the groups of the dataset.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def explain(runs: tuple[Path, ...], queries: int, root: Path | None, device: str, quiet: bool) -> None:
-    """Store in each RUN which words and regions its method weighs; reports then show it.
+    """Store in each RUN how its method weighs words and regions; reports then show it.
 
-    The method's `explain` says what there is. Repeating it replaces what was stored; no number of the run changes.
+    The method's `explain` provides them. Repeating the command replaces them; no number of the run changes.
     """
     from cirbench.runs.explain_run import explain_run
 
     for run in runs:
-        told = explain_run(run, queries, device, is_quiet(quiet), root)["queries"]
-        maps = list(dict.fromkeys(name for t in told.values() for name in t["regions"]))
-        words = ", words" if any(t["words"] for t in told.values()) else ""
+        explained = explain_run(run, queries, device, is_quiet(quiet), root)["queries"]
+        maps = list(dict.fromkeys(name for t in explained.values() for name in t["regions"]))
+        words = ", words" if any(t["words"] for t in explained.values()) else ""
         if not quiet:
-            click.echo(f"{run}: {len(told)} queries{words}, maps {', '.join(maps) or 'none'}")
+            click.echo(f"{run}: {len(explained)} queries{words}, maps {', '.join(maps) or 'none'}")

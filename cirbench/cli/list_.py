@@ -18,7 +18,7 @@ def _table(rows: list[tuple[str, str]]) -> None:
 @click.option("--method", "-m", default=None, help="Only this method's variants.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def command(what: str, method: str | None, as_json: bool) -> None:
-    """List what can be named in a command."""
+    """List the names that commands accept."""
     from cirbench import plugins
 
     rows: list[tuple[str, str]]

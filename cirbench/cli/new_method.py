@@ -13,9 +13,9 @@ from cirbench.types import CirbenchError
 
 @click.command("new-method")
 @click.argument("name")
-@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder. [here]")
+@click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder. [current]")
 def command(name: str, out: Path) -> None:
-    """Write NAME.py, a small method that works, with a comment on everything a method can say.
+    """Write NAME.py, a small method that works, with a comment on everything a method can declare.
 
     \b
     cirbench new-method my-idea
@@ -28,14 +28,14 @@ def command(name: str, out: Path) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stem) or keyword.iskeyword(stem):
         raise CirbenchError(
             f"{name!r} cannot be the name of a method: lower-case letters, digits and hyphens, beginning with a "
-            "letter, and no word of Python. Try my-idea."
+            "letter, and no Python keyword. Try my-idea."
         )
     shown = stem.replace("_", "-")
     if shown in method_names():
         raise CirbenchError(f"there is a method {shown!r} already (`cirbench list methods`). Choose another name.")
     path = out / f"{stem}.py"
     if path.exists():
-        raise CirbenchError(f"{path} exists and is left as it is. Choose another name, or another folder with --out.")
+        raise CirbenchError(f"{path} exists and was not changed. Choose another name, or another folder with --out.")
     from importlib.resources import files
 
     source = files("cirbench.methods").joinpath("_template.py").read_text(encoding="utf-8")

@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from cirbench.models.pretrain import Outcome, Pairs
     from cirbench.settings import Settings
 
-#: Fresh scenes that are measured on; they are of the role `select`, so none is trained on.
+#: Fresh scenes to evaluate on; they have the role `select`, so none is trained on.
 HELD_OUT = 1000
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed([
-        click.option("--dataset", required=True, help="Whose captions: scenes, fashion200k, custom, ..."),
+        click.option("--dataset", required=True, help="Dataset with captions: scenes, fashion200k, custom, ..."),
         click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset."),
         click.option("--set", "sets", multiple=True, metavar="data.FIELD=VALUE",
                      help="Override a knob of the dataset."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
-                     help="Folder to write."),
-        click.option("--steps", type=click.IntRange(1), help="Optimiser steps; without it, --epochs."),
+                     help="Folder to write to."),
+        click.option("--steps", type=click.IntRange(1), help="Optimiser steps, instead of --epochs."),
         click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the pictures. [10]"),
-        click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Pairs a step."),
-        click.option("--side", type=click.IntRange(24, 384), help="Pixels of a side. [48 for scenes, else 64]"),
+        click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Pairs per step."),
+        click.option("--side", type=click.IntRange(24, 384), help="Image side in pixels. [48 for scenes, else 64]"),
         click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
                      help="Peak learning rate."),
         click.option("--pictures", type=click.IntRange(2), default=30_000, show_default=True,
-                     help="Fresh pictures to paint, where the dataset is generated."),
-        click.option("--flip", is_flag=True, help="Mirror half of the pictures; not where texts name left and right."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; other numbers round differently."),
+                     help="Pictures to generate, if the dataset is a generated one."),
+        click.option("--flip", is_flag=True, help="Mirror half of the pictures; wrong if texts name left and right."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random draws."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; another number may change the last bits."),
         click.option("--quiet", "-q", is_flag=True, help="No progress, no table."),
     ]):
         function = option(function)
@@ -58,16 +58,16 @@ def _find(dataset: str, root: Path | None, sets: Sequence[str]) -> tuple[ModuleT
     knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
     if sets and hasattr(module, "pretrain_pairs"):
         raise CirbenchError(
-            f"--set {sets[0]}: {dataset} paints pictures of its own for this, whatever its knobs. Leave it out."
+            f"--set {sets[0]}: pretraining on {dataset} generates its own pictures and reads no knobs. Leave --set out."
         )
     if module.SPEC.needs_root:
         if root is None:
             raise CirbenchError(
                 f"--dataset {dataset} needs --root, the folder that holds it. "
-                f"`cirbench data check {dataset} --root FOLDER` says what is missing."
+                f"`cirbench data check {dataset} --root FOLDER` lists what is missing."
             )
         if not root.is_dir():
-            raise CirbenchError(f"--root {root} is not a folder. Give the one that holds {dataset}.")
+            raise CirbenchError(f"--root {root} is not a folder. Give the folder that holds {dataset}.")
     return module, knobs
 
 
@@ -75,7 +75,7 @@ def _pairs(
     module: ModuleType, knobs: Settings, dataset: str, root: Path | None, side: int, pictures: int, seed: int,
     quiet: bool,
 ) -> tuple[Pairs, Pairs | None]:
-    """(pairs to train on, pairs held out or None): fresh ones where the dataset can make them."""
+    """(training pairs, held-out pairs or None): newly generated ones where the dataset can make them."""
     from tqdm import tqdm
 
     if hasattr(module, "pretrain_pairs"):
@@ -94,7 +94,7 @@ def _run(
     train: str, dataset: str, root: Path | None, sets: Sequence[str], out: Path, side: int | None, pictures: int,
     threads: int | None, batch_size: int, seed: int, quiet: bool, **options: Any,
 ) -> None:
-    """Both commands: the pictures, the training, one line about it."""
+    """Shared by both commands: prepare pictures, train, print one summary line."""
     module, knobs = _find(dataset, root, sets)
     side = side or (64 if module.SPEC.needs_root else 48)
     import torch

@@ -13,8 +13,8 @@ import click
               show_default=True, help="The page to write.")
 @click.option("--title", default="", help="Heading; by default the datasets.")
 @click.option("--max-mb", type=click.FloatRange(min=0.1), default=5.0, show_default=True,
-              help="Leave pictures out beyond this size.")
-@click.option("--no-images", is_flag=True, help="Leave every picture out, for data that may not be passed on.")
+              help="Largest page in MB; pictures that would exceed it are left out.")
+@click.option("--no-images", is_flag=True, help="Leave every picture out, for data that may not be redistributed.")
 @click.option("--figures", type=click.Path(path_type=Path, file_okay=False),
               help="Also write the figures into this folder (PDF, PNG).")
 def report(

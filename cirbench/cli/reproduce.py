@@ -18,9 +18,9 @@ Examples:
   cirbench reproduce dwc --dataset shoes --root DATA --device cuda
 """)
 @click.argument("method")
-@click.option("--dataset", "-d", required=True, help="One that the paper reports.")
+@click.option("--dataset", "-d", required=True, help="A dataset that the paper reports.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--backbone", default="", help="CLIP to use instead; then the comparison is of interest only.")
+@click.option("--backbone", default="", help="CLIP to use instead; the paper's figures are then no target.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field of the recipe.")
 @click.option("--dry-run", is_flag=True, help="Print plan, memory and time from a few measured steps; train nothing.")
 @run_options
@@ -28,9 +28,9 @@ def reproduce(
     method: str, dataset: str, seed: int, backbone: str, sets: tuple[str, ...], dry_run: bool, root: Path | None,
     out: Path, device: str, quiet: bool, as_json: bool,
 ) -> None:
-    """Run the recipe of METHOD's paper on a dataset: expected, ours, difference, and OK, OKish or FAIL.
+    """Run the recipe of METHOD's paper on a dataset; print expected and own figures and OK, OKish or FAIL.
 
-    Exit code 1 where a metric fails.
+    Exit code 1 if a metric fails.
     """
     from cirbench.runs import reproduce as recipes
 

@@ -31,11 +31,11 @@ Examples:
 @click.option("--variant", default="", help="A named set of overrides (`cirbench list variants`).")
 @click.option("--backbone", default="", help="CLIP to use instead: MODEL:TAG, a packaged name, or a folder.")
 @click.option("--recipe", default="", metavar="DATASET",
-              help="Sizes and rates the method has for another dataset: `scenes` fits two CPU cores.")
-@click.option("--seed", type=int, default=None, help="Default 0.")
-@click.option("--seeds", default=None, help="Several, such as 0,1,2: one run each.")
+              help="Use the method's sizes and rates for this dataset: `scenes` fits two CPU cores.")
+@click.option("--seed", type=int, default=None, help="Training seed. [0]")
+@click.option("--seeds", default=None, help="Several seeds, such as 0,1,2: one run each.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
-@click.option("--force", is_flag=True, help="Do it again even where a record exists.")
+@click.option("--force", is_flag=True, help="Run again even if a record exists.")
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
 @click.option("--explain", type=click.IntRange(min=1), metavar="N",
               help="Also store words and regions of N queries, as `cirbench explain` does.")
@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Train METHOD on DATASET, choose the checkpoint by the stated rule, evaluate once, keep a record.
 
-    The same command again shows the finished record; after an interruption it goes on where it stopped.
+    Repeating the command shows the finished record; after an interruption it resumes.
     """
     from cirbench.runs import planning
 
@@ -86,7 +86,7 @@ def _explain(record: Any, count: int, device: str, quiet: bool, root: Path | Non
     try:
         explain_run(record.folder, count, device, quiet, root)
     except CirbenchError as error:
-        click.echo(f"nothing explained: {error}", err=True)
+        click.echo(f"no words or regions stored: {error}", err=True)
 
 
 def show(record: Any) -> None:

@@ -19,7 +19,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
     if not folder.is_dir():
         raise CirbenchError(
-            f"{folder}: no such folder. `cirbench run` makes runs/ where it is called; --out names another."
+            f"{folder}: no such folder. `cirbench run` creates runs/ in the current folder, or in --out."
         )
     rows: list[dict[str, Any]] = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
@@ -46,4 +46,4 @@ def runs(folder: Path, as_json: bool) -> None:
             took = "" if row["seconds"] is None else f"  {row['seconds']:.0f} s"
             click.echo(f"{row['name']}  {row['protocol']}: {numbers}{took}{settings}")
         else:
-            click.echo(f"{row['name']}  interrupted: the command that started it goes on with it")
+            click.echo(f"{row['name']}  interrupted: repeat the command that started it to resume")

@@ -29,12 +29,12 @@ def score(
 ) -> None:
     """Score results produced elsewhere. No model is needed, and only annotations under --root.
 
-    Several files (one model per category, CIRR's two server files) follow --embeddings or --rankings.
+    Several files (one model per category, CIRR's two server files) may follow --embeddings or --rankings.
     """
     from cirbench.types import CirbenchError
 
     if bool(embeddings) == bool(rankings):
-        raise CirbenchError("give either --embeddings FILE.npz or --rankings FILE.json, one kind at a time.")
+        raise CirbenchError("give either --embeddings FILE.npz or --rankings FILE.json, not both.")
     files = (*embeddings, *rankings, *more)
     from cirbench.data.splits import load_named
 
@@ -47,7 +47,7 @@ def score(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people: two decimals, single groups left out."""
+    """The result as text: two decimals, without single groups."""
     lines = [f"{result['dataset']}/{result['split']}"]
     for name, entry in result["protocols"].items():
         gallery = "unknown" if entry["gallery"] is None else entry["gallery"]

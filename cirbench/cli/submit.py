@@ -19,7 +19,7 @@ Examples:
 @click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder of the annotations.")
 @click.option("--dataset", "-d", type=click.Choice(["cirr", "circo"]), default=None, help="Default: the run's own.")
 @click.option("--out", "-o", type=click.Path(path_type=Path, file_okay=False), default=Path("submission"),
-              show_default=True, help="Where files go.")
+              show_default=True, help="Folder for the files.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def submit(
@@ -35,7 +35,7 @@ def submit(
     from cirbench.types import CirbenchError
 
     if len(paths) != 1:
-        raise CirbenchError(f"one run folder is expected, got {len(paths)}. To check files add --validate.")
+        raise CirbenchError(f"expected one run folder, got {len(paths)} paths. To check files, add --validate.")
     from cirbench.runs.evaluate_run import plan_eval
 
     planned, record = plan_eval(paths[0], dataset, (), root)
@@ -43,7 +43,7 @@ def submit(
 
     name = planned.facts.name
     if name not in SERVERS:
-        raise CirbenchError(f"there is no server for {name}; --dataset chooses {' or '.join(SERVERS)}.")
+        raise CirbenchError(f"no server for the dataset {name!r}; --dataset must be {' or '.join(SERVERS)}.")
     from cirbench.data.splits import load_named
     from cirbench.runs import planning
     from cirbench.runs.building import load_method
@@ -57,7 +57,7 @@ def submit(
 
 
 def validate(paths: tuple[Path, ...], root: Path | None) -> None:
-    """Check files one by one; the first that is wrong ends it."""
+    """Check files one by one, up to the first invalid one."""
     from cirbench.data.reading import read_json
     from cirbench.data.splits import load_named
     from cirbench.scoring.server_files import validate as one

@@ -1,4 +1,4 @@
-"""Run a sweep: a question as one TOML file, many points, several seeds, one report."""
+"""Run a sweep: a question in one TOML file, many points, several seeds, one report."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ Examples:
   cirbench sweep status lambda
 """)
 @click.argument("words", nargs=-1, required=True, metavar="NAME | status [NAME]")
-@click.option("--dataset", "-d", default="", help="Instead of the sweep's own.")
+@click.option("--dataset", "-d", default="", help="Dataset to use instead of the sweep's own.")
 @click.option("--variant", default="", help="One of the variants in the sweep's file.")
-@click.option("--method", "-m", default="", help="Ask it of this method, where the sweep is about one.")
-@click.option("--method-variant", default="", help="A variant of that method.")
-@click.option("--seeds", default=None, help="Such as 0,1,2: each is one run of every point.")
+@click.option("--method", "-m", default="", help="Method to use, if the sweep's file has just one.")
+@click.option("--method-variant", default="", help="Variant of that method.")
+@click.option("--seeds", default=None, help="Such as 0,1,2: every point runs once per seed.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Fix a field for every point.")
-@click.option("--trials", type=int, default=None, help="How many points; of a grid, its first ones.")
-@click.option("--timeout", type=float, default=None, help="Seconds after which no further point is begun.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes at once.")
-@click.option("--dry-run", is_flag=True, help="The plan, and how long it will take by a few measured steps.")
-@click.option("--retry-failed", is_flag=True, help="Try points that failed before once more.")
-@click.option("--storage", default="", help="postgresql://... or mysql://... for many machines; default a file.")
+@click.option("--trials", type=int, default=None, help="Number of points; of a grid, the first ones.")
+@click.option("--timeout", type=float, default=None, help="Seconds after which no further point is started.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Worker processes.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and a time estimate from a few measured steps.")
+@click.option("--retry-failed", is_flag=True, help="Run points that failed before once more.")
+@click.option("--storage", default="", help="postgresql://... or mysql://... for many machines. [a file]")
 @click.option("--slurm", is_flag=True, help="Submit the workers as Slurm jobs.")
 @click.option("--slurm-set", multiple=True, metavar="NAME=VALUE", help="Such as slurm_partition=gpu, timeout_min=240.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
-              help="Where run folders go; the sweep keeps its own below sweeps/.")
+              help="Folder for run folders; the sweep's own files go below sweeps/.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--no-report", is_flag=True, help="Leave report.html out; `cirbench report` makes one at any time.")
+@click.option("--no-report", is_flag=True, help="Do not write report.html; `cirbench report` can write it later.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no table.")
-@click.option("--json", "as_json", is_flag=True, help="What sweep.json holds, on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the contents of sweep.json.")
 def sweep(
     words: tuple[str, ...], dataset: str, variant: str, method: str, method_variant: str, seeds: str | None,
     sets: tuple[str, ...], trials: int | None,
@@ -54,16 +54,16 @@ def sweep(
 ) -> None:
     """Run every point of a sweep, each seed an ordinary run, and write a report.
 
-    What already has a record is not run again. After an interruption the same command goes on where it stopped.
+    Runs that already have a record are not repeated. After an interruption the same command resumes.
     """
     if words[0] == "status":
         if len(words) > 2:
-            raise CirbenchError(f"sweep status takes one name, not {len(words) - 1}.")
+            raise CirbenchError(f"sweep status takes one name, got {len(words) - 1}.")
         status(words[1] if len(words) > 1 else "", out, as_json)
         return
     if len(words) > 1:
         meant = words[1] if nearest(words[0], ["status"]) else words[0]
-        raise CirbenchError(f"sweep takes one name, not {' '.join(words)!r}. Did you mean `sweep status {meant}`?")
+        raise CirbenchError(f"sweep takes one name, got {' '.join(words)!r}. Did you mean `sweep status {meant}`?")
     from cirbench.studies import design_file
 
     arguments: dict[str, Any] = {
@@ -86,7 +86,7 @@ def sweep(
         click.echo(display.plan_text(found))
         cost = launch.estimate(found, options, workers)
         click.echo(
-            f"  {cost['runs']} runs, {cost['kept']} with a record already; about {cost['seconds_run']:.0f} s a run as "
+            f"  {cost['runs']} runs, {cost['kept']} already finished; about {cost['seconds_run']:.0f} s per run as "
             f"measured here, {display.duration(cost['seconds'])} in all with {workers} worker{'s'[:workers > 1]}, "
             "features, loading and reports not counted"
         )
@@ -128,7 +128,7 @@ def status(name: str, out: Path, as_json: bool = False) -> None:
             found.append(data)
     if not found:
         known = sorted({p.parent.name for p in (out / "sweeps").glob("*/sweep.json")})
-        more = f" There are: {', '.join(known)}." if known else " `cirbench sweep NAME` starts one."
+        more = f" Existing: {', '.join(known)}." if known else " `cirbench sweep NAME` starts one."
         raise CirbenchError(f"no study of the sweep {stem!r} under {out / 'sweeps'}.{more}")
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -139,4 +139,4 @@ def status(name: str, out: Path, as_json: bool = False) -> None:
         states = [row["state"] for row in data["points"]]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         click.echo(display.table(data, out))
-        click.echo(f"  {data['total']} points: {counts or 'none begun'}")
+        click.echo(f"  {data['total']} points: {counts or 'none started'}")

@@ -11,9 +11,9 @@ import click
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--format", "style", type=click.Choice(["markdown", "latex", "csv"]), default="markdown",
               show_default=True, help="CSV holds unrounded numbers, intervals and run ids.")
-@click.option("--protocol", default="", help="Another protocol than each dataset's default.")
+@click.option("--protocol", default="", help="Protocol to show. [each dataset's default]")
 def table(runs: tuple[Path, ...], style: str, protocol: str) -> None:
-    """Print the main table of RUNS (default: runs/), one a dataset: means and spread over seeds."""
+    """Print the main table of RUNS (default: runs/), one per dataset: means and spread over seeds."""
     from cirbench.reports.collect import collect
     from cirbench.reports.tables import main_table, text_table
     from cirbench.runs.store import find_records

@@ -1,4 +1,4 @@
-"""What becomes of an image id or a text before a model sees it: files on disk, checks, decoding, caches, batches.
+"""From image ids and texts to model inputs: files on disk, checks, decoding, caches, batches.
 
-Imports the words of the package's root (types, settings, seeds, lease, numerics, plugins) and nothing else of cirbench.
+Imports modules of the package's root (types, settings, seeds, lease, numerics, plugins) and nothing else of cirbench.
 """

@@ -18,12 +18,12 @@ class Feed:
     """Images and texts of one image set, in the forms that `Inputs` names.
 
     Args:
-        dataset: where pictures come from.
+        dataset: source of the pictures.
         image_ids: every image that will be asked for.
         texts: every string that will be asked for.
-        inputs: what the method wants.
-        device: where batches go.
-        mirrored: whether pictures may be asked for mirrored.
+        inputs: the method's inputs.
+        device: of the batches.
+        mirrored: whether mirrored pictures may be requested.
         quiet: no progress bars.
     """
 
@@ -57,7 +57,7 @@ class Feed:
 
 
 def first_text(dataset: Dataset, query: Query, form: str) -> str:
-    """The string that stands for a query: the first of its first row."""
+    """The representative string of a query: the first of its first row."""
     rows = dataset.forms[form](query)
     return rows[0][0]
 
@@ -68,7 +68,7 @@ class Triplets:
     Args:
         dataset: its `train` split is used.
         form: text form of the default protocol.
-        batch_size: triplets a step; an incomplete last batch is dropped.
+        batch_size: triplets per step; an incomplete last batch is dropped.
         flip: `none`, `joint` or `independent`.
         seed: of the run.
     """
@@ -76,14 +76,14 @@ class Triplets:
     def __init__(self, dataset: Dataset, form: str, batch_size: int, flip: str, seed: int) -> None:
         self.split = dataset.splits["train"]
         self.batch_size, self.flip, self.seed = batch_size, flip, seed
-        # A query with several strings (both orders of two captions, each caption alone) draws one of them an epoch.
+        # A query with several strings (both orders of two captions, each caption alone) draws one of them per epoch.
         self.strings = [[s for row in dataset.forms[form](q) for s in row] for q in self.split.queries]
         # Targets that several queries share are positives of all of them.
         self.targets = [frozenset(query.targets) for query in self.split.queries]
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return len(self.split.queries) // self.batch_size
 
     def epoch(self, epoch: int, feed: Feed, skip: int = 0) -> Iterator[TrainBatch]:

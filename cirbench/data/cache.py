@@ -1,4 +1,4 @@
-"""The folder of things that can be made again: features, decoded pictures, content hashes of files."""
+"""The cache folder of reproducible files: features, decoded pictures, content hashes of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cirbench.lease import lock
 
 __all__ = ["alone", "cache_dir", "renewing", "usable"]
 
-#: Files made since `renewing` began, or None where what lies in the cache is used.
+#: Files made since `renewing` began, or None while existing files of the cache are used.
 _renewed: set[Path] | None = None
 
 
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Other processes that want to make the same file of the cache wait; look for it again inside the block."""
+    """Make other processes that need the same cache file wait; check for the file again inside the block."""
     mark = path.with_suffix(".lock")
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
@@ -36,7 +36,7 @@ def alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def renewing() -> Iterator[None]:
-    """Inside the block nothing is taken from the cache that was made before it (`--force`)."""
+    """Inside the block, ignore cache files made before it (`--force`)."""
     global _renewed
     before, _renewed = _renewed, set()
     try:
@@ -46,7 +46,7 @@ def renewing() -> Iterator[None]:
 
 
 def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bool = False) -> np.ndarray | None:
-    """The array kept at `path`, or None where it has to be made: it is absent, damaged, or being renewed.
+    """The array cached at `path`, or None if it must be made: it is absent, damaged, or being renewed.
 
     Args:
         path: of an .npy file.
@@ -55,11 +55,11 @@ def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bo
         mapped: leave the values on disk until they are read.
     """
     if _renewed is not None and path not in _renewed:
-        _renewed.add(path)  # whoever asks makes it now
+        _renewed.add(path)  # the caller makes it now
         return None
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        return None  # not there, or cut off by something else than this program
+        return None  # absent, or truncated by another program
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     return array if fits and array.dtype == kind else None

@@ -29,10 +29,10 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def _counts(module: Any, root: Path | None, knobs: Any) -> list[dict[str, Any]]:
-    """One entry a fact. A file that cannot be read makes its own entries wrong, not those of other files.
+    """One entry per count. A file that cannot be read makes its own entries wrong, not those of other files.
 
     Raises:
-        CirbenchError: nothing can be counted: this is no folder of the dataset.
+        CirbenchError: nothing can be counted, since the folder does not hold the dataset.
     """
     spec, counter = module.SPEC, getattr(module, "counts", None)
     if counter is None or root is None:
@@ -137,14 +137,14 @@ def check(
     name: str, root: Path | None, sets: Sequence[str] = (), quiet: bool = True,
     implied: Callable[[Dataset, Collection[str]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Everything about one dataset on disk, as JSON values; `ok` sums it up.
+    """All checks of one dataset on disk, as JSON values; `ok` is whether all pass.
 
     Args:
         name: of the dataset.
         root: folder of the data.
         sets: `data.field=value` texts.
         quiet: no progress bar.
-        implied: what missing pictures imply for the numbers, protocol by protocol; asked only where some are missing.
+        implied: what missing pictures imply for the numbers, protocol by protocol; called only if some are missing.
 
     Raises:
         CirbenchError: annotations that cannot be read at all.
@@ -157,7 +157,7 @@ def check(
     except CirbenchError as error:
         if not counts:
             raise
-        # Counts say what is there already; pictures are looked at once everything is.
+        # Counts show which files are there; pictures are checked once all annotations are.
         return {
             "dataset": module.SPEC.name, "splits": {}, "counts": counts, "images": 0, "problems": {},
             "fingerprint": "", "image_fingerprint": "", "notes": [f"cannot be loaded yet: {error}"], "ok": False,

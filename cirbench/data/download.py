@@ -1,7 +1,7 @@
-"""Fetches files over HTTP: mirrors, resuming, checksums, safe unpacking. Nothing half-written is taken for whole.
+"""Fetches files over HTTP: mirrors, resuming, checksums, safe unpacking. A partial file never passes as complete.
 
 A download grows as `NAME.part`; it gets its name only when its length and its checksum are right. An archive is
-unpacked beside its place and moved in one piece.
+unpacked beside its destination and moved in one step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _state(part: Path) -> dict[str, Any]:
-    """What is known of a partial file; only the server it came from can go on with it."""
+    """The state of a partial file; only the server it came from can resume it."""
     try:
         found: dict[str, Any] = json.loads(part.with_name(part.name + ".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def _request(url: str, part: Path) -> tuple[urllib.request.Request, int]:
     state = _state(part)
     start = part.stat().st_size if part.is_file() else 0
     if not start or state.get("url") != url or not state.get("tag"):
-        # What is there belongs to another mirror, and is written over only once this one answers.
+        # The partial file is from another mirror, and is overwritten only once this one answers.
         return urllib.request.Request(url, headers={"User-Agent": "cirbench"}), 0
     # If the file has changed since, the server sends all of it instead of the rest.
     headers = {"User-Agent": "cirbench", "Range": f"bytes={start}-", "If-Range": state["tag"]}
@@ -63,7 +63,7 @@ def _request(url: str, part: Path) -> tuple[urllib.request.Request, int]:
 
 
 def _stream(url: str, part: Path, progress: Progress) -> None:
-    """Fetch one URL into `part`, going on where an earlier attempt stopped.
+    """Fetch one URL into `part`, resuming an earlier attempt.
 
     Raises:
         OSError: anything the network or the disk does; `part` stays for the next attempt.
@@ -74,7 +74,7 @@ def _stream(url: str, part: Path, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        # Nothing follows what is there: it is whole, and only lacks its name, or it is of another file.
+        # The server has no further bytes: the partial file is complete but not renamed, or of another file.
         if error.headers.get("Content-Range", "").endswith(f"*/{start}"):
             return
         _forget(part)
@@ -112,11 +112,11 @@ def fetch(download: Download, root: Path, progress: Progress = lambda done, tota
         `present`, `fetched` or `unpacked`.
 
     Raises:
-        CirbenchError: no mirror gave it, a wrong checksum, a full disk, an archive that may not be unpacked.
+        CirbenchError: no mirror served it, a wrong checksum, a full disk, an unsafe archive.
     """
     target = root / download.path
     if not target.resolve().is_relative_to(root.resolve()):
-        raise CirbenchError(f"{download.path} leads out of {root}; it is not fetched.")
+        raise CirbenchError(f"{download.path} leads out of {root}; it was not fetched.")
     if download.unpack and _marker(target).is_file():
         return "present"
     if not _whole(target, download):
@@ -135,7 +135,7 @@ def _marker(target: Path) -> Path:
 
 
 def _whole(target: Path, download: Download) -> bool:
-    """Whether the file is there. A file under its own name is whole, unless its checksum says otherwise."""
+    """Whether the file is there. A file under its final name is complete, unless its checksum differs."""
     if not target.is_file():
         return False
     found = sha256_of(target) if download.sha256 else ""
@@ -153,7 +153,7 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CirbenchError(f"{target.parent} cannot be made: {error.strerror}.") from None
+        raise CirbenchError(f"{target.parent} cannot be created: {error.strerror}.") from None
     begun = _state(part).get("url")
     for url in sorted(download.urls, key=lambda u: u != begun):
         try:
@@ -163,7 +163,7 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
                 size = part.stat().st_size if part.exists() else 0
                 raise CirbenchError(
                     f"the disk is full: {part} holds {size} bytes so far. Make room "
-                    "and repeat the command; it goes on from there."
+                    "and repeat the command; it resumes from there."
                 ) from None
             failures.append(f"{url}: {_explain(error)}")
             continue
@@ -177,7 +177,7 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
         _forget(part)
         return
     raise CirbenchError(
-        f"{download.path} could not be fetched: {'; '.join(failures)}. Repeat the command to go on, or put the file at "
+        f"{download.path} could not be fetched: {'; '.join(failures)}. Repeat the command, or put the file at "
         f"{target} by hand."
     )
 

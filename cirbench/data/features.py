@@ -27,8 +27,8 @@ BATCH = 256
 
 
 def _place(encoder: Encoder, *key: object) -> Path:
-    # A GPU may round products otherwise (TF32), and so may another number of threads: a run is given what it would
-    # have computed itself, whoever filled the cache.
+    # A GPU (TF32) or another number of threads may round products differently: a run must get what it would have
+    # computed itself.
     device = next(encoder.parameters()).device.type
     where = [device, *([torch.get_num_threads()] if device == "cpu" else [])]
     code = [numerics.of_part("encoders"), numerics.of_class(type(encoder))]
@@ -40,7 +40,7 @@ def _kept(path: Path, rows: int) -> np.ndarray | None:
 
 
 def _once(path: Path, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array kept at `path`; one of the processes that lack it makes it, the others wait for that."""
+    """The array cached at `path`; if it is missing, one process makes it and the others wait."""
     kept = _kept(path, rows)
     if kept is not None:
         return kept
@@ -97,7 +97,7 @@ class FeatureStore:
         key = digest([source.fingerprint(image_ids), list(image_ids), repr(encoder.pixels), code])
 
         def pixels() -> PixelStore:
-            """Only asked for where a feature is missing: then pictures must be decoded, or read from their cache."""
+            """Called only if a feature is missing: then pictures are decoded, or read from their cache."""
             return PixelStore(source, image_ids, encoder.pixels, quiet)
 
         self.tables = []

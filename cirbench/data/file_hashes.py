@@ -15,9 +15,9 @@ from cirbench.data.cache import cache_dir
 
 __all__ = ["file_sha256", "file_sha256s"]
 
-#: A file changed so recently may change again within the same tick of its clock, unseen: it is not remembered yet.
+#: A file changed this recently could change again within one clock tick unnoticed, so its hash is not stored yet.
 RECENT = 2.0
-#: Rows asked for at once; SQLite limits the parameters of a statement.
+#: Rows per query; SQLite limits the parameters of a statement.
 CHUNK = 500
 
 _known: dict[str, tuple[str, str]] = {}
@@ -35,7 +35,7 @@ def file_sha256s(paths: Sequence[Path]) -> list[str]:
     Raises:
         OSError: a file cannot be read.
     """
-    names = [os.path.abspath(path) for path in paths]  # noqa: PTH100  links stay: the file behind may be exchanged
+    names = [os.path.abspath(path) for path in paths]  # noqa: PTH100  links are kept: their target may be exchanged
     now = time.time()
     stamps = dict(zip(names, map(_stamp, names), strict=True))
     todo = [name for name, (stamp, _) in stamps.items() if _known.get(name, ("", ""))[0] != stamp]
@@ -58,7 +58,7 @@ def file_sha256s(paths: Sequence[Path]) -> list[str]:
 
 
 def _stamp(name: str) -> tuple[str, float]:
-    """What changes when a file does, and when it last did."""
+    """A stamp that changes when the file does, and the time of its last change."""
     seen = Path(name).stat()
     return f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}", \
         max(seen.st_mtime, seen.st_ctime)
@@ -66,7 +66,7 @@ def _stamp(name: str) -> tuple[str, float]:
 
 @contextlib.contextmanager
 def _database() -> Iterator[sqlite3.Connection | None]:
-    """The table of known hashes, or None where it cannot be used; a damaged one is made anew."""
+    """The table of known hashes, or None if it cannot be used; a damaged one is recreated."""
     path = cache_dir() / "hashes.sqlite3"
     connection = None
     for attempt in range(2):
@@ -92,7 +92,7 @@ def _database() -> Iterator[sqlite3.Connection | None]:
 
 
 def _remembered(rows: sqlite3.Connection | None, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(path, stamp, sha256) of those names that the table knows."""
+    """(path, stamp, sha256) of the names that are in the table."""
     if rows is None:
         return
     for start in range(0, len(names), CHUNK):

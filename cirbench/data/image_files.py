@@ -235,7 +235,7 @@ class FolderImages:
         self._parents: dict[str, list[Path]] = {}
 
     def _listing(self, folder: Path) -> dict[str, Path]:
-        """Name, and name without extension, -> file. One scan a folder: real sets lie on slow disks."""
+        """Name, and name without extension, -> file. One scan per folder: real sets are on slow disks."""
         if folder not in self._folders:
             stems: dict[str, tuple[int, str]] = {}
             names = _files(folder)
@@ -251,7 +251,7 @@ class FolderImages:
         return self._folders[folder]
 
     def _relative(self, image_id: str) -> str:
-        """What stands for `{path}` in the templates."""
+        """The value of `{path}` in the templates."""
         return self.paths.get(image_id, image_id) if self.paths is not None else image_id
 
     def _candidates(self, image_id: str) -> list[tuple[str, str]]:
@@ -330,7 +330,7 @@ class FolderImages:
         return found.image
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
-        """Hash of ids and contents of files, in sorted order; an absent picture counts as such."""
+        """Hash of ids and contents of files, in sorted order; an absent picture counts as absent."""
         names = sorted(set(image_ids))
         paths = [self.path(name) for name in names]
         try:

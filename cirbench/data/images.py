@@ -1,6 +1,6 @@
-"""Decoding and the published evaluation transforms; decoded pictures are kept on disk, ready to be read.
+"""Decoding and the published evaluation transforms; decoded pictures are cached on disk.
 
-A resized picture is three bytes a pixel: 46,000 FashionIQ images at 224 px are 7 GB on disk and never decoded again.
+A resized picture has three bytes per pixel: 46,000 FashionIQ images at 224 px are 7 GB on disk and never decoded again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
-    """Zero padding to this size, or a pixel less; both sides get the same whole number of pixels."""
+    """Zero padding to this size, or one pixel less; both sides get equal padding."""
     x, y = max((width - image.width) // 2, 0), max((height - image.height) // 2, 0)
     out = PIL.Image.new("RGB", (image.width + 2 * x, image.height + 2 * y))
     out.paste(image, (x, y))
@@ -36,7 +36,7 @@ def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
 
 
 def _padded(image: PIL.Image.Image, size: int, between: PIL.Image.Resampling) -> PIL.Image.Image:
-    """open_clip's `longest`: the longer side becomes `size`, the shorter is rounded and padded, an odd pixel last."""
+    """open_clip's `longest`: the longer side becomes `size`, the shorter is rounded and padded, odd pixel last."""
     ratio = max(image.size) / size
     width, height = (round(length / ratio) for length in image.size)
     out = PIL.Image.new("RGB", (size, size))
@@ -82,9 +82,9 @@ class PixelStore:
     """Pictures of one image set under one transform, decoded once into a file of bytes (N, size, size, 3).
 
     Args:
-        source: where pictures come from.
-        image_ids: which, in the order of the rows.
-        pixels: the transform; pictures are normalised when they are read, not when they are kept.
+        source: of the pictures.
+        image_ids: of the pictures, in the order of the rows.
+        pixels: the transform; pictures are normalised when read, not in the file.
         quiet: no progress bar.
 
     Raises:
@@ -116,7 +116,7 @@ class PixelStore:
         needed, free = len(image_ids) * size * size * 3, shutil.disk_usage(path.parent).free
         if needed > free:
             raise CirbenchError(
-                f"{len(image_ids)} pictures of {size} px need {needed / 1e9:.1f} GB under {path.parent}, where "
+                f"{len(image_ids)} pictures of {size} px need {needed / 1e9:.1f} GB under {path.parent}, but only "
                 f"{free / 1e9:.1f} GB are free. Set CIRBENCH_CACHE to a larger disk."
             )
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -158,5 +158,5 @@ def webp(image: PIL.Image.Image, side: int = 96) -> bytes:
 
 
 def image_set_fingerprint(source: ImageSource, image_ids: Sequence[str]) -> str:
-    """Of a set, whatever the order it is named in."""
+    """Fingerprint of an image set, independent of the order of its ids."""
     return digest([json.dumps(sorted(image_ids)), source.fingerprint(sorted(image_ids))])

@@ -1,4 +1,4 @@
-"""Reading annotation files: one clear message for a file that is absent, damaged or of another dataset."""
+"""Reading annotation files: clear messages for files that are absent, damaged or of another dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise CirbenchError(f"{path}: no such file.") from None
     except IsADirectoryError:
-        raise CirbenchError(f"{path} is a folder, a file is wanted.") from None
+        raise CirbenchError(f"{path} is a folder, expected a file.") from None
     except OSError as error:
         raise CirbenchError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not data.strip():
@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
     """A JSON file; NaN and infinity are refused, and so are repeated keys of one object."""
     text = read_text(path)
     if text.lstrip()[:1] == "<":
-        raise CirbenchError(f"{path} is a web page, not JSON: the download met an error page. Fetch it again.")
+        raise CirbenchError(f"{path} is a web page, not JSON: the download returned an error page. Fetch it again.")
     try:
         return _parse(text, str(path))
     except json.JSONDecodeError as error:
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_list(path: Path) -> list[Any]:
-    """A JSON file that holds a list with something in it."""
+    """A JSON file that holds a non-empty list."""
     value = read_json(path)
     if not isinstance(value, list):
         raise CirbenchError(f"{path}: a JSON list is expected, found {kind(value)}. Is it another dataset's file?")
@@ -101,7 +101,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """One name a line, each once.
+    """One name per line, each once.
 
     Raises:
         CirbenchError: a blank line in the middle, or a name that occurs twice.
@@ -109,7 +109,7 @@ def read_names(path: Path) -> list[str]:
     names = [line.strip() for line in read_lines(path)]
     for number, name in enumerate(names, 1):
         if not name:
-            raise CirbenchError(f"{path}, line {number}: empty; one image name a line is expected.")
+            raise CirbenchError(f"{path}, line {number}: empty; one image name per line is expected.")
     unique(names, f"{path}: image name")
     return names
 
@@ -138,7 +138,7 @@ def read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         rows = [(number, row) for number, row in enumerate(reader, 1) if "".join(row).strip()]
     except csv.Error as error:
-        raise CirbenchError(f"{path} is no CSV file: {error}.") from None
+        raise CirbenchError(f"{path} is not a CSV file: {error}.") from None
     if not rows:
         raise CirbenchError(f"{path} is empty; a header line with {', '.join(needed)} is needed.")
     header = rows[0][1]
@@ -155,7 +155,7 @@ def read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
             )
         out.append(dict(zip(header, row, strict=True)))
     if not out:
-        raise CirbenchError(f"{path} has a header and no row.")
+        raise CirbenchError(f"{path} has a header but no rows.")
     return out
 
 
@@ -170,7 +170,7 @@ def kind(value: Any) -> str:
 
 
 def unique(names: Iterable[Hashable], what: str) -> None:
-    """Refuse a repeated name."""
+    """Raise for a repeated name."""
     seen: set[Hashable] = set()
     for name in names:
         if name in seen:
@@ -182,7 +182,7 @@ def get(entry: Any, key: str, want: type | tuple[type, ...], where: str) -> Any:
     """`entry[key]`, of a wanted type.
 
     Raises:
-        CirbenchError: no object, no such key (with the keys there are), or another type.
+        CirbenchError: not an object, no such key (with the existing keys), or another type.
     """
     if not isinstance(entry, dict):
         raise CirbenchError(f"{where}: an object is expected, found {kind(entry)}.")
@@ -197,16 +197,16 @@ def get(entry: Any, key: str, want: type | tuple[type, ...], where: str) -> Any:
 
 
 def strings(entry: Any, key: str, where: str) -> tuple[str, ...]:
-    """A list of texts under a key."""
+    """A list of strings under a key."""
     value = get(entry, key, list, where)
     for item in value:
         if not isinstance(item, str):
-            raise CirbenchError(f"{where}: {key!r} holds {kind(item)} ({str(item)[:40]!r}), only texts are expected.")
+            raise CirbenchError(f"{where}: {key!r} holds {kind(item)} ({str(item)[:40]!r}), only strings are expected.")
     return tuple(value)
 
 
 def subset(ids: Iterable[str], gallery: Iterable[str], where: str, then: str) -> None:
-    """Refuse ids that are not in a gallery."""
+    """Raise for ids that are not in a gallery."""
     have = set(gallery)
     absent = [name for name in dict.fromkeys(ids) if name not in have]
     if absent:

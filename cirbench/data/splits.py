@@ -18,8 +18,8 @@ def load_named(
     """A dataset and one of its splits.
 
     Roles (`report`, `select`) come from `load`; official names (`val`, `eval`, `test1`) from the dataset file's
-    `load_split`, which reads that split's annotations alone. `train` is the official one where there is one, or
-    what a run trains on if not `whole`.
+    `load_split`, which reads that split's annotations alone. `train` is the official split if there is one, or
+    the run's own training split if not `whole`.
 
     Raises:
         CirbenchError: no such dataset, split or knob, or data that cannot be read.

@@ -1,4 +1,4 @@
-"""sha256 of public annotation files as they were when their counts were taken; `data get` compares."""
+"""sha256 of public annotation files at the time their counts were taken; `data get` compares them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def find(root: Path, names: Sequence[str], spec: DatasetSpec, hint: str = "") ->
     """The first of `names` that exists under root.
 
     Raises:
-        CirbenchError: none does; says what stands there instead.
+        CirbenchError: none does; lists what is there instead.
     """
     for name in names:
         if (root / name).is_file():
@@ -81,7 +81,7 @@ def components(edges: Sequence[Sequence[str]]) -> list[str]:
         first = top(images[0])
         for other in images[1:]:
             a, b = top(first), top(other)
-            # The smaller id stays root, so that a component's name does not depend on the order of its edges.
+            # The smaller id remains the root, so that a component's name does not depend on the order of edges.
             parent[max(a, b)] = min(a, b)
     return [top(images[0]) for images in edges]
 
@@ -92,11 +92,11 @@ def pictures(query: Query) -> tuple[str, ...]:
 
 
 def carve(queries: Sequence[Query], share: float, seed: int) -> tuple[list[Query], list[Query]]:
-    """Split queries so that no image stands on both sides: (what remains, about `share` of them).
+    """Split queries so that no image is on both sides: (the rest, about `share` of them).
 
     Whole connected components (queries linked by a shared reference, target or subset member) are taken in the
-    order of a seeded hash of their smallest image id, skipping those that would exceed the share. Nothing depends on
-    the machine or on the order of the file.
+    order of a seeded hash of their smallest image id, skipping those that would exceed the share. The result does not
+    depend on the machine or on the order of the file.
     """
     if share <= 0 or len(queries) < 2:
         return list(queries), []
@@ -139,7 +139,7 @@ def images_of(queries: Iterable[Query]) -> tuple[str, ...]:
 
 
 def counted(names: Sequence[str], count: Callable[[], Sequence[int]]) -> dict[str, int | str]:
-    """Name -> number; or -> what is wrong with the file they are counted in, so that other files are counted still."""
+    """Name -> number, or -> the error of the file that holds it, so that other files are still counted."""
     try:
         return dict(zip(names, count(), strict=True))
     except CirbenchError as error:
@@ -147,12 +147,12 @@ def counted(names: Sequence[str], count: Callable[[], Sequence[int]]) -> dict[st
 
 
 def id_list_digest(queries: Iterable[Query]) -> str:
-    """sha256 of the sorted query ids, one a line: names a carved split in documents and tests."""
+    """sha256 of the sorted query ids, one per line: identifies a carved split in documents and tests."""
     return hashlib.sha256("\n".join(sorted(q.id for q in queries)).encode()).hexdigest()
 
 
 def annotations_fingerprint(name: str, files: Iterable[Path], knobs: Mapping[str, Any], extra: Any = None) -> str:
-    """Hash of what was annotated and how it was read: file contents and knobs, not places."""
+    """Hash of the annotations and how they were read: file contents and knobs, not paths."""
     hashes = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
     return digest([name, hashes, dict(knobs), extra])
 

@@ -1,7 +1,7 @@
 """Draws scenes: integer sprites, integer light, integer noise; and keeps the pictures in one file.
 
 Everything here is integer arithmetic on numbers that come from PCG64's raw output, so a picture has the same
-bytes under every version of numpy, Pillow and the C library; tests pin the hashes.
+bytes with every version of numpy, Pillow and the C library; tests pin the hashes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ANGLES = (
 Item = TypeVar("Item")
 
 UNIT = 64  # positions are in 1/64 pixel
-SAMPLES = 4  # coverage is counted on 4 x 4 points a pixel
+SAMPLES = 4  # coverage is counted on 4 x 4 points per pixel
 
 
 class Thing(NamedTuple):
@@ -59,7 +59,7 @@ Scene = tuple[Thing, ...]  # sorted by cell, one object a cell
 
 
 class Bits:
-    """Integers from a named stream; other streams do not shift when one consumer draws more.
+    """Integers from a named random stream; drawing more from one stream does not shift the others.
 
     >>> [Bits(0, "example").below(10) for _ in range(2)]
     [4, 4]
@@ -147,7 +147,7 @@ def sprites(side: int) -> dict[tuple[int, int, int, int, int], np.ndarray]:
 
 
 def place(scene: Scene, image_id: str, side: int, data_seed: int) -> tuple[Placed, Bits]:
-    """Where things lie in this picture of the scene, how it is lit, and the stream its noise comes from."""
+    """The positions of things in this picture of the scene, its light, and the stream for its noise."""
     bits = Bits(data_seed, "picture", image_id)
     table, cell = sprites(side), side // 3
     light = bits.between(192, 286)  # of 256: 0.75 to 1.12
@@ -208,7 +208,7 @@ class Pictures:
         self._array: np.ndarray | None = None
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
-        """sha256 of what decides the pixels: renderer, side, seed, and every id with its scene."""
+        """sha256 of everything that determines the pixels: renderer, side, seed, and every id with its scene."""
         digest = hashlib.sha256(f"{RENDERER} {self.side} {self.data_seed}".encode())
         for image_id in image_ids:
             digest.update(f"\n{image_id} {scene_id(self._scene(image_id))}".encode())
@@ -219,7 +219,7 @@ class Pictures:
         return PIL.Image.fromarray(self.array([image_id])[0])
 
     def array(self, image_ids: Sequence[str]) -> np.ndarray:
-        """(n, side, side, 3) uint8, in the order asked for."""
+        """(n, side, side, 3) uint8, in the order of the ids."""
         for image_id in image_ids:
             self._scene(image_id)
         if self._array is None:
@@ -262,7 +262,7 @@ class Pictures:
 
 
 def scene_id(scene: Scene) -> str:
-    """Four digits an object (cell, colour, shape, size): equal exactly where the scenes are.
+    """Four digits per object (cell, colour, shape, size): equal exactly if the scenes are.
 
     >>> scene_id((Thing(0, 1, 2, 0), Thing(4, 7, 5, 1)))
     '0120.4751'

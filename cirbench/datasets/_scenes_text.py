@@ -1,4 +1,4 @@
-"""What is said about scenes: descriptions, edits and captions, all drawn from `Bits`."""
+"""Texts about scenes: descriptions, edits and captions, all drawn from `Bits`."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _words(thing: Thing, attributes: tuple[str, ...], cell: bool) -> str:
 
 
 def _fits(other: Thing, thing: Thing, names: tuple[str, ...], cell: bool) -> bool:
-    """Whether the words about `thing` hold for `other` as well."""
+    """Whether these words about `thing` describe `other` as well."""
     needed = (*names, "cell") if cell else names
     return all(getattr(other, n) == getattr(thing, n) for n in needed)
 
 
 def describe(scene: Scene, index: int, bits: Bits, avoid: str = "") -> str:
-    """The shortest description that fits this object alone; one of the shortest where several do.
+    """The shortest description that fits only this object; a random one of several equally short ones.
 
     Args:
         scene: all objects.
@@ -117,7 +117,7 @@ def edit(scene: Scene, kind: str, bits: Bits) -> tuple[Scene, str, int] | None:
 
 
 def replace_all(scene: Scene, bits: Bits) -> str:
-    """A text that tells the whole scene, whatever was there before."""
+    """A text that describes the whole scene, independent of the reference."""
     listed = " and ".join(full(t) for t in bits.shuffled(scene))
     return bits.pick((
         "clear everything and put {}", "only show {}", "remove all objects and place {}",
@@ -135,10 +135,10 @@ def _partly(thing: Thing, bits: Bits) -> str:
 
 
 def captions(scene: Scene, bits: Bits) -> tuple[str, str, str]:
-    """Of one picture: all of it; a natural partial remark; the result of an edit in an edit's words.
+    """Three captions of a picture: complete; a natural partial remark; the result of an edit in an edit's words.
 
-    The third kind is what lets a model trained on captions read modification texts: `turn the circle red` is
-    said of pictures with a red circle. Every word of the edits occurs in one of the three.
+    The third kind lets a model trained on captions read modification texts: `turn the circle red` describes
+    pictures with a red circle. Every word of the edits occurs in one of the three.
     """
     things = bits.shuffled(scene)
     if len(scene) > 3 or bits.below(2):  # the compact form: 5 objects in full would not fit 32 words

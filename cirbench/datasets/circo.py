@@ -1,4 +1,4 @@
-"""CIRCO (Baldrati et al., ICCV 2023): several targets a query among all of COCO unlabeled2017; mAP@K."""
+"""CIRCO (Baldrati et al., ICCV 2023): several targets per query among all of COCO unlabeled2017; mAP@K."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _read(root: Path, split: str) -> tuple[list[Query], Path]:
     for n, entry in enumerate(reading.read_list(path)):
         where = f"{path}, entry {n}"
         if _number(entry, "id", where) != str(n):
-            raise CirbenchError(f"{where}: its id is {entry['id']!r}; ids count from 0 in file order.")
+            raise CirbenchError(f"{where}: id is {entry['id']!r}, expected {n}: ids count from 0 in file order.")
         targets: tuple[str, ...] = ()
         extra: dict[str, Any] = {"shared_concept": reading.get(entry, "shared_concept", str, where)}
         if split == "val":
@@ -111,7 +111,7 @@ def _split(knobs: Knobs, root: Path, name: str, split: str, open_gallery: bool) 
     if knobs.gallery == "annotated":
         gallery = _annotated(queries)
     elif open_gallery and not any((root / place).is_file() for place in COCO_PLACES):
-        # Somebody's lists can be scored without knowing every picture there is.
+        # Ranked lists can be scored without the list of all pictures.
         return Split(name, tuple(queries), {}), files
     else:
         gallery, coco = coco_ids(root)

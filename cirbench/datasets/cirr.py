@@ -62,7 +62,7 @@ class Knobs(Settings):
     """How `select` is carved out of train."""
 
     select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
 
 
 def _read(root: Path, split: str) -> tuple[list[Query], dict[str, str], list[Path]]:
@@ -81,7 +81,7 @@ def _read(root: Path, split: str) -> tuple[list[Query], dict[str, str], list[Pat
 
 
 def _query(entry: Any, where: str, split: str) -> Query:
-    # One caption of test1 is empty; the server wants an answer for it all the same.
+    # One caption of test1 is empty; the server still needs an answer for it.
     reference, caption = reading.get(entry, "reference", str, where), reading.get(entry, "caption", str, where)
     members = reading.strings(reading.get(entry, "img_set", dict, where), "members", f"{where}, img_set")
     reading.unique(members, f"{where}: subset member")

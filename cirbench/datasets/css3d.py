@@ -51,7 +51,7 @@ class Knobs(Settings):
         description="training pairs of one modification: as listed, or every source with every target",
     )
     select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
 
 
 class _Plain(pickle.Unpickler):
@@ -60,8 +60,8 @@ class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise CirbenchError(
-                f"css3d: the annotation file asks for {module}.{name}, which plain data never needs. It may run code "
-                "when read; it was not read. Fetch the file again from its authors."
+                f"css3d: the annotation file refers to {module}.{name}, which plain data never does. It could run "
+                "code, so it was not read. Fetch the file again from its authors."
             )
         return super().find_class(module, name)
 
@@ -75,7 +75,7 @@ def _array(file: IO[bytes], path: Path) -> Any:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)
     except ValueError as error:
-        raise CirbenchError(f"{path} is no .npy file: {error}. Fetch it again.") from None
+        raise CirbenchError(f"{path} is not an .npy file: {error}. Fetch it again.") from None
     if shape != () or dtype != np.dtype(object):
         raise CirbenchError(f"{path}: one pickled object is expected, found an array {shape} of {dtype}.")
     try:
@@ -83,7 +83,7 @@ def _array(file: IO[bytes], path: Path) -> Any:
     except CirbenchError:
         raise
     except Exception as error:
-        # A damaged pickle may raise nearly anything.
+        # A damaged pickle may raise nearly any exception.
         what = f"{type(error).__name__}: {error}"
         raise CirbenchError(f"{path}: the pickle is damaged ({what}). Fetch it again.") from None
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
@@ -119,7 +119,7 @@ def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tupl
         sources, targets = reading.get(mod, "from", list, at), reading.get(mod, "to", list, at)
         text = reading.get(mod, "to_str", str, at)
         if not crossed and len(sources) != len(targets):
-            raise CirbenchError(f"{at}: {len(sources)} sources and {len(targets)} targets; they pair up one to one.")
+            raise CirbenchError(f"{at}: {len(sources)} sources and {len(targets)} targets, expected equal numbers.")
         pairs = [(s, t) for s in sources for t in targets] if crossed else list(zip(sources, targets, strict=True))
         for source, target in pairs:
             for index in (source, target):

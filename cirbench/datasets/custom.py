@@ -1,4 +1,4 @@
-"""Your own data: images.csv or a folder of pictures, and one triplets.<split>.jsonl a split."""
+"""Your own data: images.csv or a folder of pictures, and one triplets.<split>.jsonl per split."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SPEC = DatasetSpec(
 
 
 class Knobs(Settings):
-    """Which files play which role."""
+    """Which file has which role."""
 
     train: str = Field("train", description="split name of the training triplets: triplets.<name>.jsonl")
     select: str = Field("val", description="split name that may choose a checkpoint; carved from train if absent")
-    report: str = Field("test", description="split name that is reported")
+    report: str = Field("test", description="split name that results are reported on")
     select_share: float = Field(0.1, ge=0, lt=1, description="share carved from train where `select` has no file")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
     gallery: str = Field(
         "split", pattern="^(split|all)$",
         description="what a query ranks: images whose column `split` names its split (all, without one), or all",
@@ -106,7 +106,7 @@ def read_triplets(path: Path, known: set[str]) -> tuple[Query, ...]:
             if image_id not in known:
                 near = c.nearest(image_id, list(known)[:20000])
                 guess = f" The nearest is {near!r}." if near else ""
-                raise CirbenchError(f"{where}: image {image_id!r} is in no row of images.csv and no picture.{guess}")
+                raise CirbenchError(f"{where}: image {image_id!r} is neither in images.csv nor a picture file.{guess}")
         queries.append(query)
     reading.unique((q.id for q in queries), f"{path}: query id")
     return tuple(queries)
@@ -179,8 +179,8 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     for role, other in combinations(roles, 2):
         if roles[role] == roles[other]:
             raise CirbenchError(
-                f"custom: data.{role} and data.{other} are both {roles[role]!r}. What is trained on, what may choose a "
-                "checkpoint and what is reported must be different queries."
+                f"custom: data.{role} and data.{other} are both {roles[role]!r}. Training, checkpoint selection "
+                "and reporting need different queries."
             )
     paths, rows, files, notes = _images(folder, knobs)
     splits = {role: _split(getattr(knobs, role), role, folder, knobs, paths, rows) for role in ("train", "report")}

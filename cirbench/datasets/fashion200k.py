@@ -52,7 +52,7 @@ SPEC = DatasetSpec(
 )
 
 _LABELS = re.compile(r"^(.+)_(train|test)_detect_all\.txt$")
-#: TIRG writes punctuation of captions out in words, so that tokenisers keep it.
+#: TIRG spells out punctuation of captions in words, so that tokenisers keep it.
 _MARKS = ((".", "dotmark"), ("?", "questionmark"), ("&", "andmark"), ("*", "starmark"))
 
 
@@ -61,8 +61,8 @@ class Knobs(Settings):
 
     triplet_seed: int = Field(0, description="seed of the training triplets: one for each image that can be modified")
     select_share: float = Field(0.1, ge=0, lt=1, description="share of train products that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
-    select_queries: int = Field(2000, ge=1, description="most queries of `select`")
+    select_seed: int = Field(0, description="seed of the carving hash")
+    select_queries: int = Field(2000, ge=1, description="maximum number of queries of `select`")
 
 
 def _caption(text: str) -> str:
@@ -73,7 +73,7 @@ def _caption(text: str) -> str:
 
 
 def _labels(root: Path, part: str) -> tuple[dict[str, str], list[Path], list[str]]:
-    """Image path -> caption, in the order of sorted files; the files; the stray files that were left out."""
+    """Image path -> caption, in the order of sorted files; the files; other files, which are ignored."""
     folder = root / "labels"
     if not folder.is_dir():
         c.find(root, [f"labels/dress_{part}_detect_all.txt"], SPEC, SPEC.manual)
@@ -156,7 +156,7 @@ def _children(captions: dict[str, str]) -> dict[str, list[str]]:
 def triplets(captions: dict[str, str], seed: int, name: str) -> list[Query]:
     """One triplet for every image whose caption is one word away from another's; the same for the same seed.
 
-    Every draw depends on the seed and the image alone, so that adding an image shifts no other draw of a parent.
+    Every draw depends only on the seed and the image, so that adding an image shifts no other draw of a parent.
     """
     children, hits = _children(captions), _by_caption(captions)
     out: list[Query] = []

@@ -1,4 +1,4 @@
-"""FashionIQ (Wu et al., CVPR 2021): two captions a query, three categories, six ways to read and two galleries."""
+"""FashionIQ (Wu et al., CVPR 2021): two captions per query, three categories, six text forms and two galleries."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Knobs(Settings):
 
     category: str = Field("all", pattern="^(dress|shirt|toptee|all)$", description="one category, or all three")
     select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
 
 
 # Each form reads the captions as the code of those who report it does; docs/protocols.md has the differences.

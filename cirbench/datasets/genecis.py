@@ -72,7 +72,7 @@ def _tasks(knobs: Knobs) -> tuple[str, ...]:
 
 
 def _image(entry: Any, where: str) -> str:
-    """`coco:<id>`-like ids are avoided: an object image is its number, an attribute image number and box."""
+    """An image id: the number of an object image, number and box of an attribute image."""
     if isinstance(entry, dict) and "val_image_id" in entry:
         return str(reading.get(entry, "val_image_id", int, where))
     image, box = reading.get(entry, "image_id", int, where), reading.get(entry, "instance_bbox", list, where)
@@ -82,7 +82,7 @@ def _image(entry: Any, where: str) -> str:
 
 
 def shuffled(ids: Sequence[str], query: str) -> tuple[str, ...]:
-    """A fixed order that does not give the target away by its place; the same on every machine."""
+    """A fixed order in which the target's position is not revealing; the same on every machine."""
     return tuple(sorted(dict.fromkeys(ids), key=lambda i: hashlib.sha256(f"{query}:{i}".encode()).digest()))
 
 
@@ -128,7 +128,7 @@ class Pictures(FolderImages):
         super().__init__(root, SPEC.template, {}, "genecis")
 
     def _relative(self, image_id: str) -> str:
-        # The box of an id is no part of its file's name.
+        # The box of an id is not part of the file's name.
         number, _, box = image_id.partition("@")
         return f"{number}.jpg" if box else f"{int(number):012d}.jpg"
 

@@ -38,7 +38,7 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, Query,
 #: Part of the fingerprint; raise it when a scene or a text changes.
 GENERATOR = "scenes-graphs-1"
 MIXES = ("balanced", "text", "image")
-#: Of 16 scenes, how many belong to each role; captions for pretraining come from the first.
+#: How many of 16 scenes belong to each role; captions for pretraining come from the first.
 SHARES = {"train": 8, "select": 4, "report": 4}
 
 PROTOCOLS = (
@@ -66,11 +66,11 @@ SPEC = DatasetSpec(
 
 
 class Knobs(Settings):
-    """What can be varied; the defaults are the benchmark."""
+    """Knobs of the generator; the defaults are the benchmark."""
 
     mix_balanced: float = Field(0.50, ge=0, description="weight of queries that need picture and text")
-    mix_text: float = Field(0.25, ge=0, description="weight of queries whose text says it all")
-    mix_image: float = Field(0.25, ge=0, description="weight of queries whose picture says it all")
+    mix_text: float = Field(0.25, ge=0, description="weight of queries that need only the text")
+    mix_image: float = Field(0.25, ge=0, description="weight of queries that need only the picture")
     noise_kind: str = Field(
         "none", pattern="^(none|target|text)$",
         description="label noise in train: the target or the text of another query; none for clean labels",
@@ -78,7 +78,7 @@ class Knobs(Settings):
     noise_rate: float = Field(0.0, ge=0, le=1, description="share of train queries with a wrong label")
     scene_pool: int = Field(
         0, ge=0,
-        description="false negatives: references are renders of this many scenes a role; 0 for all distinct",
+        description="false negatives: references are renders of this many scenes per role; 0 for all distinct",
     )
     edit_pool: int = Field(
         0, ge=0,
@@ -95,7 +95,7 @@ class Knobs(Settings):
     distractors: int = Field(
         500, ge=0, description="gallery pictures of report that belong to no query; select has a share"
     )
-    side: int = Field(48, ge=24, le=384, multiple_of=6, description="pixels of a side of a picture")
+    side: int = Field(48, ge=24, le=384, multiple_of=6, description="picture side in pixels")
     data_seed: int = Field(0, ge=0, description="seed of scenes, texts, pictures and noise")
 
     @model_validator(mode="after")
@@ -236,14 +236,14 @@ def _with_noise(queries: list[Query], knobs: Knobs) -> list[Query]:
 def _says_another_edit(other: Query, clean: Query) -> bool:
     """Whether the text of `other`, which has another target scene, is surely wrong for `clean`.
 
-    Within a kind of edit, and between one object's colour and all of them, two texts may ask for the same.
+    Within a kind of edit, and between recolouring one object and all, two texts may ask for the same.
     """
     mine, its = (q.extra["edit"].removesuffix("-all") for q in (clean, other))
     return bool(other.extra["edit"] == "replace-all" or its != mine)
 
 
 def _all_renders(queries: list[Query], images: list[str], scenes: dict[str, Scene]) -> tuple[Query, ...]:
-    """Targets become every image of the target scene, the rendered one first, the own reference left out."""
+    """Targets become every image of the target scene, the rendered one first, without the query's reference."""
     renders: dict[str, list[str]] = {}
     for image_id in images:
         renders.setdefault(scene_id(scenes[image_id]), []).append(image_id)
@@ -267,7 +267,7 @@ def _split(knobs: Knobs, role: str, scenes: dict[str, Scene]) -> Split:
     for i in range(knobs.distractors * n // knobs.report_scenes):
         mine[f"{role}-d{i:05d}"] = random_scene(more, role)
     scenes.update(mine)
-    # The shuffle keeps ties and file order from telling references and targets apart.
+    # Shuffled, so that neither ties nor file order distinguish references from targets.
     gallery = tuple(Bits(knobs.data_seed, role, "gallery").shuffled(list(mine)))
     return Split(role, _all_renders(queries, list(mine), mine), {"all": {"": gallery}})
 
@@ -286,7 +286,7 @@ def _fingerprint(knobs: Knobs, splits: dict[str, Split], scenes: dict[str, Scene
 
 
 def load(knobs: Knobs, root: Path | None = None) -> Dataset:
-    """The dataset; `root` is not used. Pictures are painted when the first one is asked for."""
+    """The dataset; `root` is not used. Pictures are painted when the first one is opened."""
     scenes: dict[str, Scene] = {}
     splits = {role: _split(knobs, role, scenes) for role in SHARES}
     talk = Bits(knobs.data_seed, "captions")
@@ -307,7 +307,7 @@ def pretrain_pairs(
         n: how many; each is a new scene of the role.
         seed: other seeds give other scenes.
         side: pixels of a side.
-        role: `train` unless for measuring; no scene of `select` or `report` is ever trained on.
+        role: `train`, or another one for evaluation; `select` and `report` are never trained on.
         progress: called with 1 after every picture.
     """
     bits = Bits(seed, "pretraining", role)

@@ -71,11 +71,11 @@ class Knobs(Settings):
     """How `select` is carved out of train."""
 
     select_share: float = Field(0.05, ge=0, lt=1, description="share of the train queries that become `select`")
-    select_seed: int = Field(0, description="seed of the hash that carves")
+    select_seed: int = Field(0, description="seed of the carving hash")
 
 
 def _doubled(query: Query) -> list[list[str]]:
-    """Both finds of an annotation; one alone where reference and target are the same picture."""
+    """Both rows of an annotation; only one if reference and target are the same picture."""
     return [[query.texts[0]]] * (1 if query.reference in query.targets else 2)
 
 
@@ -110,7 +110,7 @@ def _affected(queries: list[Query], names: list[str]) -> int:
 def _eval(name: str, queries: list[Query], names: list[str]) -> tuple[Split, tuple[str, ...]]:
     mine = _inside(queries, names)
     if not mine:
-        raise CirbenchError("shoes: no annotation has both images in eval_im_names.txt: other release?")
+        raise CirbenchError("shoes: no annotation has both images in eval_im_names.txt: is it another release?")
     notes = [
         f"shoes-4621: {_affected(mine, names)} queries touch names cut from the list; those whose target is gone are "
         "misses"
@@ -123,7 +123,7 @@ def _eval(name: str, queries: list[Query], names: list[str]) -> tuple[Split, tup
 def _check(queries: list[Query], train: list[str], evaluation: list[str]) -> None:
     both = set(train) & set(evaluation)
     if both:
-        raise CirbenchError(f"shoes: {len(both)} names stand in both lists of names, e.g. {min(both)!r}.")
+        raise CirbenchError(f"shoes: {len(both)} names are in both lists of names, e.g. {min(both)!r}.")
 
 
 def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:

@@ -32,7 +32,7 @@ def clip_folder(name: str) -> Path | None:
 
 
 def check_clip(name: str) -> None:
-    """Whether the name can be a CLIP at all; open_clip's own list is only read where it must be.
+    """Check that the name can be a CLIP; open_clip's own list is only read if necessary.
 
     Raises:
         CirbenchError: a folder without a CLIP, or an unknown model or tag, with the nearest one.
@@ -41,7 +41,7 @@ def check_clip(name: str) -> None:
         return
     if "/" in name or Path(name).is_dir():
         raise CirbenchError(
-            f"{name} holds no CLIP: there is no {Path(name) / 'clip.json'}. "
+            f"{name} holds no CLIP: {Path(name) / 'clip.json'} is missing. "
             "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
         )
     import open_clip
@@ -54,7 +54,7 @@ def check_clip(name: str) -> None:
     if tag and tag not in tags:
         raise unknown(f"weights tag of {model}", tag, tags)
     if not tag:
-        raise CirbenchError(f"backbone {name!r} names no weights. Write {model}:TAG with one of: {', '.join(tags)}.")
+        raise CirbenchError(f"backbone {name!r} has no weights tag. Write {model}:TAG with one of: {', '.join(tags)}.")
 
 
 def _near(name: str, models: list[str]) -> list[str]:
@@ -62,11 +62,11 @@ def _near(name: str, models: list[str]) -> list[str]:
 
 
 class Clip(nn.Module):
-    """A CLIP of which both towers give one vector.
+    """A CLIP whose towers each give one vector.
 
     Attributes:
         dim: D, width of the joint space.
-        pixels: what the image tower wants.
+        pixels: the input of the image tower.
         key: identifies the weights, for caches and records.
     """
 
@@ -92,7 +92,7 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
 
     Args:
         name: see the module docstring.
-        frozen: without gradients, in evaluation mode for good.
+        frozen: without gradients, always in evaluation mode.
         seed: for `MODEL:random`.
         image_size: other input side than the model's own, where its architecture allows one.
 
@@ -107,7 +107,7 @@ def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | N
         model, tokenize, info = small_clip.load(folder)
         if image_size not in (None, int(info["image_size"])):
             raise CirbenchError(
-                f"clip_size={image_size}: the CLIP {name} reads pictures of {info['image_size']} pixels and no others. "
+                f"clip_size={image_size}: the CLIP {name} only takes pictures of {info['image_size']} pixels. "
                 "Leave clip_size out, or pretrain one of that size (cirbench pretrain clip)."
             )
         pixels = Pixels(int(info["image_size"]), tuple(info["mean"]), tuple(info["std"]))
@@ -137,7 +137,7 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
         except Exception as error:
             raise CirbenchError(
                 f"the weights {tag!r} of {model_name} could not be loaded: {reason(error)} They are fetched once and "
-                f"kept; without a connection use --backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain "
+                f"cached; without a connection use --backbone {PACKAGED[1]} or a CLIP of your own (cirbench pretrain "
                 "clip)."
             ) from None
     try:
@@ -150,17 +150,17 @@ def _open_clip(name: str, seed: int, image_size: int | None) -> Clip:
         ) from None
     pixels = wanted_pixels(model.visual)
     config = open_clip.get_model_config(model_name) or {}
-    # The name alone would not tell weights that were published anew under it.
+    # The name alone would not distinguish weights republished under it.
     key = f"{name}@{pixels.size}#{tensors_sha256(model)[:32]}"
     return Clip(model, tokenizer, int(config["embed_dim"]), pixels, key)
 
 
-#: How open_clip names what `Pixels.resize` does.
+#: open_clip's names of the modes of `Pixels.resize`.
 RESIZE = {"shortest": "crop", "squash": "squash", "longest": "pad"}
 
 
 def wanted_pixels(visual: Any) -> Pixels:
-    """The pictures that an image tower of open_clip was trained on: its `image_size` and `preprocess_cfg`."""
+    """The input that an image tower of open_clip was trained with: its `image_size` and `preprocess_cfg`."""
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else int(visual.image_size)
     told = getattr(visual, "preprocess_cfg", None) or {}
     return Pixels(

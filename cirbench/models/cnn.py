@@ -18,7 +18,7 @@ __all__ = ["Cnn", "CnnInfo", "check_cnn", "load_cnn"]
 
 
 def check_cnn(name: str) -> None:
-    """Whether the name is a CNN that can be made.
+    """Check that the name is a known CNN.
 
     Raises:
         CirbenchError: unknown name, with the nearest ones.
@@ -33,7 +33,7 @@ def check_cnn(name: str) -> None:
 
 @dataclass(frozen=True)
 class CnnInfo:
-    """What a CNN's feature map is like: `channels` (C), and the pixels it wants."""
+    """A CNN's feature map: `channels` (C), and the `pixels` it takes as input."""
 
     channels: int
     pixels: Pixels
@@ -97,7 +97,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
         shape = body.eval().forward_features(torch.zeros(1, 3, size, size)).shape
         body.train(was)
     if len(shape) != 4:
-        raise CirbenchError(f"{name} gives no feature map but a tensor of shape {tuple(shape)}. Choose a CNN.")
+        raise CirbenchError(f"{name} returns a tensor of shape {tuple(shape)}, not a feature map. Choose a CNN.")
     body.to(memory_format=torch.channels_last)
     return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std)))
 

@@ -1,8 +1,8 @@
 """The authors' DWC checkpoints as a folder that `cirbench eval` runs.
 
 Names and shapes of the released files are listed in docs/dwc.md. Every tensor is either used, or known to be unused, or
-refused; nothing that is loaded may run code. Their inception blocks are four branches, ours computes the four 1x1
-convolutions as one (layers.py), so weights of branches are concatenated.
+refused; loading never runs code. Their inception blocks have four branches; ours computes the four 1x1 convolutions
+as one (layers.py), so the branches' weights are concatenated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cirbench.models.lstm_text import build_vocabulary
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 
-#: The file that makes a folder of converted weights readable for `cirbench eval`.
+#: The file by which `cirbench eval` recognises a folder of converted weights.
 MARK = "converted.json"
 
 #: Released name (up to the first dot that differs) -> ours. Order does not matter.
@@ -45,14 +45,14 @@ INCEPTIONS = {
     "imgconv.0": "cnn.to_words", "imgatt.0": "cnn.mask_image", "txtatt.0": "cnn.mask_text",
     "txt2img.0": "cnn.words_to_image", "img2txt.0": "cnn.image_to_words",
 }
-#: Later convolutions of a branch, and the batch normalisation behind each.
+#: Later convolutions of a branch, and the batch normalisation after each.
 LATER = {
     "branch1.2": ("second", "norm_second"), "branch2.2": ("third_a", "norm_third_a"),
     "branch2.4": ("third_b", "norm_third_b"),
 }
 FIRST = ("branch0", "branch1.0", "branch2.0", "branch3.1")
 NORM = ("weight", "bias", "running_mean", "running_var")
-#: Allocated by the release and read by no loss and no embedding.
+#: Parts that the release allocates but uses in no loss and no embedding.
 UNUSED = {
     "clip": {"loss_weight": "a constant that no loss reads"},
     "cnn": {
@@ -61,7 +61,7 @@ UNUSED = {
         "txt_model.fc_output.": "makes a sentence vector that no embedding uses",
     },
 }
-#: CLIPs that DWC was reported with, by the width of their joint space where that tells them apart.
+#: CLIPs that DWC was reported with, by the width of their joint space where that identifies them.
 BY_WIDTH = {1024: "RN50-quickgelu:openai", 640: "RN50x4-quickgelu:openai"}
 AMBIGUOUS = {
     512: "RN101-quickgelu:openai, ViT-B-32-quickgelu:openai or ViT-B-16-quickgelu:openai",
@@ -71,7 +71,7 @@ AMBIGUOUS = {
 
 @dataclass
 class Converted:
-    """What a conversion did: `used` and `unused` count tensors, `reasons` says why each unused name is."""
+    """Result of a conversion: the number of tensors `used`, and the `unused` ones with the reason."""
 
     folder: Path
     used: int
@@ -83,21 +83,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a released file.
 
     Raises:
-        CirbenchError: not such a file, or one that would run code.
+        CirbenchError: another kind of file, or one that would run code.
     """
     if not path.is_file():
-        raise CirbenchError(f"{path}: no such file. The release's are all_{{global,local}}_checkpoint.pth.")
+        raise CirbenchError(f"{path}: no such file. The released files are all_{{global,local}}_checkpoint.pth.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CirbenchError(
             f"{path} cannot be read as plain tensors ({type(error).__name__}): it is damaged, or it holds code, "
-            "which is never run."
+            "which is never executed."
         ) from None
     state = found.get("model_state_dict") if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which the released checkpoints do.")
-    # Saved from several GPUs, every name begins with `module.`.
+        raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which released checkpoints have.")
+    # In checkpoints saved from several GPUs every name begins with `module.`.
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
@@ -108,7 +108,7 @@ def unused(stream: str, name: str) -> str:
 
 
 def _inception(theirs: str, ours: str, state: dict[str, Tensor], out: dict[str, Tensor]) -> None:
-    """Move one block: first convolutions side by side, so are the statistics of the first three."""
+    """Convert one block: first convolutions are concatenated, and the statistics of the first three."""
     out[f"{ours}.reduce.weight"] = torch.cat([state.pop(f"{theirs}.{b}.conv.weight") for b in FIRST])
     for part in NORM:
         out[f"{ours}.norm.{part}"] = torch.cat([state.pop(f"{theirs}.{b}.bn.{part}") for b in FIRST[:3]])
@@ -119,7 +119,7 @@ def _inception(theirs: str, ours: str, state: dict[str, Tensor], out: dict[str, 
     for norm, branch in norms.items():
         for part in NORM:
             out[f"{ours}.{norm}.{part}"] = state.pop(f"{theirs}.{branch}.bn.{part}")
-    # Counters of batches: evaluation never reads them.
+    # Batch counters, which evaluation never reads.
     for branch in (*FIRST, *LATER):
         count = state.pop(f"{theirs}.{branch}.bn.num_batches_tracked", torch.tensor(0))
         norm = {"branch3.1": "norm_pooled", **{b: n for b, (_, n) in LATER.items()}}.get(branch, "norm")
@@ -130,7 +130,7 @@ def rename(stream: str, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     """Our names for one stream's tensors, and the unused ones with the reason.
 
     Raises:
-        CirbenchError: a tensor that is missing, or one that is not expected.
+        CirbenchError: a missing or an unexpected tensor.
     """
     state, out, left = dict(checkpoint), dict[str, Tensor](), dict[str, str]()
     for name in list(state):
@@ -153,22 +153,22 @@ def rename(stream: str, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Ten
             out["cnn.cnn.body." + name.removeprefix("img_model.")] = state.pop(name)
     if state:
         raise CirbenchError(
-            f"the {'CLIP' if stream == 'clip' else 'CNN'} checkpoint holds tensors that DWC's release does not: "
+            f"the {'CLIP' if stream == 'clip' else 'CNN'} checkpoint holds tensors that the DWC release does not: "
             f"{', '.join(sorted(state)[:8])}{' ...' if len(state) > 8 else ''}. Are the two files swapped?"
         )
     return out, left
 
 
 def _check(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Names and shapes against the method's own."""
+    """Compare names and shapes with the method's own."""
     for name in expected:  # a counter that an old torch did not save
         if name.endswith("num_batches_tracked") and name not in tensors:
             tensors[name] = torch.tensor(0)
     missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or surplus:
         raise CirbenchError(
-            f"the checkpoints do not make a whole DWC: missing {missing[:6] or 'nothing'}, not expected "
-            f"{surplus[:6] or 'nothing'}. Nothing was written."
+            f"the checkpoints do not form a complete DWC: missing {missing[:6] or 'none'}, unexpected "
+            f"{surplus[:6] or 'none'}. Nothing was written."
         )
     for name, wanted in expected.items():
         if tensors[name].shape != wanted.shape:
@@ -181,19 +181,19 @@ def read_texts(path: Path) -> list[str]:
     """The training texts, in order.
 
     Raises:
-        CirbenchError: no JSON list of strings.
+        CirbenchError: not a JSON list of strings.
     """
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CirbenchError(f"--texts {path} cannot be read as JSON: {error}.") from None
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise CirbenchError(f"--texts {path} is no JSON list of strings, the training texts in their order.")
+        raise CirbenchError(f"--texts {path} is not a JSON list of strings, the training texts in order.")
     return texts
 
 
 def _config(parts: Mapping[str, dict[str, Tensor]], backbone: str) -> dict[str, Any]:
-    """Fields that the shapes tell, over `as-released`."""
+    """Fields that follow from the shapes, over `as-released`."""
     found = plugins.find_method("dwc")
     fields = {k: v for k, v in found.variants["as-released"].items() if "." not in k}
     fields["streams"] = "both" if len(parts) == 2 else next(iter(parts))
@@ -207,7 +207,7 @@ def _config(parts: Mapping[str, dict[str, Tensor]], backbone: str) -> dict[str, 
             )
         fields |= {"clip": backbone or BY_WIDTH[width], "clip_dim": weight.shape[0]}
     if "cnn" in parts:
-        # The weights are in the checkpoint: none are fetched.
+        # The weights are in the checkpoint, so none are fetched.
         fields |= {
             "cnn": "resnet50.tv_in1k", "cnn_pretrained": False, "cnn_dim": parts["cnn"]["cnn.img_fc.weight"].shape[0],
             "word_dim": parts["cnn"]["cnn.text.embedding_layer.weight"].shape[1],
@@ -226,19 +226,19 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     """Write a folder that `cirbench eval` runs.
 
     Args:
-        clip: the CLIP stream's checkpoint, or None for the CNN stream alone.
-        cnn: the CNN stream's, or None for the CLIP stream alone.
+        clip: the CLIP stream's checkpoint, or None to convert only the CNN stream.
+        cnn: the CNN stream's, or None to convert only the CLIP stream.
         texts: JSON list of the training texts in order: word ids depend on it. Needed with `cnn`.
-        out: where to; must not hold anything.
-        backbone: the CLIP whose features the first stream reads; "" where their width tells.
+        out: folder to write; must be empty.
+        backbone: the CLIP whose features the first stream reads; "" where their width identifies it.
 
     Raises:
-        CirbenchError: files that are not what was released.
+        CirbenchError: files that do not match the release.
     """
     if clip is None and cnn is None:
-        raise CirbenchError("there is nothing to convert: give --clip, --cnn, or both.")
+        raise CirbenchError("nothing to convert. Give --clip, --cnn, or both.")
     if out.exists() and any(out.iterdir()):
-        raise CirbenchError(f"--out {out} is not empty, and is left as it is. Name a new folder.")
+        raise CirbenchError(f"--out {out} is not empty and was not changed. Name a new folder.")
     parts, left = dict[str, dict[str, Tensor]](), dict[str, str]()
     for stream, path in (("clip", clip), ("cnn", cnn)):
         if path is not None:
@@ -248,13 +248,13 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     state: dict[str, Any] = {}
     if cnn is not None:
         if texts is None:
-            raise CirbenchError("--cnn needs --texts, the training texts in their order: word ids depend on it.")
+            raise CirbenchError("--cnn needs --texts, the training texts in order: word ids depend on it.")
         state["vocabulary"] = build_vocabulary(read_texts(texts))
         rows = len(parts["cnn"].get("cnn.text.embedding_layer.weight", ()))
         if rows != len(state["vocabulary"]):
             raise CirbenchError(
-                f"the checkpoint has {rows} word embeddings, the texts in {texts} make a vocabulary of "
-                f"{len(state['vocabulary'])}. They are not the texts it was trained on, or not all of them."
+                f"the checkpoint has {rows} word embeddings, but the texts in {texts} give a vocabulary "
+                f"of {len(state['vocabulary'])}. Give all texts that it was trained on."
             )
     config = _config(parts, backbone)
     width = parts["clip"]["clip.img_fc.0.weight"].shape[1] if "clip" in parts else None
@@ -288,7 +288,7 @@ def _build(config: Mapping[str, Any], width: int | None, state: Mapping[str, Any
 
 
 def load(folder: Path | str) -> Any:
-    """The `Dwc` of a converted folder, in evaluation mode, without CLIP: its stream reads features that are given.
+    """The `Dwc` of a converted folder, in evaluation mode, without CLIP: its stream takes CLIP features as input.
 
     Raises:
         CirbenchError: not such a folder.
@@ -300,7 +300,7 @@ def load(folder: Path | str) -> Any:
             state = json.loads(file.metadata()["extra_state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # not a mapping
     except Exception as error:
-        raise CirbenchError(f"{folder} is no folder that `cirbench convert-dwc` wrote whole: {error}.") from None
+        raise CirbenchError(f"{folder} is not a complete folder of `cirbench convert-dwc`: {error}.") from None
     first = tensors.get("clip.img_fc.0.weight")
     method = _build(config, None if first is None else first.shape[1], state)
     method.load_state_dict(tensors)

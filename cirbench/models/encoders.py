@@ -15,11 +15,11 @@ __all__ = ["Clip", "Cnn", "Encoders"]
 
 
 class Encoders:
-    """What `build` receives to make its backbones with: they are loaded once and shared.
+    """Loader that `build` receives for its backbones; each is loaded once and shared.
 
     Args:
         seed: of the run, for random weights.
-        declared: weights on this machine that the run's identity knows, or None to allow any (measuring, checking).
+        declared: local weights that are part of the run's identity, or None to allow any (measuring, checking).
 
     Attributes:
         seed: as given.
@@ -32,15 +32,15 @@ class Encoders:
         self._clips: dict[tuple[Any, ...], Clip] = {}
 
     def _allow(self, name: str) -> None:
-        """Refuse weights that are no part of the run's identity: trained anew in place they would keep its id."""
+        """Refuse weights outside the run's identity: if they changed in place, the run would keep its id."""
         if self.declared is not None and name not in self.declared and weights_files(name):
             raise CirbenchError(
-                f"the method loads the weights {name!r}, which no field of its Config names, so the run would not be "
-                f"told from one with other weights there. Give Config a field whose value is {name!r}."
+                f"the method loads the weights {name!r}, which no field of its Config names, so the run's id would not "
+                f"depend on them. Give Config a field whose value is {name!r}."
             )
 
     def clip(self, name: str, frozen: bool = True, image_size: int | None = None) -> Clip:
-        """See `load_clip`; a frozen one is shared between those who ask."""
+        """See `load_clip`; a frozen one is shared between calls."""
         self._allow(name)
         key = (name, image_size)
         if frozen and key in self._clips:

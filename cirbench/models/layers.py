@@ -35,7 +35,7 @@ class Inception2d(nn.Module):
     """Four branches over a map, concatenated (CLVC-Net, DWC): (B, in, h, w) -> (B, out, h, w).
 
     With out = d: 1x1 to 3d/8 | 1x1 to d/2, 3x3 to d/4 | 1x1 to d/4, 3x3 to d/8, 3x3 to d/4 | 3x3 average, 1x1 to d/8.
-    Convolutions have no bias and are followed by batch normalisation, with ReLU between, none at the end.
+    Convolutions have no bias and are followed by batch normalisation, with ReLU in between, but not at the end.
 
     The four 1x1 convolutions are one product here, and the average is taken after its 1x1, on d/8 channels: both are
     linear, so the result is the same.
@@ -72,7 +72,7 @@ class Inception2d(nn.Module):
 
 
 def _norm_words(norm: nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
-    """Batch normalisation over real words alone; padding comes out as zero. (B, D, L), (B, L) -> (B, D, L)."""
+    """Batch normalisation over real words only; padding becomes zero. (B, D, L), (B, L) -> (B, D, L)."""
     words = x.transpose(1, 2)
     out = torch.zeros_like(words)
     out[mask] = norm(words[mask]).to(out.dtype)
@@ -82,7 +82,7 @@ def _norm_words(norm: nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
 class Inception1d(nn.Module):
     """`Inception2d` over a sequence, blind to padding: (B, in, L), mask (B, L) -> (B, out, L).
 
-    Padding is zero before every convolution, counts in no average and in no batch statistic, so what a text becomes
+    Padding is zero before every convolution and excluded from averages and batch statistics, so the result for a text
     does not depend on the longest text of its batch.
     """
 
@@ -108,7 +108,7 @@ class Inception1d(nn.Module):
         two = _norm_words(self.norm_second, self.second(two.relu()), mask)
         three = _norm_words(self.norm_third_a, self.third_a(three.relu()), mask).relu()
         three = _norm_words(self.norm_third_b, self.third_b(three), mask)
-        # The mean of a window counts its real words only; padding of `pooled` is zero already (no bias).
+        # The mean of a window is over its real words only; padding of `pooled` is already zero (no bias).
         real = mask[:, None].to(x.dtype)
         total = F.avg_pool1d(pooled, 3, 1, 1, count_include_pad=True)
         pooled = total / F.avg_pool1d(real, 3, 1, 1, count_include_pad=True).clamp(min=1e-6)
@@ -122,9 +122,9 @@ def gate(in_dim: int, hidden: int, out_dim: int, dropout: float) -> nn.Sequentia
     )
 
 
-# Compositions of other papers at plain widths, for a method that puts one in the place of its own (`composition`). The
-# methods of these papers, methods/concat.py, tirg.py and combiner.py, have them in full, each to be read by itself;
-# tests/test_rivals.py holds both equal.
+# Compositions of other papers at plain widths, for a method that can replace its own by one of them (`composition`).
+# The methods of these papers, methods/concat.py, tirg.py and combiner.py, hold them in full so that each file can be
+# read by itself; tests/test_rivals.py checks that both are equal.
 
 
 class Concat(nn.Module):
@@ -182,7 +182,7 @@ class Combiner(nn.Module):
 
 
 class Composition(nn.Module):
-    """Any composition by name, (B, D), (B, D) -> (B, D) and the share of the image (B, 1), None where it has none."""
+    """Any composition by name, (B, D), (B, D) -> (B, D) and the share of the image (B, 1) or None."""
 
     def __init__(self, compose: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def contrastive(queries: Tensor, targets: Tensor, labels: Tensor, temperature: f
 
 
 def similarities(x: Tensor, kind: str, width: float = 1.0) -> Tensor:
-    """How alike the rows of x are, (B, D) -> (B, B).
+    """Pairwise similarity of the rows of x, (B, D) -> (B, B).
 
     Args:
         x: (B, D).
@@ -227,7 +227,7 @@ def similarities(x: Tensor, kind: str, width: float = 1.0) -> Tensor:
         return x @ x.T
     if kind == "cosine":
         return l2norm(x) @ l2norm(x).T
-    # A row is no distance from itself, where the root would have no gradient.
+    # The distance of a row to itself is 0, where the square root has no gradient.
     squared = (x[:, None] - x[None]).square().sum(2)
     if kind == "gaussian":
         return (-squared / (2 * width**2)).exp()
@@ -235,7 +235,7 @@ def similarities(x: Tensor, kind: str, width: float = 1.0) -> Tensor:
 
 
 def hard_labels(positives: Tensor) -> Tensor:
-    """(B, B) bool -> (B, B), each row shared equally among its positives."""
+    """(B, B) bool -> (B, B), each row's weight of 1 split equally among its positives."""
     y = positives.to(torch.get_default_dtype())
     return y / y.sum(1, keepdim=True)
 
@@ -258,11 +258,11 @@ def draw_negatives(positives: Tensor, count: int) -> Tensor:
 
     Args:
         positives: (B, B) bool, which targets are hits of which query.
-        count: how many for each, all different; fewer where there are no more.
+        count: how many for each, all different; fewer if there are not enough.
 
     Returns:
-        (2B, count) rows of [queries; targets], -1 where there is none. Rows that are a hit of each other, or hits of
-        one another's partner, are no negatives.
+        (2B, count) rows of [queries; targets], -1 where there is none. Rows that are hits of each other, or of
+        each other's partner, are not negatives.
     """
     near = positives | positives.T
     same = torch.cat([torch.cat([near, positives], 1), torch.cat([positives.T, near], 1)]).cpu()
@@ -274,7 +274,7 @@ def draw_negatives(positives: Tensor, count: int) -> Tensor:
 def soft_triplet(queries: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     """TIRG's soft triplet loss: the mean of log(1 + exp(d(a, p) - d(a, n))), d the squared Euclidean distance.
 
-    Every query is an anchor a with its target as positive p, and every target one with its query.
+    Every query is an anchor a with its target as positive p, and every target an anchor with its query.
 
     Args:
         queries: (B, D).
@@ -292,7 +292,7 @@ def side_by_side(parts: Mapping[str, Tensor], clip_share: float) -> Tensor:
     """Unit vectors of the streams side by side, so that a dot product is the weighted sum of their cosines.
 
     Args:
-        parts: stream (`clip`, `cnn`) -> (B, D); one alone is given back.
+        parts: stream (`clip`, `cnn`) -> (B, D); a single stream is returned as it is.
         clip_share: weight of the CLIP stream's cosine.
     """
     if len(parts) == 1:
@@ -315,7 +315,7 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam in its fused form, the faster one on the CPU too (tests/perf); takes parameters or groups.
 
-    `decoupled` is AdamW: the decay shrinks the weights themselves instead of being a part of the gradient.
+    `decoupled` is AdamW: the decay shrinks the weights directly instead of being part of the gradient.
     """
     kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     make = torch.optim.AdamW if decoupled else torch.optim.Adam

@@ -17,7 +17,7 @@ _DELETED = re.compile(r"[^\w\s]|_", re.ASCII)
 def split_words(text: str) -> list[str]:
     """ASCII, no punctuation, lower case, split on blanks.
 
-    A character that is not ASCII is dropped whole, accented letters too: the released DWC builds its vocabulary so, and
+    Characters that are not ASCII are dropped, accented letters too: the released DWC builds its vocabulary so, and
     word ids depend on it.
 
     Example:
@@ -29,7 +29,7 @@ def split_words(text: str) -> list[str]:
 
 
 def build_vocabulary(texts: Sequence[str]) -> list[str]:
-    """Every word of the training texts in order of first appearance, behind the special ones; so ids depend on it."""
+    """Every word of the training texts in order of first appearance, after the special ones; ids depend on it."""
     seen: dict[str, None] = dict.fromkeys(SPECIAL)
     for text in texts:
         seen.update(dict.fromkeys(split_words(text)))
@@ -61,7 +61,7 @@ class LstmText(nn.Module):
 
         Args:
             texts: the strings.
-            padded_as_words: let padding run through the LSTM as unknown words, and call it words (the released DWC).
+            padded_as_words: feed padding through the LSTM as unknown words and mark it as words (the released DWC).
         """
         device = self.embedding_layer.weight.device
         tokens = [[self.ids.get(word, 0) for word in self.words(text)] for text in texts]

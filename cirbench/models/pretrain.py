@@ -1,4 +1,4 @@
-"""Trains small CLIPs, and the trunk of the small CNN, from captions alone, by contrast (symmetric InfoNCE).
+"""Trains small CLIPs, and the trunk of the small CNN, only from captions, by contrast (symmetric InfoNCE).
 
 For people without access to weights: any dataset whose loader gives captions will do. The same data, seed and
 number of threads give the same weights, bit for bit.
@@ -27,17 +27,17 @@ from cirbench.models.small_cnn import MEAN as CNN_MEAN
 from cirbench.models.small_cnn import STD as CNN_STD
 from cirbench.types import CirbenchError, Dataset
 
-#: How many words in a hundred are hidden in training, so that the unknown word means something.
+#: Percentage of words hidden in training, so that the unknown word gets a useful embedding.
 HIDDEN_WORDS = 2
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures and what is said of them.
+    """Pictures and their captions.
 
     Attributes:
         pictures: (N, side, side, 3) uint8, decoded once.
-        captions: of each picture, at least one; the first is used for measuring.
+        captions: of each picture, at least one; the first is used for evaluation.
         name: of the dataset, for the record.
     """
 
@@ -49,20 +49,20 @@ class Pairs:
         return len(self.captions)
 
     def take(self, rows: Sequence[int]) -> Pairs:
-        """Some of them."""
+        """The pairs of these rows."""
         return Pairs(self.pictures[list(rows)], [self.captions[i] for i in rows], self.name)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave.
+    """The result of training.
 
     Attributes:
-        losses: one a step.
+        losses: one per step.
         seconds: of training, without reading pictures.
         recall: R@1, R@5, R@10 in percent, text to image among the held-out pictures; empty where none were held out.
-        gallery: how many those are.
-        parameters: of the model that was saved.
+        gallery: number of held-out pictures.
+        parameters: of the saved model.
     """
 
     losses: list[float]
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def pairs_of(dataset: Dataset, side: int, quiet: bool = True) -> Pairs:
-    """The captioned pictures of a dataset, shorter side to `side`, centre crop.
+    """The captioned pictures of a dataset, with the shorter side resized to `side`, then a centre crop.
 
     Raises:
         CirbenchError: the dataset has no captions, or fewer than 2 pictures with one.
@@ -91,7 +91,7 @@ def pairs_of(dataset: Dataset, side: int, quiet: bool = True) -> Pairs:
 
 
 def hold_out(pairs: Pairs, seed: int, most: int = 1000) -> tuple[Pairs, Pairs]:
-    """(training, held out): 5 in 100 pictures, at most `most`, are left out of training and measured on."""
+    """(training, held out): 5 % of the pictures, at most `most`, are held out for evaluation."""
     order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
     count = min(most, len(pairs) // 20)
     return pairs.take(sorted(order[count:])), pairs.take(sorted(order[:count]))
@@ -107,7 +107,7 @@ def normalised(pictures: np.ndarray, mean: Sequence[float], std: Sequence[float]
 def encode_short(model: CLIP, tokens: Tensor) -> Tensor:
     """`model.encode_text` without the padding: (B, L) -> (B, D).
 
-    Attention is causal, so what follows the end of a text cannot change it; short captions cost half as much.
+    Attention is causal, so padding after the end cannot change the result; short captions cost half as much.
     """
     tokens = tokens[:, : int((tokens != 0).sum(dim=1).max())]
     length = tokens.shape[1]
@@ -136,7 +136,7 @@ def text_to_image(
 
 
 def _batches(n: int, batch: int, draw: torch.Generator) -> Any:
-    """Rows of one batch after another; every picture once before any comes again."""
+    """Rows of one batch after another; every picture appears once before any repeats."""
     while True:
         order = torch.randperm(n, generator=draw)
         yield from order[: n - n % batch].split(batch)
@@ -178,7 +178,7 @@ def _contrast(
         if flip:
             mirrored = torch.rand(len(rows), generator=draw) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        # The whole batch says the same kind of caption, so that short ones stand beside short ones.
+        # All pairs of a batch use the same kind of caption, so that short ones are batched together.
         kind = int(torch.randint(most, (1,), generator=draw))
         hidden = torch.randint(100, tokens[kind, rows].shape, generator=draw) < HIDDEN_WORDS
         said = tokens[kind, rows].long().masked_fill(hidden & words[kind, rows], tokenizer.ids[small_clip.UNKNOWN])
@@ -213,7 +213,7 @@ def _train(
     if held_out is None:
         pairs, held_out = hold_out(pairs, seed)
     if len(pairs) < 2:
-        raise CirbenchError(f"{len(pairs)} captioned pictures are left for training; at least 2 are needed.")
+        raise CirbenchError(f"only {len(pairs)} captioned pictures are left for training; at least 2 are needed.")
     batch = min(batch, len(pairs))
     if steps is None:
         steps = max(1, round((10 if epochs is None else epochs) * len(pairs) / batch))
@@ -253,19 +253,19 @@ def pretrain_clip(
     """Train a small CLIP and write it to the folder `out`.
 
     Args:
-        data: a dataset with captions, or pictures and captions themselves.
+        data: a dataset with captions, or `Pairs`.
         out: folder for `small_clip.load`.
         size: `small` or `medium`.
         steps: optimiser steps; None for `epochs`.
         epochs: passes over the pictures (10 where neither is given).
-        batch: pairs a step; all the others of the batch are negatives.
-        side: pixels of a side the pictures are brought to; 48 fits scenes, photographs want 64 or more.
-        lr: peak learning rate of AdamW, on a cosine.
+        batch: pairs per step; all others of the batch are negatives.
+        side: side in pixels to which pictures are resized; 48 fits scenes, photographs need 64 or more.
+        lr: peak learning rate of AdamW, with cosine decay.
         weight_decay: of matrices.
-        warmup: steps of linear rise; at most a quarter of all.
+        warmup: steps of linear warm-up; at most a quarter of all.
         flip: mirror half of the pictures; wrong where texts name left and right.
         seed: of initialisation, order and masking.
-        held_out: measured on after training; None holds out 5 in 100 pictures, at most 1000.
+        held_out: pairs to evaluate on after training; None holds out 5 % of the pictures, at most 1000.
         quiet: no progress bar.
 
     Raises:
@@ -293,7 +293,7 @@ def pretrain_cnn(
         CirbenchError: no captions, or `out` holds a CLIP, whose weights have the same file name.
     """
     if (Path(out) / "clip.json").exists():
-        raise CirbenchError(f"{out} holds a small CLIP; its model.safetensors would be lost. Give another --out.")
+        raise CirbenchError(f"{out} holds a small CLIP; its model.safetensors would be lost. Use another --out.")
     model, _, _, how, outcome = _train(
         data, held_out, "small", side, CNN_MEAN, CNN_STD, steps, epochs, batch, lr, weight_decay, warmup, flip, seed,
         quiet, tower="cirbench_smallcnn",

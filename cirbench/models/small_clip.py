@@ -1,7 +1,7 @@
-"""A small CLIP as a folder: `clip.json` (its shape), `vocab.txt` (one word a line), `model.safetensors` (fp16).
+"""A small CLIP as a folder: `clip.json` (its shape), `vocab.txt` (one word per line), `model.safetensors` (fp16).
 
 The model is open_clip's own `CLIP` class with a small image tower and a word-level tokenizer: the byte-pair table of
-the large CLIPs alone would be 9 MB. Nothing is ever unpickled.
+the large CLIPs alone would be 9 MB. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 CONTEXT = 32
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-FILES = ("vocab.txt", "model.safetensors", "clip.json")  # the last one makes the folder a CLIP
+FILES = ("vocab.txt", "model.safetensors", "clip.json")  # written last: a folder with it is complete
 
 #: Shapes that `pretrain_clip` knows: embed_dim, image tower, text tower.
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -40,7 +40,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case ASCII words and numbers; accents are dropped, everything else separates.
+    """Lower-case ASCII words and numbers; accents are dropped, all other characters separate words.
 
     Example:
         >>> split_words("A Café-style dress, size 12")
@@ -55,7 +55,7 @@ class WordTokenizer:
 
     Args:
         words: the vocabulary without the special words.
-        context: ids per text; longer texts are cut, the end stays.
+        context: ids per text; longer texts are cut, the end token is kept.
     """
 
     def __init__(self, words: Sequence[str], context: int = CONTEXT) -> None:
@@ -64,16 +64,16 @@ class WordTokenizer:
         self.ids = {word: i for i, word in enumerate(self.vocabulary)}
         if len(self.ids) != len(self.vocabulary):
             twice = [w for w, n in Counter(self.vocabulary).items() if n > 1]
-            raise CirbenchError(f"the vocabulary names {twice[0]!r} twice; each word may stand on one line only.")
+            raise CirbenchError(f"the vocabulary names {twice[0]!r} twice; each word may occur once.")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], min_count: int = 2, limit: int = 8192) -> WordTokenizer:
-        """The words of the texts, most frequent first, equals by alphabet.
+        """The words of the texts, most frequent first, equal counts in alphabetical order.
 
         Args:
-            texts: what to learn from.
-            min_count: rarer words are unknown words.
-            limit: at most so many words.
+            texts: captions to take words from.
+            min_count: rarer words become unknown words.
+            limit: maximum number of words.
         """
         counts = Counter(word for text in texts for word in split_words(text))
         kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
@@ -123,13 +123,13 @@ def save(
     """Write the folder; every file under a temporary name first, `clip.json` last.
 
     Args:
-        folder: made if need be; an older CLIP in it is replaced.
+        folder: created if needed; an older CLIP in it is replaced.
         model: built with `config`.
         tokenizer: its words are saved.
         config: arguments of `open_clip.model.CLIP`.
         mean: per channel, of values in 0..1.
         std: per channel.
-        trained: how it was made, for people.
+        trained: how it was trained, for readers of the file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
         tokenizer = WordTokenizer(words, config["text_cfg"]["context_length"])
         if len(tokenizer) != config["text_cfg"]["vocab_size"]:
             raise CirbenchError(
-                f"{folder / 'vocab.txt'} has {len(words)} words, clip.json says "
+                f"{folder / 'vocab.txt'} has {len(words)} words, but clip.json says "
                 f"{config['text_cfg']['vocab_size'] - 4}. The files belong to different CLIPs."
             )
         with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten at once

@@ -1,8 +1,8 @@
 """A plain small CNN for small pictures, registered with timm: stride 8, so 48 pixels give a 6x6 map.
 
 `timm.create_model("cirbench_smallcnn", num_classes=0)` after importing this module. It is the trunk of `scenes-cnn`
-and, with `global_pool="grid"`, the image tower of the small CLIPs: a 3x3 grid of maxima is kept and read by an
-MLP, because a mean over the map would forget where things are.
+and, with `global_pool="grid"`, the image tower of the small CLIPs: a 3x3 grid of maxima is fed to an
+MLP, because a mean over the map would lose positions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRID = 3
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, batch norm and, unless told otherwise, ReLU."""
+    """Convolution, batch norm and, by default, ReLU."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int = 1, act: bool = True) -> None:
         layers: list[nn.Module] = [
@@ -28,7 +28,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Stage(nn.Module):
-    """A convolution that changes width and stride, and one around which the map is added: (B, C, h, w)."""
+    """A convolution that changes width and stride, then one with a residual connection: (B, C, h, w)."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Head(nn.Module):
         if global_pool not in pools:
             raise ValueError(f"global_pool {global_pool!r}; valid: {', '.join(map(repr, pools))}")
         if global_pool == "" and num_classes:
-            raise ValueError("global_pool='' gives the map itself; set num_classes=0")
+            raise ValueError("global_pool='' returns the map itself and needs num_classes=0")
         self.pool, self.width = pools[global_pool]
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.fc: nn.Module = nn.Identity()
@@ -70,7 +70,7 @@ class Head(nn.Module):
             self.fc = nn.Linear(self.width, num_classes)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, h, w) -> (B, num_classes), or what is pooled."""
+        """(B, C, h, w) -> (B, num_classes), or the pooled features."""
         x = self.flatten(self.pool(x))
         return x if pre_logits else self.fc(x)
 
@@ -118,7 +118,7 @@ class SmallCnn(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Too small to be worth it; only `False` is accepted, as timm's convention has it."""
+        """Not supported, the network is too small; only `False` is accepted, by timm's convention."""
         if enable:
             raise ValueError("the small CNN has no gradient checkpointing")
 
@@ -139,13 +139,13 @@ _CONFIG = {
     "url": "", "num_classes": 1000, "input_size": (3, 48, 48), "pool_size": (6, 6), "crop_pct": 1.0,
     "interpolation": "bicubic", "mean": MEAN, "std": STD, "first_conv": "stem.0", "classifier": "head.fc",
 }
-# timm reads this name when a model of this module is registered, so it stands before them.
+# timm reads this name when a model of this module is registered, so it is defined first.
 default_cfgs = generate_default_cfgs({"cirbench_smallcnn": _CONFIG, "cirbench_smallcnn_wide": _CONFIG})
 
 
 def _create(variant: str, pretrained: bool, widths: tuple[int, int, int, int], **kwargs: Any) -> SmallCnn:
     if pretrained:
-        raise ValueError(f"{variant} has no weights to fetch; its weights are files of cirbench (scenes-cnn)")
+        raise ValueError(f"{variant} has no weights to fetch; cirbench ships them (scenes-cnn)")
     return build_model_with_cfg(
         SmallCnn, variant, False, widths=widths,
         feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": False}, **kwargs,

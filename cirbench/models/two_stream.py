@@ -1,8 +1,8 @@
-"""Two plain streams around any composition: what floors and rivals share, so that only the composition differs.
+"""Two plain streams around any composition, shared by floors and rivals so that only the composition differs.
 
 CLIP stream: unit-length projections of frozen CLIP features. CNN stream: GeM-pooled feature map and GeM-pooled LSTM
-states, each through a linear layer. Every stream is trained by in-batch contrast with an optimiser of its own; the
-answer is the weighted sum of the streams' cosines.
+states, each through a linear layer. Every stream is trained by in-batch contrast with its own optimiser; the
+score is the weighted sum of the streams' cosines.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Streams(nn.Module):
         config: fields.
         clip, cnn, words: the encoders, None for a stream that is off.
         compose: makes the composition of each stream.
-        uses_image, uses_text: what the composition reads of a query; the rest is not computed.
-        compose_map: makes the CNN stream's composition where that edits the feature map, which is then pooled and
+        uses_image, uses_text: the inputs that the composition reads; the other is not computed.
+        compose_map: makes the CNN stream's composition where it edits the feature map, which is then pooled and
             projected like a target's.
     """
 
@@ -126,7 +126,7 @@ class Streams(nn.Module):
             else:
                 self.composers[name] = compose(name, int(vectors.dim))  # type: ignore[arg-type]
         self.inputs, self.names = Inputs(images, texts), list(self.vectors)
-        #: s of `logits = s^2 cos`: TIRG scales queries and targets alike.
+        #: s of `logits = s^2 cos`: TIRG scales queries and targets by it.
         self.scales = nn.ParameterDict()
         if config.learn_temperature:
             scale = config.temperature**-0.5
@@ -134,7 +134,7 @@ class Streams(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Streams:
-        """Training mode, but for a CLIP whose statistics stay as they are (`clip_mode`)."""
+        """Training mode, except for a CLIP whose statistics stay fixed (`clip_mode`)."""
         super().train(mode)
         if self.trained_clip is not None and self.config.clip_mode == "eval":
             self.trained_clip.eval()
@@ -153,7 +153,7 @@ class Streams(nn.Module):
         return self.vectors[name].text(x)  # type: ignore[operator]
 
     def compose(self, name: str, batch: QueryBatch) -> tuple[Tensor, Tensor | None]:
-        """Unit (B, D) of one stream, and the share of the image (B, 1) where the composition has one."""
+        """Unit (B, D) of one stream, and the share of the image (B, 1) if the composition has one."""
         vectors = self.vectors[name]
         if self.on_map and isinstance(vectors, CnnVectors):
             edited = self.composers[name](vectors.cnn(batch.reference[name]), self._text(name, batch))
@@ -205,7 +205,7 @@ class Streams(nn.Module):
         }
 
     def _groups(self, name: str) -> list[dict[str, Any]]:
-        """What a stream learns: the CNN itself at a rate of its own, then everything else."""
+        """Parameter groups of a stream: the CNN itself at its own rate, then everything else."""
         modules: list[nn.Module] = [self.vectors[name], self.composers[name]]
         if name == "clip" and self.trained_clip is not None:
             modules.append(self.trained_clip)
@@ -222,13 +222,13 @@ class Streams(nn.Module):
         return [*groups, {"params": [p for p in every if id(p) in slow], "lr": rate}] if slow else groups
 
     def optimizer_names(self) -> list[str]:
-        """Streams that have anything to learn."""
+        """Streams with parameters to train."""
         return [n for n in self.names if any(p.requires_grad for p in self.vectors[n].parameters())
                 or any(p.requires_grad for p in self.composers[n].parameters())
                 or (n == "clip" and self.trained_clip is not None)]
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One for each stream that learns."""
+        """One for each trained stream."""
         config, out = self.config, dict[str, torch.optim.Optimizer]()
         for name in self.optimizer_names():
             groups, lr = self._groups(name), config.clip_lr if name == "clip" else config.cnn_lr
@@ -245,7 +245,7 @@ class Streams(nn.Module):
 
 
 class WeightedStreams(Streams):
-    """Streams whose composition says how much of the image it keeps."""
+    """Streams whose composition also returns the share of the image."""
 
     def modality_weights(self, batch: QueryBatch) -> dict[str, Tensor]:
         """Stream -> (B,) share of the image."""
@@ -258,12 +258,12 @@ def build_streams(
     uses_image: bool = True, uses_text: bool = True, kind: type[Streams] = Streams,
     compose_map: ComposeMap | None = None,
 ) -> Streams:
-    """The streams a config asks for around a composition; `kind` is a subclass that tells more of itself."""
+    """The streams of a config around a composition; `kind` is `Streams` or a subclass with more outputs."""
     clip = cnn = words = None
     if config.streams != "cnn":
         clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
         if config.clip_resize not in (None, clip.pixels.resize):
-            clip = copy.copy(clip)  # another way to cut pictures, the same weights
+            clip = copy.copy(clip)  # other preprocessing, the same weights
             clip.pixels = dataclasses.replace(clip.pixels, resize=str(config.clip_resize))
     if config.streams != "clip":
         vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)

@@ -35,7 +35,7 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
 def weights_files(name: str) -> list[Path]:
-    """The files behind a name of weights that lie on this machine; none for weights that are published under a name.
+    """The local files behind a name of weights; none for weights that are published under a name.
 
     A packaged name, a folder with files of weights in it (all of its files count), or one such file.
     """
@@ -46,24 +46,24 @@ def weights_files(name: str) -> list[Path]:
         if path.is_file():
             return [path] if path.suffix.lower() in WEIGHTS else []
         inside = sorted(p for p in path.iterdir() if p.is_file()) if name and path.is_dir() else []
-    except (OSError, ValueError):  # a text that is no path at all
+    except (OSError, ValueError):  # a text that cannot be a path
         return []
     holds = any(p.suffix.lower() in WEIGHTS or p.name == "clip.json" for p in inside)
     return inside if holds else []
 
 
 def weights_id(name: str) -> str:
-    """What identifies the weights behind a name: the content of their files, or the name they are published under."""
+    """Identifier of the weights behind a name: a hash of their files, or the name they are published under."""
     files = weights_files(name)
     if not files:
         return name
-    # Names of files in a folder count, its own place does not.
+    # Names of files in a folder count, the folder's own path does not.
     named = [(p.name if len(files) > 1 else "", sha) for p, sha in zip(files, file_sha256s(files), strict=True)]
     return "sha256:" + digest(named)[:32]
 
 
 def weights_in(values: Any) -> dict[str, str]:
-    """Every text in some settings that names weights on this machine -> the hash of their content."""
+    """Every string in some settings that names local weights -> the hash of their content."""
     if isinstance(values, str):
         return {values: weights_id(values)} if weights_files(values) else {}
     parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
@@ -81,9 +81,9 @@ def tensors_sha256(module: nn.Module) -> str:
 
 @contextlib.contextmanager
 def fetching() -> Iterator[None]:
-    """Load weights by name, without the log of those who fetch them; what goes wrong is told once, by us.
+    """Load weights by name without the libraries' own logs; an error is reported once, by the caller.
 
-    Where the Hugging Face hub cannot be found its cache is read at once: by itself it asks ten times in a minute.
+    Where the Hugging Face hub cannot be reached its cache is read at once, instead of after a minute of retries.
     """
     from huggingface_hub import constants
 
@@ -102,7 +102,7 @@ def fetching() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library said, of readable length."""
+    """The first line of a library's error message, shortened."""
     said = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {textwrap.shorten(said.rstrip('.'), 200, placeholder=' ..')}."
 

@@ -23,7 +23,7 @@ __all__ = ["build", "check_backbones", "load_method", "make_deterministic", "sav
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed torch for a run, and choose algorithms that repeat."""
+    """Seed torch for a run, and choose deterministic algorithms."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
@@ -45,7 +45,7 @@ def check_backbones(config: Mapping[str, Any]) -> None:
 def train_view(dataset: Dataset, form: str) -> TrainView:
     """What a method may know of the training set, in one text form."""
     if "train" not in dataset.splits:
-        # Evaluation-only datasets: what a method learned from texts is in the state of its checkpoint.
+        # Evaluation-only datasets: a method's vocabulary is in the state of its checkpoint.
         return TrainView([], 0)
     texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
     return TrainView(texts, len(dataset.splits["train"].queries))
@@ -60,14 +60,14 @@ def build(
     Args:
         planned: the run.
         dataset: its data; the training texts are shown to the method.
-        device: where it goes; None leaves it on the CPU.
+        device: of the method; None leaves it on the CPU.
         state: what `extra_state` returned when weights were saved; None in training.
-        encoders: what it loads its encoders with; by default new ones with the seed of the run.
+        encoders: loader of its encoders; by default a new one with the seed of the run.
         config: instead of the plan's, for measuring without weights.
-        declared: weights that the identity of the run knows; others on this machine are refused (None allows any).
+        declared: local weights that are part of the run's identity; others are refused (None allows any).
 
     Raises:
-        CirbenchError: weights that cannot be had, or a method file that fails.
+        CirbenchError: weights that cannot be loaded, or a method file that fails.
     """
     encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
     view = train_view(dataset, training_form(planned, dataset))
@@ -92,7 +92,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
     """A method with the weights of a record.
 
     Raises:
-        CirbenchError: weights that do not fit the method.
+        CirbenchError: weights that do not match the method.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -108,7 +108,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
             method.load_state_dict(tensors)
         except RuntimeError as error:
             raise CirbenchError(
-                f"the weights in {path} do not fit the method {planned.method.name}: "
+                f"the weights in {path} do not match the method {planned.method.name}: "
                 f"{str(error).splitlines()[-1].strip()} Its source or its config has changed since."
             ) from None
         method.to(device).eval()

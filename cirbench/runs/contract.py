@@ -1,7 +1,7 @@
-"""What every method must keep, as checks that take seconds on a small `scenes`; `cirbench check` and tests call them.
+"""The contract of every method, as checks that take seconds on a small `scenes`; for `cirbench check` and tests.
 
-A check is a function of a `Subject` (one method under one variant) that raises `Broken` with what is wrong and what to
-do about it. Nothing here knows a method by name.
+A check is a function of a `Subject` (one method under one variant) that raises `Broken` with what is wrong and how to
+mend it. Nothing here depends on a method's name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cirbench.scoring import evaluation
 from cirbench.scoring.ranking import checked
 from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
 
-#: A `scenes` that is generated in a moment.
+#: A `scenes` small enough to be generated in a moment.
 DATA: Mapping[str, Any] = {
     "data.train_scenes": 48, "data.select_scenes": 8, "data.report_scenes": 12, "data.distractors": 12,
 }
@@ -41,12 +41,12 @@ NARROW: Mapping[str, Any] = {
     "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 32, "cnn_dim": 16, "word_dim": 8,
 }
 BATCH, QUERIES, STEPS = 32, 6, 12
-#: Embeddings of one query in different company may differ by rounding alone.
+#: Embeddings of one query in different batches may differ by rounding only.
 TOLERANCE = 1e-5
 
 
 class Broken(CirbenchError):
-    """A method does not keep the contract."""
+    """A method breaks the contract."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -71,7 +71,7 @@ class Subject:
 
     @cached_property
     def planned(self) -> planning.Plan:
-        """The run, narrowed."""
+        """The run, with narrow layers."""
         narrow = {f"method.{k}": v for k, v in NARROW.items() if k in self.found.config.model_fields}
         epochs = self.found.variants.get(self.variant, {}).get("train.epochs", self.found.train.get("epochs", 1))
         train = {"train.epochs": 1, "train.batch_size": BATCH} if epochs else {}
@@ -89,16 +89,16 @@ class Subject:
         make_deterministic(self.seed)
         declared = weights_in(self.planned.config.model_dump())
         made: Any = build(self.planned, self.dataset, state=state, declared=declared)
-        require(made is not None, "build returns nothing. It returns the method.")
+        require(made is not None, "`build` returned None. It must return the method.")
         for name in ("inputs", "encode_queries", "encode_images"):
             require(hasattr(made, name), f"the method has no `{name}`; types.py describes `Method`.")
         for kind, wanted in (("images", made.inputs.images), ("texts", made.inputs.texts)):
             for name, value in wanted.items():
-                require(isinstance(value, Pixels | Frozen), f"inputs.{kind}[{name!r}] is no Pixels and no Frozen.")
+                require(isinstance(value, Pixels | Frozen), f"inputs.{kind}[{name!r}] must be Pixels or Frozen.")
         return made.eval() if isinstance(made, torch.nn.Module) else made
 
     def feed(self, made: Any, role: str = "report") -> Feed:
-        """What the method asked for, of one split."""
+        """The method's inputs for one split."""
         split = self.dataset.splits[role]
         texts = evaluation.texts_of(self.dataset, split, ["text"])
         mirrored = role == "train" and self.planned.train.flip != "none"
@@ -113,7 +113,7 @@ class Subject:
 
 
 def _read_of_config(tree: ast.Module) -> set[str]:
-    """Names read of a config in code: of `config`, `self.config`, a parameter annotated `...Config`, or what these
+    """Config fields that code reads: from `config`, `self.config`, a parameter annotated `...Config`, or a name these
     are assigned to. `clip.dim` reads no field, nor does a comment or a docstring."""
     names = {"config"}
 
@@ -156,7 +156,7 @@ def fields_are_used(subject: Subject) -> None:
 
 
 def variants_are_valid(subject: Subject) -> None:
-    """Every variant resolves to settings that can be had."""
+    """Every variant resolves to valid settings."""
     for variant in subject.found.variants:
         replace(subject, variant=variant).planned  # noqa: B018  resolving is the check
 
@@ -174,20 +174,20 @@ def embeddings(subject: Subject) -> None:
         backwards = made.encode_images(feed.images(references[::-1])).flip(0)
         single = torch.cat([made.encode_images(feed.images([r])) for r in references])
     for name, found in (("encode_queries", together), ("encode_images", images)):
-        require(isinstance(found, Tensor) and found.ndim == 2, f"{name} gives no (B, D) tensor.")
-        require(len(found) == QUERIES, f"{name} gives {len(found)} rows for {QUERIES}: one embedding each.")
-        require(bool(torch.isfinite(found).all()), f"{name} gives NaN or infinite values.")
-        require(found.is_floating_point(), f"{name} gives {found.dtype}; embeddings are floating point.")
+        require(isinstance(found, Tensor) and found.ndim == 2, f"{name} must return a (B, D) tensor.")
+        require(len(found) == QUERIES, f"{name} returned {len(found)} rows for {QUERIES} inputs.")
+        require(bool(torch.isfinite(found).all()), f"{name} returned NaN or infinite values.")
+        require(found.is_floating_point(), f"{name} returned {found.dtype}; embeddings must be floating point.")
     if not hasattr(made, "score"):
         require(
             together.shape[1] == images.shape[1],
-            f"queries are {together.shape[1]} wide and images {images.shape[1]}: they are compared by dot product.",
+            f"queries have D = {together.shape[1]} and images D = {images.shape[1]}; a dot product needs equal D.",
         )
-    # A field of this name says that padding is let in on purpose: then a text depends on the longest of its batch.
+    # padding_mask=False is a deliberate choice: then a text depends on the longest text of its batch.
     if getattr(subject.planned.config, "padding_mask", True):
-        _same(together, one_by_one, "a query's embedding depends on the queries it is encoded with")
-    _same(images, single, "an image's embedding depends on the images it is encoded with")
-    _same(images, backwards, "an image's embedding depends on its place in the gallery")
+        _same(together, one_by_one, "a query's embedding depends on the other queries of its batch")
+    _same(images, single, "an image's embedding depends on the other images of its batch")
+    _same(images, backwards, "an image's embedding depends on its position in the gallery")
     with torch.inference_mode():
         if hasattr(made, "score"):
             _score(made, together, images)
@@ -195,42 +195,42 @@ def embeddings(subject: Subject) -> None:
 
 
 def _score(made: Any, queries: Tensor, images: Tensor) -> None:
-    """A method's own score has the shape (B, N), and depends on the query and the image alone."""
+    """A method's own score has the shape (B, N), and depends only on the query and the image."""
     fewer = images[: QUERIES - 2]
     whole, part = checked(made.score, queries, images), checked(made.score, queries, fewer)
     single = torch.cat([checked(made.score, queries[n : n + 1], images) for n in range(QUERIES)])
-    _same(whole[:, : len(fewer)], part, "the score of an image depends on the other gallery images it is given with")
-    _same(whole, single, "the score of a query depends on the other queries it is given with")
+    _same(whole[:, : len(fewer)], part, "the score of an image depends on the other gallery images of the call")
+    _same(whole, single, "the score of a query depends on the other queries of the call")
 
 
 def _evidence(made: Any, feed: Feed, references: Sequence[str], words: Sequence[str]) -> None:
-    """What a method tells of itself besides embeddings has the shapes that runs and reports expect."""
+    """A method's optional outputs have the shapes that runs and reports expect."""
     batch = feed.queries(references, words)
     if hasattr(made, "modality_weights"):
         for name, share in made.modality_weights(batch).items():
             good = isinstance(share, Tensor) and share.shape == (QUERIES,) and bool(((share >= 0) & (share <= 1)).all())
-            require(good, f"modality_weights gives no ({QUERIES},) tensor of shares 0..1 for {name!r}.")
+            require(good, f"modality_weights must return a ({QUERIES},) tensor of shares 0..1 for {name!r}.")
     if hasattr(made, "contrasts"):
         own = torch.eye(QUERIES, dtype=torch.bool)
         train = TrainBatch(batch.reference, batch.text, batch.words, feed.images(references), own)
         for name, (queries, targets, temperature) in made.contrasts(train).items():
             good = queries.shape == targets.shape and queries.ndim == 2 and len(queries) == QUERIES
             shapes = f"{tuple(queries.shape)}, {tuple(targets.shape)}"
-            require(good, f"contrasts gives {shapes} for {name!r}; both are (B, D).")
-            require(float(temperature) > 0, f"contrasts gives the temperature {temperature} for {name!r}.")
+            require(good, f"contrasts returned shapes {shapes} for {name!r}; both must be (B, D).")
+            require(float(temperature) > 0, f"contrasts returned temperature {temperature} for {name!r}, not > 0.")
     if hasattr(made, "explain"):
         found = made.explain(batch)
-        require(len(found.words) in (0, QUERIES), f"explain gives words of {len(found.words)} queries for {QUERIES}.")
+        require(len(found.words) in (0, QUERIES), f"explain returned words of {len(found.words)} of {QUERIES} queries.")
         for name, region in found.regions.items():
             good = region.ndim == 3 and len(region) == QUERIES and bool(torch.isfinite(region).all())
-            require(good, f"explain gives {tuple(region.shape)} for the map {name!r}; it is (B, h, w) and finite.")
+            require(good, f"explain returned {tuple(region.shape)} for map {name!r}, expected finite (B, h, w).")
 
 
 def _same(a: Tensor, b: Tensor, message: str) -> None:
     worst = float((a - b).abs().max())
     require(
         torch.allclose(a, b, atol=TOLERANCE),
-        f"{message} (up to {worst:.2g}). Batch statistics, padding that is not masked, or dropout outside training?",
+        f"{message} (by up to {worst:.2g}). Batch statistics, unmasked padding, or dropout outside training?",
     )
 
 
@@ -245,13 +245,13 @@ def rankings_repeat(subject: Subject) -> None:
         tops.append(result.arrays["top/text"])
     require(
         np.array_equal(tops[0], tops[1]),
-        "the same seed gives two rankings. Draw from torch after build was called, or from encoders.seed; never from "
-        "the clock, hash() or the order of a set.",
+        "the same seed gives different rankings. Draw random numbers from torch inside `build` or later, or from "
+        "encoders.seed; never from the clock, hash() or the order of a set.",
     )
 
 
 def losses_fall(subject: Subject) -> None:
-    """A few steps on one batch: every loss is finite, has an optimizer, and goes down."""
+    """In a few steps on one batch every loss is finite, has an optimizer, and falls."""
     made = subject.build()
     if not subject.trains(made):
         return
@@ -268,23 +268,23 @@ def losses_fall(subject: Subject) -> None:
             first.setdefault(name, loss.item())
             last[name] = loss.item()
     idle = set(optimizers) - set(first)
-    require(not idle, f"optimizers that losses never names: {', '.join(sorted(idle))}.")
+    require(not idle, f"optimizers that `losses` never yields: {', '.join(sorted(idle))}. Yield or drop them.")
     for name in first:
         require(
             last[name] < first[name],
-            f"the loss of {name!r} does not fall: {first[name]:.4f} is {last[name]:.4f} after {STEPS} steps.",
+            f"the loss of {name!r} does not fall: {first[name]:.4f}, and {last[name]:.4f} after {STEPS} steps.",
         )
 
 
 def weights_survive(subject: Subject) -> None:
-    """What is saved and built again embeds alike: `state_dict` and `extra_state` hold everything that was learned."""
+    """A method saved and rebuilt gives equal embeddings: `state_dict` and `extra_state` hold all it learned."""
     made = subject.build()
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         if isinstance(made, torch.nn.Module):
             with torch.no_grad():
-                for parameter in made.parameters():  # as though trained: what is not saved cannot come back
+                for parameter in made.parameters():  # as if trained, so that unsaved weights are noticed
                     if parameter.requires_grad:
                         parameter.add_(0.01 * torch.randn(parameter.shape))
         save_weights(path, made)
@@ -295,12 +295,12 @@ def weights_survive(subject: Subject) -> None:
         a, b = (m.encode_queries(feed.queries(references, words)) for m in (made, again))
     require(
         torch.allclose(a, b, atol=TOLERANCE),
-        "saved and loaded weights give other embeddings: keep what is learned in parameters and buffers, and other "
-        "things `build` needs (a vocabulary) in extra_state().",
+        "saved and loaded weights give other embeddings: keep learned values in parameters and buffers, and whatever "
+        "else `build` needs (a vocabulary) in extra_state().",
     )
 
 
-#: Name -> check, in the order told; the first two are about the method, the others about one variant of it.
+#: Name -> check, in the order reported; the first two are about the method, the others about one variant of it.
 CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "every field is used and described": fields_are_used,
     "variants are valid": variants_are_valid,
@@ -318,7 +318,7 @@ def no_network() -> Iterator[list[str]]:
     tried: list[str] = []
 
     def refuse(_self: Any, address: Any, *_: Any) -> Any:
-        if isinstance(address, str | bytes):  # a Unix socket leaves no machine
+        if isinstance(address, str | bytes):  # a Unix socket is local
             return original(_self, address)
         tried.append(str(address))
         raise OSError("the contract allows no network")
@@ -337,7 +337,7 @@ def no_network() -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check of one variant: `problem` is "" where it holds."""
+    """One check of one variant: `problem` is "" where it passes."""
 
     check: str
     variant: str
@@ -353,12 +353,12 @@ def _problem(check: Callable[[Subject], None], subject: Subject) -> str:
             problem = str(error)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)
-            mine = [f for f in where if Path(f.filename) == subject.found.path] or where[-1:]
-            problem = f"{type(error).__name__}: {error} ({Path(mine[-1].filename).name}, line {mine[-1].lineno})"
+            own = [f for f in where if Path(f.filename) == subject.found.path] or where[-1:]
+            problem = f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
         else:
             problem = ""
     if tried:
-        return f"it asks the network for {tried[0]}. On scenes a method works with what ships with cirbench. {problem}"
+        return f"it connects to {tried[0]}. On scenes a method must run offline, with the packaged weights. {problem}"
     return problem
 
 
@@ -370,7 +370,7 @@ def examine(method: str, variants: Sequence[str] = ("",)) -> Iterator[Outcome]:
         variants: "" for the method as it is.
 
     Raises:
-        CirbenchError: not a method at all.
+        CirbenchError: not a method.
     """
     plugins.find_method(method)
     for variant in variants:

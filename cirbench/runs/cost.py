@@ -1,4 +1,4 @@
-"""What a method costs: parameters, FLOPs, latency, memory; and what it was measured on."""
+"""The cost of a method: parameters, FLOPs, latency, memory; and the machine it was measured on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def latency(
 ) -> dict[str, float]:
     """Milliseconds from one query's pixels and text to its ranking: median and 95th percentile.
 
-    Frozen encoders run as well, as they would for a query never seen before; decoding the picture is left out.
+    Frozen encoders run as well, as they would for a new query; decoding the picture is left out.
     """
     view = View([np.array([0])], np.array([-1]))
     times = []
@@ -94,11 +94,11 @@ def latency(
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far: of the GPU where one was used, else of this process."""
+    """Peak memory so far: of the GPU if one was used, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError, StopIteration):
-        # Before getrusage, whose peak begins with that of the process which started this one.
+        # Before getrusage, whose peak starts at that of the parent process.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
     try:

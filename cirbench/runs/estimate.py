@@ -1,4 +1,4 @@
-"""What a run would cost here, from a few measured steps on noise of the right shapes: no weights, no pictures."""
+"""Estimates a run's cost on this machine from a few steps on noise of the right shapes: no weights, no pictures."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["Estimate", "estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run on this machine, from a few measured steps on noise of the right shapes.
+    """The cost of one run on this machine, from a few measured steps on noise of the right shapes.
 
     Attributes:
-        parameters: trainable.
-        steps: of training in all.
-        step_seconds: one step, without decoding pictures.
-        feature_seconds: features of frozen encoders, once.
-        evaluate_seconds: one evaluation.
-        evaluations: how many, those that choose a checkpoint included.
-        memory_mb: most held while measuring, weights and optimisers included.
+        parameters: number of trainable ones.
+        steps: training steps in all.
+        step_seconds: of one step, without decoding pictures.
+        feature_seconds: of computing frozen features once.
+        evaluate_seconds: of one evaluation.
+        evaluations: how many, including those that choose a checkpoint.
+        memory_mb: peak while measuring, weights and optimisers included.
     """
 
     parameters: int
@@ -52,7 +52,7 @@ class Estimate:
 
 
 def _random_weights(planned: Plan) -> Any:
-    """The same shapes without fetching anything: time and memory do not depend on what weights hold."""
+    """The plan's config with random weights, so that nothing is fetched: time and memory do not depend on values."""
     fields: dict[str, Any] = {}
     config = planned.config.model_dump()
     if config.get("clip") and clip_folder(config["clip"]) is None:
@@ -62,7 +62,7 @@ def _random_weights(planned: Plan) -> Any:
     return planned.config.model_copy(update=fields)
 
 
-#: Seconds of one measurement after which it is repeated no more.
+#: Seconds after which a measurement is not repeated.
 PATIENCE = 20.0
 
 
@@ -76,7 +76,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     Args:
         planned: the run.
         device: where.
-        repeats: steps that are timed, after one that warms up; fewer where they take long.
+        repeats: steps that are timed, after a warm-up step; fewer where they take long.
         quiet: no progress.
     """
     keep_freed_memory()
@@ -102,7 +102,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
 
     def timed(action: Callable[[], Any]) -> float:
         times: list[float] = []
-        # Once to warm up; where a step takes long, one more tells enough.
+        # Once to warm up; where a step takes long, one more is enough.
         while len(times) < 2 or (len(times) <= repeats and sum(times) < PATIENCE):
             tick = time.perf_counter()
             action()

@@ -1,4 +1,4 @@
-"""Evaluating the weights of a finished run, or converted ones, on its own dataset or another."""
+"""Evaluates the weights of a finished run, or converted ones, on the run's own dataset or another."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cirbench.types import CirbenchError
 
 @dataclass(frozen=True)
 class Converted:
-    """Weights that no run here made: a folder of `cirbench convert-dwc`, known by its `converted.json`."""
+    """Weights from elsewhere: a folder of `cirbench convert-dwc`, recognised by its `converted.json`."""
 
     folder: Path
     data: Mapping[str, Any]
@@ -73,16 +73,16 @@ def plan_eval(
     inputs = record.data["inputs"]
     if not (folder / "model.safetensors").is_file():
         raise CirbenchError(
-            f"{folder} holds no model.safetensors, so there is nothing to evaluate. Run it with --force."
+            f"{folder} holds no model.safetensors, so there is nothing to evaluate. Repeat the run with --force."
         )
     method = record.data.get("method_path") or inputs["method"]
-    # A field that is younger than the record was at the value that changes nothing, whatever its default is now.
+    # A field newer than the record had its neutral value then, whatever its default is now.
     over = {f"method.{k}": v for k, v in {**find_method(method).config.neutral(), **inputs["config"]}.items()}
     name = dataset or record.data.get("dataset_path") or inputs["dataset"]
     if not name:
-        raise CirbenchError(f"{folder} holds converted weights of no dataset here: name one with --dataset.")
+        raise CirbenchError(f"{folder} holds converted weights, which name no dataset. Name one with --dataset.")
     own = find_dataset(name).SPEC.name == inputs["dataset"]
-    # Names of a dataset's own protocols and text forms say nothing on another, nor does what once chose the checkpoint.
+    # Protocols, text forms and the selection rule belong to the dataset of the run and are dropped on another one.
     bound = () if own else ("protocol", "form", "selection")
     over |= {f"train.{k}": v for k, v in {**TrainSettings.neutral(), **inputs["train"]}.items() if k not in bound}
     if own:
@@ -94,10 +94,10 @@ def plan_eval(
 
 
 def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `inputs.evaluated` says of how the weights were made, the same for every seed (docs/records.md).
+    """How the weights were made, for `inputs.evaluated`; equal for every seed (docs/records.md).
 
-    The digest leaves out what the evaluation's own inputs repeat, so that evaluations that differ in one knob of the
-    method differ there alone, as runs do. Of weights that no run here made nothing is known.
+    The digest leaves out what the evaluation's own inputs repeat, so that evaluations that differ in one field of the
+    method differ only there, as runs do. For weights from elsewhere nothing is known.
     """
     if not isinstance(record, Record):
         return {}
@@ -117,7 +117,7 @@ def evaluate_run(
     """Evaluate on the `report` split; the record's id hashes the run, the weights and the dataset.
 
     Raises:
-        CirbenchError: weights that do not fit, or pictures that are missing.
+        CirbenchError: weights that do not match the method, or missing pictures.
     """
     where = pick_device(device)
     dataset, absent = missing_images.settle(planning.load(planned), ("report",), allow_missing)

@@ -34,7 +34,7 @@ from cirbench.types import CirbenchError, Dataset, Method, Protocol
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how loudly, nothing that changes a number."""
+    """Options of execution and output; none changes a number."""
 
     out: Path = Path("runs")
     device: str = "auto"
@@ -50,7 +50,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
 
     Args:
         planned: what to run.
-        options: where.
+        options: device, output folder and the like.
 
     Raises:
         CirbenchError: anything wrong with data, weights or device.
@@ -60,16 +60,16 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
     dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)
     identity = identify(planned, dataset)
-    # An interrupted run goes on where it is, under whatever label it was begun.
+    # An interrupted run resumes in its folder, whatever label it was started under.
     begun = sorted(options.out.glob(f"*-{identity.id[:10]}"))
     folder = begun[0] if begun else options.out / run_name(planned, identity.id)
     existing = finished_run(options.out, identity.id)
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
-            raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to have them.")
+            raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to get them.")
         if (existing / "lease.json").exists():
             with lease.held(existing):
-                pass  # whoever held it was killed between the record and the lease's end: now it is removed
+                pass  # its holder was killed after writing the record: this removes the stale lease
         return Record(existing)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -83,13 +83,13 @@ def run(planned: Plan, options: Options = Options()) -> Record:
             with renewing() if options.force else contextlib.nullcontext():
                 return _run(planned, dataset, absent, identity, folder, device, options)
     except CirbenchError:
-        with contextlib.suppress(OSError):  # weights that cannot be had leave no folder; what was begun stays
+        with contextlib.suppress(OSError):  # remove the folder if nothing was written to it
             folder.rmdir()
         raise
 
 
 def _clear(folder: Path) -> None:
-    """Empty a run's folder whose lease is held; what makes it finished goes first."""
+    """Empty a run's folder whose lease is held, `record.json` first."""
     (folder / "record.json").unlink(missing_ok=True)
     for path in list(folder.iterdir()):
         if path.is_dir():
@@ -110,7 +110,7 @@ def _run(
     trainable = hasattr(method, "losses") and planned.train.epochs > 0
     if trainable and "train" not in dataset.splits:
         raise CirbenchError(
-            f"{dataset.name} is for evaluation only, it has no training triplets for {planned.method.name}. Train on "
+            f"{dataset.name} is for evaluation only; it has no training triplets for {planned.method.name}. Train on "
             f"another dataset, then `cirbench eval RUN --dataset {dataset.name} --root DIR`."
         )
     if trainable:
@@ -176,7 +176,7 @@ def _validator(method: Method, dataset: Dataset, role: str, feed: Feed, protocol
 def _on_select(
     folder: Path, planned: Plan, method: Method, dataset: Dataset, device: torch.device, options: Options
 ) -> dict[str, Any] | None:
-    """Score the reported weights on `select` too, for sweeps: they compare points there, and never on `report`."""
+    """Score the reported weights on `select` too: sweeps compare points there, never on `report`."""
     split = dataset.splits.get("select")
     if split is None or not split.queries:
         return None
@@ -190,7 +190,7 @@ def _on_select(
 
 
 def places(planned: Plan) -> dict[str, str]:
-    """Where loose files of a method and a dataset lie, to use the run again; its id has their code alone."""
+    """Paths of a method's or dataset's loose file, to reuse the run later; the run's id depends on their code only."""
     out = {} if planned.method.module else {"method_path": str(planned.method.path)}
     if not planned.dataset.__name__.startswith("cirbench.datasets."):
         out["dataset_path"] = str(planned.dataset.__file__)

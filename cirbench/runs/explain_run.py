@@ -1,4 +1,4 @@
-"""What a method attends to, query by query: evidence that needs the model, kept with the run for its report."""
+"""What a method attends to, query by query: computed with the model, kept with the run for its report."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def sample(group_of: Sequence[str], count: int) -> list[int]:
 def explain_run(
     folder: Path, count: int, device: str = "auto", quiet: bool = True, root: Path | None = None
 ) -> dict[str, Any]:
-    """Evidence of a finished run that needs its model, written to its `explain.json` as a whole or not at all.
+    """Compute words and regions with a finished run's model, and write its `explain.json` atomically.
 
     Args:
         folder: of the run.
         count: queries to explain, spread over its groups.
-        device: where.
+        device: to compute on.
         quiet: no progress bar.
         root: folder of the data, where the dataset needs one.
 
@@ -53,30 +53,28 @@ def explain_run(
         What was written.
 
     Raises:
-        CirbenchError: not a finished run, other data than it saw, or a method without evidence.
+        CirbenchError: not a finished run, other data than the run's, or a method without `explain`.
     """
     planned, record = plan_eval(folder, root=root)
     if not isinstance(record, Record):
-        raise CirbenchError(f"{folder} holds converted weights, not a run. `cirbench eval` makes a run of them.")
+        raise CirbenchError(f"{folder} holds converted weights, not a run. `cirbench eval` makes a run from them.")
     where = pick_device(device)
     dataset = planning.load(planned)
     if dataset.fingerprint != record.data["inputs"]["fingerprint"]:
         raise CirbenchError(
-            f"{planned.facts.name} is not the data that {record.name} answered (fingerprint "
-            f"{dataset.fingerprint[:12]}, the run saw {record.data['inputs']['fingerprint'][:12]}). Use --root."
+            f"{planned.facts.name} is not the data of the run {record.name} (fingerprint "
+            f"{dataset.fingerprint[:12]}, the run's is {record.data['inputs']['fingerprint'][:12]}). Use --root."
         )
-    # A run that went on without missing pictures has a set of its own.
+    # A run that continued without missing pictures has an image set of its own.
     if not record.data.get("missing") and identify(planned, dataset).images != record.data["inputs"]["images"]:
-        why = "they were changed since, or are other ones. Use --root, or repeat the run."
+        why = "are not those of the run {}: they were changed or replaced. Use --root, or repeat the run."
         if record.data["schema"] == 1 and planned.facts.needs_root:
-            why = "its record is of a version that knew pictures by their size alone. Repeat the run."
-        raise CirbenchError(
-            f"the pictures of {planned.facts.name} cannot be shown to be those that {record.name} saw: {why}"
-        )
+            why = "cannot be compared with those of {}: its record has only sizes. Repeat the run."
+        raise CirbenchError(f"the pictures of {planned.facts.name} {why.format(record.name)}")
     method = load_method(planned, dataset, folder / "model.safetensors", where)
     if not hasattr(method, "explain"):
-        raise CirbenchError(f"the method {planned.method.name} has no `explain`: there is no evidence to compute.")
-    asked = {q["id"] for q in record.queries}  # a run may have gone on without missing pictures
+        raise CirbenchError(f"the method {planned.method.name} has no `explain`, so nothing can be computed.")
+    asked = {q["id"] for q in record.queries}  # a run may have continued without missing pictures
     queries, form = [q for q in dataset.splits["report"].queries if q.id in asked], dataset.protocols[0].form
     chosen = [queries[n] for n in sample([q.group for q in queries], count)]
     texts = [dataset.forms[form](q)[0][0] for q in chosen]
@@ -95,7 +93,7 @@ def explain_run(
                 }
     if not any(t["words"] or t["regions"] for t in evidence_of.values()):
         raise CirbenchError(
-            f"{record.name}: this variant of {planned.method.name} has neither words nor regions to show."
+            f"{record.name}: `explain` of this variant of {planned.method.name} returned neither words nor regions."
         )
     evidence = {"queries": evidence_of}
     write_json(folder / "explain.json", evidence, indent=None)
@@ -103,5 +101,5 @@ def explain_run(
 
 
 def _short(value: float) -> float:
-    """Five digits are more than a picture or a ranking of cells needs."""
+    """The value with five digits, more than a picture or a ranking of cells needs."""
     return float(f"{float(value):.5g}")

@@ -1,8 +1,8 @@
-"""What makes a run this run: the same identity is the same run, and returns its finished record.
+"""The identity of a run: equal inputs are the same run, and return its finished record.
 
 Everything that can change a number is part of it, by content: resolved settings, annotations, pictures, weights, the
-seed, and the code that the run imports (numerics.py). Names of variants, places of files and options of the command are
-not.
+seed, and the code that the run imports (numerics.py). Names of variants, paths of files and options of the command
+are not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Identity", "id_of", "identify", "run_name"]
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run this run.
+    """The identity of a run.
 
     Attributes:
         id: hash of the inputs.
@@ -64,7 +64,7 @@ def run_name(planned: Plan, run_id: str) -> str:
 
 
 def id_of(inputs: Mapping[str, Any]) -> str:
-    """Hash of the resolved inputs; weights on this machine stand in it by their content, not by their place."""
+    """Hash of the resolved inputs; weights on this machine enter it by content, not by path."""
     weights = {name: sha for name, sha in inputs["weights"].items() if sha.startswith("sha256:")}
 
     def by_content(value: Any) -> Any:

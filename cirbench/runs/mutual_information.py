@@ -1,9 +1,9 @@
-"""What a stream's query tells of its target: a lower bound on their mutual information, measured on `select`.
+"""A lower bound on the mutual information between a stream's queries and their targets, measured on `select`.
 
 I(query; target) >= log N - L in nats, L the hard-label contrast (InfoNCE) of N queries with N targets, each query's
 own target among them (van den Oord et al. 2018, arXiv 1807.03748; Poole et al. 2019, arXiv 1905.06922). The bound
-cannot pass log N, so two numbers compare only at equal N: the same N pairs serve every epoch, seed and method.
-No query of them is a hit of another's target. They are drawn without replacement, so the bound holds up to that.
+cannot exceed log N, so two numbers compare only at equal N: the same N pairs serve every epoch, seed and method.
+No query's target is a hit of another query. Pairs are drawn without replacement, so the bound is approximate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAIRS, SLICE = 256, 64
 
 
 def distinct(split: Split, most: int = PAIRS) -> list[Query]:
-    """Up to `most` queries, the same ones always, of which no two share a target."""
+    """Up to `most` queries, always the same ones, no two of which share a target."""
     order = np.random.Generator(np.random.PCG64(derive(0, "pairs"))).permutation(len(split.queries))
     used: set[str] = set()
     out: list[Query] = []
@@ -38,7 +38,7 @@ def distinct(split: Split, most: int = PAIRS) -> list[Query]:
 
 
 def bound(queries: Tensor, targets: Tensor, temperature: float) -> float:
-    """(N, D), (N, D), row by row a pair -> log N - L in nats, L at this temperature."""
+    """(N, D), (N, D), one pair per row -> log N - L in nats, L at this temperature."""
     # On the CPU, where every machine has float64.
     logits = queries.cpu().double() @ targets.cpu().double().T / temperature
     return math.log(len(logits)) - F.cross_entropy(logits, torch.arange(len(logits))).item()
@@ -49,10 +49,10 @@ class Bounds:
 
     Args:
         method: an nn.Module with `contrasts`.
-        dataset: where pictures come from.
+        dataset: source of the pictures.
         queries: of `distinct`.
         form: text form of the queries, the default protocol's for every method.
-        device: where.
+        device: to compute on.
         quiet: no progress bars.
     """
 
@@ -88,7 +88,7 @@ class Bounds:
 def bounds(
     method: Method, dataset: Dataset, form: str, device: torch.device, quiet: bool = True
 ) -> Bounds | None:
-    """The measure of a training, or None without `select`, without targets there, or without the hook."""
+    """The `Bounds` of a training, or None without `select`, without targets there, or without the hook."""
     split = dataset.splits.get("select")
     queries = distinct(split) if split is not None and hasattr(method, "contrasts") else []
     return Bounds(method, dataset, queries, form, device, quiet) if len(queries) > 1 else None

@@ -1,4 +1,4 @@
-"""From the words of a command to a resolved run: every cheap check happens here, before torch is imported."""
+"""From the arguments of a command to a resolved run: every cheap check happens here, before torch is imported."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def plan(
         forms: the only text forms to score beside the default one; None for all.
 
     Raises:
-        CirbenchError: anything that can be known to be wrong without loading data or weights.
+        CirbenchError: any error that can be found without loading data or weights.
     """
     found = plugins.find_method(method)
     module = plugins.find_dataset(dataset)
     facts: DatasetSpec = module.SPEC
     if seed < 0:
-        raise CirbenchError(f"--seed {seed}: a seed is 0 or more.")
+        raise CirbenchError(f"--seed must be >= 0, got {seed}.")
     if variant and variant not in found.variants:
         raise unknown(f"variant of {found.name}", variant, list(found.variants), "See `cirbench list variants`.")
     recipes = [name for name in found.datasets if "/" not in name]
@@ -91,10 +91,10 @@ def plan(
         raise unknown(f"recipe of {found.name}", recipe, recipes)
     sized = recipe or facts.name
     needed = _by_scope(found.datasets.get(sized, {}))
-    # `DATASET/VARIANT` is what a variant needs there: its own sizes are meant for real pictures.
+    # `DATASET/VARIANT` holds what a variant needs on that dataset: its own sizes are meant for real pictures.
     varied = _by_scope({**found.variants.get(variant, {}), **found.datasets.get(f"{sized}/{variant}", {})})
     if facts.train.get("flip", "none") == "none":
-        # Texts of this dataset name positions: mirroring would make them wrong, whoever's variant it is.
+        # Texts of this dataset name positions, so mirroring would make them wrong under any variant.
         varied["train"].pop("flip", None)
     known = sorted({p.form for p in facts.protocols})
     for form in forms or ():
@@ -136,7 +136,7 @@ def _check_root(facts: DatasetSpec, root: Path | None) -> None:
         files = f" It needs {', '.join(facts.files[:6])}{more}." if facts.files else ""
         raise CirbenchError(
             f"the dataset {facts.name} is not built in: name the folder that holds it with --root.{files} {get} "
-            f"Then `cirbench data check {facts.name} --root DIR` tells whether all is there."
+            f"Then `cirbench data check {facts.name} --root DIR` checks that it is complete."
         )
     if not root.is_dir():
         near = next((p for p in (root.parent, *root.parents) if p.is_dir()), Path())
@@ -153,9 +153,9 @@ def load(planned: Plan) -> Dataset:
     for role in ("train", "report"):
         # Evaluation-only datasets have no train split; `run` refuses to train on them.
         if role in dataset.splits and not dataset.splits[role].queries:
-            raise CirbenchError(f"the {role} split of {dataset.name} is empty; nothing can be done with it.")
+            raise CirbenchError(f"the {role} split of {dataset.name} is empty: it needs at least one query.")
     if planned.train.protocol:
-        # The first protocol is the default: its texts are trained with.
+        # The first protocol is the default: its text form is used in training.
         named = [p for p in dataset.protocols if p.name == planned.train.protocol]
         others = [p for p in dataset.protocols if p.name != planned.train.protocol]
         if not named:

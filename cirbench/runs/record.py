@@ -35,7 +35,7 @@ SCHEMA = 2
 READABLE = (1, 2)
 """Versions it reads. Schema 2 added the definition of each protocol (docs/records.md)."""
 
-#: What reading a damaged archive may raise: a flipped bit can also make it look encrypted, or packed by unknown means.
+#: What reading a damaged archive may raise: a flipped bit can make it look encrypted or use an unknown compression.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError)
 
 # ------------------------------------------------------------------------------------------ writing
@@ -68,7 +68,7 @@ def chosen_on_report(data: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip of a run folder; what goes wrong while it is read is damage."""
+    """A zip of a run folder; errors while reading it are reported as damage."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -79,7 +79,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class Rankings(Mapping[str, np.ndarray]):
-    """The arrays of `rankings.npz` or `select.npz`, each read from disk when it is asked for and not kept."""
+    """The arrays of `rankings.npz` or `select.npz`, each read from disk on access and not kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,10 +157,10 @@ class Record:
     Attributes:
         folder: of the run.
         run: what `record.json` holds, as typed values.
-        data: the same as it stands in the file, with keys that this version does not know.
+        data: the file's own JSON, including keys that this version does not know.
 
     Raises:
-        CirbenchError: the folder is no finished run, or a file of it is damaged.
+        CirbenchError: the folder is not a finished run, or one of its files is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -196,9 +196,9 @@ class Record:
         return self.run.name
 
     def definition(self, protocol: str) -> Protocol | None:
-        """What a protocol of the record is: as recorded, or, in schema 1, as the packaged dataset declares that name.
+        """The definition of a protocol: as recorded, or, in schema 1, as the packaged dataset declares that name.
 
-        None where neither knows it.
+        None where neither has it.
         """
         recorded = self.run.protocols[protocol].definition
         if recorded is not None:
@@ -230,7 +230,7 @@ class Record:
 
     @cached_property
     def training(self) -> list[dict[str, Any]]:
-        """One entry a step and one an evaluation; empty for methods that are not trained."""
+        """One entry per step and per evaluation; empty for methods that are not trained."""
         path = self.folder / "training.jsonl"
         entries = _read_jsonl(path) if path.is_file() else []
         for number, entry in enumerate(entries, 1):
@@ -262,7 +262,7 @@ class Record:
 
 
 def not_a_run(folder: Path) -> str:
-    """What to say of a folder that holds no finished run."""
+    """The message for a folder that holds no finished run."""
     if (folder / "queries.jsonl").is_file() or (folder / "training.jsonl").is_file():
         return (
             f"{folder} is an interrupted run: it has no record.json. Repeat the command that made it; it resumes."
@@ -296,7 +296,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise _broken(path, error) from None
     rows = []
-    # Not splitlines(): it also splits at U+2028 and its kin, which captions may hold.
+    # Not splitlines(): it also splits at U+2028 and the like, which captions may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if not line:
             continue

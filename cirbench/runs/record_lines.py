@@ -1,4 +1,4 @@
-"""JSON of the files beside record.json: parsed by the standard, and checked line by line (docs/records.md)."""
+"""JSON of the files beside record.json: parsed strictly, and checked line by line (docs/records.md)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["check_training", "is_evidence", "parse_json"]
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it.
+    """Parse JSON strictly.
 
     Raises:
-        ValueError: it is none; NaN and infinity, which Python would accept, are named with their place.
+        ValueError: not JSON; NaN and infinity, which Python would accept, are named with their path.
     """
     odd: list[str] = []
 
@@ -25,7 +25,7 @@ def parse_json(text: str) -> Any:
 
     value = json.loads(text, parse_constant=refuse)
     if odd:
-        raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is no JSON")
+        raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is not JSON")
     return value
 
 

@@ -1,7 +1,7 @@
 """What record.json holds, as typed values: read once, checked field by field (docs/records.md).
 
 Plain dataclasses and the standard library: listing a thousand runs must stay cheap. Keys that are not named here are
-kept where a record is read (`Record.data`), so a record of a later release with more to tell stays readable.
+kept in `Record.data`, so that a record of a later release with more keys stays readable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REQUIRED: Any = object()
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     if isinstance(value, float) and not math.isfinite(value):
         return "not finite"
     names = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "true or false"}
@@ -33,12 +33,12 @@ def kind(value: Any) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a JSON value is a finite number; true and false are none."""
+    """Whether a JSON value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Fields:
-    """One JSON object, read field by field. A field with a default may be absent; with the default None also null.
+    """One JSON object, read field by field. A field with a default may be absent; if the default is None, also null.
 
     Raises:
         ValueError: in every method, where a field is missing or of another type; the message names its full path.
@@ -132,7 +132,7 @@ class Evaluated:
     Attributes:
         run: its id.
         model: sha256 of the weights.
-        inputs: digest of its inputs, "" where it is not known what the weights were trained on.
+        inputs: digest of its inputs, "" where the training data is not known.
         code: digest of the code that trained them, "" where that is not known.
         dataset: it was trained on, "" for weights that were not trained here.
         data: the knobs of that dataset.
@@ -158,7 +158,7 @@ class Inputs:
         weights: encoder -> sha256 or tag.
         code: which code computed it, part -> version number or digest (`numerics`, in older records `source`).
         evaluated: of a record of `cirbench eval`, the run whose weights it uses.
-        raw: all keys as they stand in the record.
+        raw: all keys as in the record.
     """
 
     dataset: str

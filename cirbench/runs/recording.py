@@ -1,4 +1,4 @@
-"""The last step of a run: answer the `report` split once, and write everything a record holds."""
+"""The last step of a run: evaluate on the `report` split once, and write everything a record holds."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ PICTURES, PICTURE_SIDE = 200, 96
 
 @dataclass
 class Answering:
-    """A method that is ready to answer, and where its record goes.
+    """A trained method with what is needed to write its record.
 
     Attributes:
         folder: of the run.
         planned: the run.
         method: with the weights that are reported.
-        dataset: what it answers.
-        absent: pictures that the run goes on without, or None.
-        device: where.
+        dataset: to evaluate on.
+        absent: pictures that the run continues without, or None.
+        device: to compute on.
         quiet: no progress bars.
-        command: that was given, for the record.
-        export: write the embeddings as well.
-        head: what the record says beside what is measured here: identity, labels, selection, notes.
-        seconds: what was spent before, by kind.
-        began: `time.perf_counter()` when the run began.
+        command: as typed, for the record.
+        export: whether to write the embeddings as well.
+        head: entries of the record besides the measured ones: identity, labels, selection, notes.
+        seconds: time spent before, by kind.
+        began: `time.perf_counter()` when the run started.
     """
 
     folder: Path
@@ -125,7 +125,7 @@ def _weights(method: Method, feed: Feed, dataset: Dataset, split: Split, form: s
                 if tuple(weight.shape) != (len(queries),):
                     raise CirbenchError(
                         f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "
-                        f"{len(queries)} queries. It must return one share of the image a query, shape (B,)."
+                        f"{len(queries)} queries. It must return the image's share per query, shape (B,)."
                     )
                 parts.setdefault(name, []).append(weight.float().cpu().numpy())
     return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
@@ -155,9 +155,9 @@ def _export(
     folder: Path, split: Split, gallery: Sequence[str], images: torch.Tensor, rows: Mapping[str, evaluation.Rows],
     unnamed: str,
 ) -> None:
-    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second.
+    """`embeddings.npz`: what `cirbench score` reads; `id#form` is the row of another form, `id#form.1` its second row.
 
-    `unnamed` is the form whose rows are the query ids themselves: the dataset's own default, whatever was trained with.
+    `unnamed` is the form whose rows are the query ids themselves: the dataset's own default, whatever was trained on.
     """
     ids, parts = [], []
     for form, part in rows.items():

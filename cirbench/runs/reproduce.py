@@ -22,12 +22,12 @@ class Expected:
 
     Attributes:
         method, dataset, variant: as on the command line.
-        protocol: the one whose metrics these are; it is trained for as well.
+        protocol: of the metrics; it is used in training as well.
         over: `scope.field` -> value, the rest of the recipe.
         metrics: name -> percent as printed.
         source: where it was printed.
         tolerance: (OK, OKish) in points.
-        doubt: why a difference may be no fault.
+        doubt: why a difference may not be an error.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs."""
+        """Ours minus theirs."""
         return None if self.ours is None else self.ours - self.expected
 
 
@@ -77,10 +77,10 @@ def read() -> list[Expected]:
 
 
 def find(method: str, dataset: str) -> list[Expected]:
-    """The rows of a method on a dataset; several where a paper trains one model a category.
+    """The rows of a method on a dataset; several where a paper trains one model per category.
 
     Raises:
-        CirbenchError: none is published, or none whose protocol is known.
+        CirbenchError: no published figures, or none whose protocol is known.
     """
     known = read()
     methods = list(dict.fromkeys(e.method for e in known))
@@ -95,7 +95,7 @@ def find(method: str, dataset: str) -> list[Expected]:
 
 def verdict(difference: float, tolerance: tuple[float, float]) -> str:
     """`OK`, `OKish` or `FAIL`: a figure far above the published one is as suspicious as one far below."""
-    # Figures are printed to a hundredth; a difference of just the tolerance is within it.
+    # Figures are printed to a hundredth; a difference equal to the tolerance is within it.
     far = round(abs(difference), 6)
     return "OK" if far <= tolerance[0] else "OKish" if far <= tolerance[1] else "FAIL"
 
@@ -104,12 +104,12 @@ def compare(expected: Expected, run: RunData) -> list[Row]:
     """Expected against a finished run's record.
 
     Raises:
-        CirbenchError: the record has not that protocol, or not that metric.
+        CirbenchError: the record lacks the protocol or the metric.
     """
     scored = run.protocols.get(expected.protocol)
     if scored is None:
         why = run.omitted.get(expected.protocol, "this dataset has no such protocol")
-        raise CirbenchError(f"{run.name} has no {expected.protocol}: {why}.")
+        raise CirbenchError(f"{run.name} has no protocol {expected.protocol}: {why}.")
     rows = []
     for metric, theirs in expected.metrics.items():
         ours = scored.metrics.get(metric)

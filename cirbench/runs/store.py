@@ -14,7 +14,7 @@ from cirbench.types import CirbenchError
 __all__ = ["Study", "find_records", "find_studies", "finished_run"]
 
 DEPTH = 3
-"""How many folders below a given one `find_records` looks for runs (a sweep keeps its runs two below)."""
+"""How many levels below a given folder `find_records` looks for runs (a sweep keeps its runs two below)."""
 
 
 class Study:
@@ -23,7 +23,7 @@ class Study:
     Attributes:
         folder: of the sweep.
         sweep: what `sweep.json` holds, as typed values.
-        data: the same as it stands in the file.
+        data: the file's own JSON.
 
     Raises:
         CirbenchError: the file is damaged, or of another version.
@@ -34,7 +34,7 @@ class Study:
         path = self.folder / "sweep.json"
         data = read_json(path)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise CirbenchError(f"{path} is no sweep of schema {SCHEMA}. Repeat `cirbench sweep`; runs are kept.")
+            raise CirbenchError(f"{path} is not a sweep of schema {SCHEMA}. Repeat `cirbench sweep`; runs are kept.")
         try:
             self.sweep: StudyData = read_study(data)
         except ValueError as error:
@@ -42,7 +42,7 @@ class Study:
         self.data: dict[str, Any] = data
 
     def runs(self) -> list[Path]:
-        """Folders of its finished runs that are here; another machine may keep its own."""
+        """Folders of its finished runs on this machine; another machine may keep its own."""
         out = self.folder.absolute().parent.parent
         return [out / name for name in self.sweep.runs if is_finished(out / name)]
 
@@ -61,7 +61,7 @@ def find_records(paths: Sequence[Path]) -> list[Record]:
     """The finished runs at or below `paths`: run folders, folders that hold them, or sweeps (their runs).
 
     Each run is returned once (by id), in the order of `paths`, folders sorted by name. Interrupted runs below a
-    given folder are passed over; one that is named itself is an error, since its absence would go unnoticed.
+    given folder are skipped; one that is named itself is an error, since its absence would go unnoticed.
 
     Raises:
         CirbenchError: a path does not exist, holds no finished run, or holds a damaged one.
@@ -82,7 +82,7 @@ def find_records(paths: Sequence[Path]) -> list[Record]:
             folders = Study(path).runs()
             if not folders:
                 raise CirbenchError(
-                    f"{path} is a sweep of which no finished run is in {path.absolute().parent.parent}."
+                    f"{path} is a sweep without a finished run in {path.absolute().parent.parent}."
                 )
         if not folders:
             raise CirbenchError(not_a_run(path))

@@ -12,11 +12,11 @@ from cirbench.runs.record_types import Fields
 __all__ = ["Axis", "Objective", "Point", "SeedScore", "StudyArm", "StudyData", "read_study"]
 
 SCHEMA = 1
-"""Version of the format of sweep.json; that of record.json has a number of its own."""
+"""Version of the format of sweep.json; record.json has its own."""
 
 @dataclass(frozen=True)
 class Objective:
-    """What points are compared by: a metric under a protocol of a split, `maximize` or `minimize`."""
+    """What points are compared by: a metric under a protocol on a split, `maximize` or `minimize`."""
 
     split: str
     protocol: str
@@ -26,7 +26,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Axis:
-    """What a knob may be: one of `choices`, or a number from `low` to `high`, `step` apart or on a `log` scale."""
+    """The values of a field: one of `choices`, or a number from `low` to `high`, `step` apart or on a `log` scale."""
 
     choices: tuple[Any, ...] = ()
     low: float = math.nan
@@ -58,8 +58,8 @@ class Point:
     """One point of a sweep.
 
     Attributes:
-        number: its place in the sweep.
-        label: for people.
+        number: its position in the sweep.
+        label: readable name.
         method, variant: as on the command line.
         values, fixed: knobs that the sweep varies, and those it sets for all points.
         state: `complete`, `running`, `pruned`, `fail` or `waiting`.
@@ -132,12 +132,12 @@ def _axis(space: Fields, name: str) -> Axis:
     value = space.value[name]
     if isinstance(value, list):
         if not value or any(isinstance(choice, list | dict) for choice in value):
-            raise ValueError(f"{space.where(name)} is no list of choices")
+            raise ValueError(f"{space.where(name)} is not a list of choices")
         return Axis(tuple(value))
     o = Fields(value, space.where(name))
     axis = Axis((), o.number("low"), o.number("high"), o.flag("log", False), o.number("step", None))
     if axis.low > axis.high or (axis.log and axis.low <= 0) or (axis.step is not None and axis.step <= 0):
-        raise ValueError(f"{space.where(name)} is no range: low {axis.low}, high {axis.high}, step {axis.step}")
+        raise ValueError(f"{space.where(name)} is not a range: low {axis.low}, high {axis.high}, step {axis.step}")
     return axis
 
 

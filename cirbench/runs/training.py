@@ -31,13 +31,13 @@ class Trained:
     """What training leaves.
 
     Attributes:
-        log: one entry a step (`step`, `epoch`, `losses`, `seconds`), one an evaluation (`epoch`, `select`), and one an
-            epoch where information is measured (`epoch`, `bound`, `pairs`).
-        epoch: whose weights the method now has.
-        best: the value that chose it, or None for the last one.
-        seconds: spent training, over all attempts.
-        cpu: seconds of the processor, all cores together; unlike the clock it does not count what else a machine does.
-        validation: seconds spent evaluating on the split that selects; no part of `seconds` and `cpu`.
+        log: one entry per step (`step`, `epoch`, `losses`, `seconds`), per evaluation (`epoch`, `select`), and per
+            epoch where mutual information is measured (`epoch`, `bound`, `pairs`).
+        epoch: of the weights that the method now has.
+        best: the value that chose it, or None for the last epoch.
+        seconds: wall-clock time of training, over all attempts.
+        cpu: CPU seconds of this process, all cores together; other load on the machine does not count.
+        validation: seconds of evaluating on the split that selects; not part of `seconds` and `cpu`.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -52,14 +52,14 @@ def pick_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:
-        CirbenchError: not a device, or one this machine lacks.
+        CirbenchError: an unknown device, or one this machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise CirbenchError(f"--device {name!r} is no device. Valid: auto, cpu, cuda, cuda:0, cuda:1, mps.") from None
+        raise CirbenchError(f"unknown --device {name!r}. Valid: auto, cpu, cuda, cuda:0, cuda:1, mps.") from None
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise CirbenchError(f"--device {name}: this machine has {count} CUDA devices. Use --device cpu or auto.")
@@ -71,7 +71,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks, which a CNN step on the CPU would otherwise map anew each time."""
+    """Let glibc keep large freed blocks, which every CNN step on the CPU would otherwise map again."""
     if platform.system() != "Linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return
     try:
@@ -131,7 +131,7 @@ class _Checkpoint:
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception:
-            # Only a disk fault leaves a broken one (it is renamed when whole): then the run starts over.
+            # Only a disk fault leaves a damaged one (it is renamed when complete): then the run starts over.
             self.path.unlink()
             return None
 
@@ -146,12 +146,12 @@ def train(
         method: an nn.Module with `losses` and `optimizers`.
         triplets: the batches.
         feed: their images and texts.
-        settings: how.
-        device: where.
-        folder: where checkpoints go.
+        settings: training settings.
+        device: to train on.
+        folder: for checkpoints.
         validate: the value to choose by, higher is better, or None for the last epoch.
         quiet: no progress bar.
-        measure: logged after every epoch; it changes nothing and its time is not counted as training.
+        measure: logged after every epoch; it has no effect on training and its time is not counted.
 
     Raises:
         CirbenchError: too few triplets for a batch, or a loss that is not finite.
@@ -226,7 +226,7 @@ def train(
             if time.perf_counter() - saved >= settings.seconds_between_checkpoints and step + 1 < triplets.steps:
                 save(epoch, step + 1)
         start_step = 0
-        # What is measured beside training counts as no part of it.
+        # The time of measurements beside training is not counted.
         tick, aside = time.perf_counter(), time.process_time()
         if measure is not None:
             out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
@@ -262,8 +262,8 @@ def take_step(
         method: with `losses`.
         batch: B triplets.
         optimizers: of the method, by the names that `losses` yields.
-        device: where.
-        settings: mixed precision and clipping.
+        device: of the step.
+        settings: for mixed precision and clipping.
         scaler: of fp16, or None.
         place: where in training this is, for messages.
 
@@ -271,7 +271,7 @@ def take_step(
         (optimizer name, loss before its step, logs) in the order yielded.
 
     Raises:
-        CirbenchError: a loss that is no finite scalar with a gradient, or the name of no optimizer.
+        CirbenchError: a loss that is not a finite scalar with a gradient, or an unknown optimizer name.
     """
     out: list[tuple[str, torch.Tensor, Mapping[str, float]]] = []
     dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
@@ -282,7 +282,7 @@ def take_step(
             if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
                 received = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r}"
                 raise CirbenchError(
-                    f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar tensor that has a "
+                    f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar tensor with a "
                     "gradient."
                 )
             if not torch.isfinite(loss):
@@ -292,7 +292,7 @@ def take_step(
                 )
             with torch.autocast(device.type, enabled=False):
                 _apply(optimizers[name], loss, scaler, settings.clip_norm)
-            # What the step changed must not be read from autocast's cache of cast weights.
+            # Stepped weights must not be read from autocast's cache of cast weights.
             torch.clear_autocast_cache()
             out.append((name, loss.detach(), logs))
     if scaler is not None and scaler.is_enabled():

@@ -16,7 +16,7 @@ from cirbench.scoring import protocol_scoring
 from cirbench.scoring.ranking import Ranks, Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Method, Protocol, Query, Split
 
-#: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on its company.
+#: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on the batch size.
 BATCH = 128
 TOP = 50
 
@@ -49,7 +49,7 @@ class Evaluation:
 
 
 def gallery_of(split: Split) -> list[str]:
-    """Every image that any gallery of the split holds, once, in the order named."""
+    """Every image in any gallery of the split, once, in order of first appearance."""
     seen: dict[str, None] = {}
     for groups in split.galleries.values():
         for ids in groups.values():
@@ -80,7 +80,7 @@ def score(
     split: Split, protocols: Sequence[Protocol], gallery: Sequence[str], images: Tensor, rows: Mapping[str, Rows],
     scoring: Score = dot, absent: Sequence[str] = (),
 ) -> Evaluation:
-    """Rank every form once and score every protocol from it.
+    """Rank every text form once and score every protocol from the ranks.
 
     Args:
         split: queries and galleries.
@@ -97,7 +97,7 @@ def score(
     out = Evaluation(list(gallery))
     position = {image_id: n for n, image_id in enumerate(gallery)}
     if not torch.isfinite(images).all():
-        raise CirbenchError("the gallery embeddings hold NaN or infinite values; nothing can be ranked.")
+        raise CirbenchError("the gallery embeddings hold NaN or infinite values, so they cannot be ranked.")
     for form in dict.fromkeys(p.form for p in protocols):
         mine = [p for p in protocols if p.form == form]
         if form not in rows:
@@ -105,7 +105,7 @@ def score(
             continue
         part = rows[form]
         if not torch.isfinite(part.embeddings).all():
-            raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values; nothing can be ranked.")
+            raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values and cannot be ranked.")
         kinds = [(p, kind) for p in mine for kind in protocol_scoring.needed(p)]
         views = [protocol_scoring.view_of(split, p, position, part.query, kind) for p, kind in kinds]
         results, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
@@ -156,21 +156,21 @@ def encode_rows(method: Method, feed: Feed, split: Split, form: Form, quiet: boo
 
 
 def texts_of(dataset: Dataset, split: Split, forms: Sequence[str]) -> list[str]:
-    """Every string these forms make of the split's queries, once."""
+    """Every string of the split's queries in these forms, once."""
     return list(dict.fromkeys(t for f in forms for q in split.queries for row in dataset.forms[f](q) for t in row))
 
 
 def feed_of(
     method: Method, dataset: Dataset, split: Split, forms: Sequence[str], device: torch.device, quiet: bool = True
 ) -> Feed:
-    """What a method needs to answer a split in some text forms: its images, and every string of these forms."""
+    """The method's inputs for a split in some text forms: its images, and every string of these forms."""
     return Feed(dataset, split.images(), texts_of(dataset, split, forms), method.inputs, device, quiet=quiet)
 
 
 def evaluate(
     method: Method, feed: Feed, dataset: Dataset, split: Split, protocols: Sequence[Protocol], quiet: bool = True
 ) -> tuple[Evaluation, Tensor, dict[str, Rows]]:
-    """Encode and score a split; the embeddings come along for export."""
+    """Encode and score a split; returns the embeddings as well, for export."""
     if isinstance(method, torch.nn.Module):
         method.eval()
     gallery = gallery_of(split)

@@ -15,7 +15,7 @@ _MEAN = re.compile(r"^mean\((.+)\)$")
 
 
 def parts(name: str) -> list[str]:
-    """`mean(R@10,R@50)` -> its metrics; any other name is itself alone.
+    """`mean(R@10,R@50)` -> its metrics; any other name -> itself.
 
     Example:
         >>> parts("mean(R@5,Rs@1)")
@@ -35,7 +35,7 @@ def parse(name: str) -> tuple[str, int]:
         return name, 0
     match = _NAME.match(name)
     if not match:
-        raise ValueError(f"{name!r} is not a metric; metrics are R@K, Rs@K, mAP@K, MdR, MR and mean(...) of these")
+        raise ValueError(f"{name!r} is not a metric. Metrics are R@K, Rs@K, mAP@K, MdR, MR and mean(...) of these")
     return match[1], int(match[2])
 
 

@@ -1,8 +1,8 @@
-"""Pictures that are not there: what a run leaves out where it is told to go on, and what that says of the true numbers.
+"""Missing pictures: what a run with --allow-missing leaves out, and bounds on the numbers of the complete data.
 
-m images gone from a gallery make at most m images move up, and a query that cannot be asked may have been a hit or not.
-So with R@K measured on the queries and images that remain, the share f of queries lost and the share d of other queries
-that have a target gone,
+m images missing from a gallery move others up by at most m ranks, and a lost query may have been a hit or not. So with
+R@K measured on the queries and images that remain, the share f of queries lost and the share d of other queries with a
+missing target,
 
     (1 - f) R@(K - m)  <=  true R@K  <=  (1 - f) R@K + f + d,
 
@@ -20,7 +20,7 @@ import numpy as np
 from cirbench.scoring import metrics, protocol_scoring
 from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 
-#: Ids listed; the counts are always complete.
+#: Most ids listed; the counts are always complete.
 SHOWN = 20
 
 
@@ -40,17 +40,17 @@ def find(dataset: Dataset, roles: Sequence[str], closely: bool = False) -> list[
 
 
 def _named(split: Split) -> list[str]:
-    """Every picture a split opens; subsets are ranked, so a split without galleries (`train`) needs none of theirs."""
+    """Every picture a split opens; subsets are ranked, so without galleries (`train`) it opens none of them."""
     members = (m for q in split.queries for m in protocol_scoring.subset_of(q)) if split.galleries else ()
     return list(dict.fromkeys([*split.images(), *members]))
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What a run goes on without.
+    """The pictures that a run continues without.
 
     Attributes:
-        whole: the dataset with everything.
+        whole: the complete dataset.
         gone: ids of the missing pictures.
         counts: for the record: `images`, the first `ids`, `queries_lost` of each role.
     """
@@ -70,7 +70,7 @@ class Missing:
 
 
 def settle(dataset: Dataset, roles: Sequence[str], allowed: bool) -> tuple[Dataset, Missing | None]:
-    """The dataset as it can be used: whole, or without what is missing where that is allowed.
+    """The dataset to use: complete, or without the missing pictures if that is allowed.
 
     Raises:
         CirbenchError: pictures are missing and that was not allowed, or nothing would be left of a split or a group.
@@ -96,7 +96,7 @@ def settle(dataset: Dataset, roles: Sequence[str], allowed: bool) -> tuple[Datas
 
 
 def is_lost(query: Query, gone: Collection[str], first: bool) -> bool:
-    """Whether a query cannot be asked: no reference, or none of its targets (`first`: not the first of them)."""
+    """Whether a query is lost: its reference or all of its targets are missing (`first`: its first target)."""
     if query.reference in gone:
         return True
     targets = query.targets[:1] if first else query.targets
@@ -108,7 +108,7 @@ def _first(dataset: Dataset) -> bool:
 
 
 def _less(query: Query, gone: Collection[str]) -> Query:
-    """A query that names no picture that is gone."""
+    """The query without the missing pictures."""
 
     def left(ids: tuple[str, ...]) -> tuple[str, ...]:
         return ids if not any(i in gone for i in ids) else tuple(i for i in ids if i not in gone)
@@ -145,19 +145,19 @@ def without(dataset: Dataset, roles: Sequence[str], gone: Collection[str]) -> Da
     return replace(dataset, splits=splits)
 
 
-# ------------------------------------------------------------------------------------- what it implies
+# ------------------------------------------------------------------------------------- bounds
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What one group lacks under one protocol.
+    """What one group is missing under one protocol.
 
     Attributes:
-        rows: all of them, whole data.
-        lost: rows whose query cannot be asked.
-        doubtful: other rows with a target gone: the true answer may have been a hit.
-        gallery: most images gone from what one row ranks.
-        subset: most images gone from the subset of one row.
+        rows: of the complete data.
+        lost: rows whose query is lost.
+        doubtful: other rows with a missing target, which may have been a hit.
+        gallery: most images missing from what one row ranks.
+        subset: most images missing from the subset of one row.
     """
 
     rows: int
@@ -168,7 +168,7 @@ class Loss:
 
 
 def losses(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[str]) -> dict[str, Loss]:
-    """Group -> what it lacks. `split` is the whole one."""
+    """Group -> what it is missing. `split` is the complete one."""
     first, wanted = _first(dataset), protocol_scoring.targets_of(protocol, protocol_scoring.BEST)
     form = dataset.forms[protocol.form]
     groups: dict[str, list[Query]] = {}
@@ -201,11 +201,11 @@ def bounds(
     dataset: Dataset, whole: Split, left: Split, protocol: Protocol, gone: Collection[str],
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """What stands beside the numbers of one protocol: rows lost, images gone, and between what each recall lies.
+    """Counts and bounds of one protocol: rows lost, images missing, lowest and highest true value of each recall.
 
     Args:
         dataset: its forms and rules.
-        whole: the split with everything.
+        whole: the complete split.
         left: the split that was measured.
         protocol: of the numbers.
         gone: the missing pictures.
@@ -219,7 +219,7 @@ def bounds(
     doubtful = np.array([any(t in gone for t in wanted(before[left.queries[int(q)].id])) for q in rows])
 
     def at(kind: str, k: int) -> np.ndarray:
-        """Values at a cut-off, or at the largest one below it that was kept: never too high."""
+        """Values at a cut-off, or at the largest smaller one that was kept, so never too high."""
         if k < 1:
             return np.zeros(len(rows))
         if kind == "R" and protocol.hit != "graded":
@@ -265,7 +265,7 @@ def beforehand_all(dataset: Dataset, gone: Collection[str]) -> dict[str, Any]:
 
 
 def beforehand(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[str]) -> dict[str, Any]:
-    """What missing pictures imply before anything is measured: the most that can be reached, and the formulas."""
+    """What missing pictures imply before any measurement: the highest possible value, and the formulas."""
     lacks = list(losses(dataset, split, protocol, gone).values())
     shares = [(x.lost / x.rows, x.doubtful / x.rows) for x in lacks]
     if protocol.average == "groups":

@@ -1,12 +1,12 @@
 """What a protocol means, as arithmetic: which images a row ranks, what counts as a hit, how rows are averaged.
 
-Ranks come in, percentages go out; where the ranks come from (embeddings or somebody's lists) makes no difference.
+Ranks come in, percentages go out; it makes no difference whether they come from embeddings or from ranked lists.
 
 Hit rules (`Protocol.hit`):
     targets: any of the query's targets.
-    first: recall counts the target annotated first alone; mAP counts all of them (CIRCO).
-    graded: a hit is worth the value of the best image in the first K, from `extra["soft"]` (CIRR); values of 0 and
-        less are worth nothing.
+    first: recall counts only the target annotated first; mAP counts all of them (CIRCO).
+    graded: a hit is worth the value of the best image in the first K, from `extra["soft"]` (CIRR); values <= 0
+        count as 0.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cirbench.scoring import metrics
 from cirbench.scoring.ranking import Ranks, View
 from cirbench.types import Protocol, Query, Split
 
-#: What a protocol may need ranked: the best target, every target, the other members of the query's subset.
+#: Ranks a protocol may need: of the best target, of every target, among the members of the query's subset.
 BEST, EVERY, SUBSET = "best", "every", "subset"
 
 
 def grades(query: Query) -> list[tuple[str, float]]:
-    """Images worth something and their values, the worst first: among equal scores the method is given the worst."""
+    """Graded images with values > 0, lowest value first, so that ties in score are resolved pessimistically."""
     soft: Mapping[str, float] = query.extra.get("soft", {})
     return sorted(((i, float(v)) for i, v in soft.items() if v > 0), key=lambda pair: (pair[1], pair[0]))
 
@@ -73,7 +73,7 @@ def galleries_of(
 def view_of(
     split: Split, protocol: Protocol, position: Mapping[str, int], row_query: np.ndarray, kind: str = BEST
 ) -> View:
-    """What a protocol ranks, row by row."""
+    """The `View` of a protocol: what each row ranks."""
     rows = [int(q) for q in row_query]
     queries = [split.queries[q] for q in rows]
     dropped = np.array(
@@ -102,7 +102,7 @@ def view_of(
 
 
 def _worth(query: Query, ranks: np.ndarray, k: int, known: Container[str]) -> float:
-    """Value of the best image in the first k, 0..1; `ranks` are those of `grades`, without images not ranked at all."""
+    """Value of the best image in the first k, 0..1; `ranks` are those of `grades`, without unranked images."""
     values = [value for image_id, value in grades(query) if image_id in known]
     return max((v for v, r in zip(values, ranks, strict=True) if 1 <= r <= k), default=0.0)
 
@@ -110,14 +110,14 @@ def _worth(query: Query, ranks: np.ndarray, k: int, known: Container[str]) -> fl
 def values(
     split: Split, protocol: Protocol, row_query: np.ndarray, ranks: Mapping[str, Ranks], known: Container[str]
 ) -> dict[str, np.ndarray]:
-    """Metric -> (R,) values in 0..1 of every row; metrics that no row has a value of (medians, means) are left out.
+    """Metric -> (R,) values in 0..1 of every row; metrics without per-row values (medians, means) are left out.
 
     Args:
         split: of the queries.
         protocol: its hit rule and metrics.
         row_query: (R,) index of each row's query.
         ranks: what `needed` names; metrics whose ranking is absent are left out.
-        known: the image ids that were ranked at all.
+        known: the image ids that were ranked.
     """
     queries = [split.queries[int(q)] for q in row_query]
     graded = protocol.hit == "graded"
@@ -154,11 +154,11 @@ def summarise(
 
     Args:
         split: of the queries.
-        protocol: its metrics and its way to average.
+        protocol: its metrics and its average.
         row_query: (R,) index of each row's query.
         best: (R,) best ranks.
         found: of `values`.
-        absent: groups without a row; where there are any, only single groups are given.
+        absent: groups without a row; if there are any, only single groups are returned.
     """
     groups = np.array([split.queries[int(q)].group for q in row_query])
     names = list(dict.fromkeys(groups.tolist()))

@@ -1,7 +1,7 @@
 """Exact ranks and top-K by blocks of a matrix product; never a (B, N) matrix at once.
 
 Every score, the targets' own included, is read from one product with one block shape, so that equal embeddings get
-equal scores wherever they stand in the gallery, and a tie is really a tie. Ties count against the method.
+equal scores at any position in the gallery, and ties are exact. Ties count against the method.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from cirbench.types import CirbenchError
 
 #: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
-#: round differently in its last bit, and would break ties by position.
+#: round differently in its last bit, which would break ties by position.
 BLOCK = (256, 4096)
 #: Up to this many gallery images the scores of a block of queries are kept between the two passes.
 KEEP = 1 << 18
@@ -48,9 +48,9 @@ class Ranks:
     """Ranks of R rows under one view.
 
     Attributes:
-        best: (R,) int32, 1-based rank of the best target; every image that is no target and scores at least as
-            much stands before it. 0 where no target is in the row's gallery.
-        ties: (R,) int32, images that are no target with exactly the best target's score.
+        best: (R,) int32, 1-based rank of the best target; every non-target image that scores at least as
+            much is ranked before it. 0 if no target is in the row's gallery.
+        ties: (R,) int32, non-target images with exactly the best target's score.
         every: per row, the ranks of all targets in the order given (0 for absent ones), or None.
     """
 
@@ -71,11 +71,11 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 
 
 class _Scores:
-    """Scores of one block of queries against the gallery, block by block, the same each time they are asked for."""
+    """Scores of one block of queries against the gallery, block by block, equal on every iteration."""
 
     def __init__(self, queries: Tensor, gallery: Tensor, score: Score) -> None:
         self.count, self.gallery, self.score = queries.shape[0], gallery, score
-        # A dot product does not see other rows; a method's own score may, so it is given real rows alone.
+        # A dot product does not depend on other rows; a method's own score may, so it gets only real rows.
         self.padded = score is dot
         self.queries = _padded(queries, BLOCK[0]) if self.padded else queries
         self.kept: list[Tensor] | None = [] if gallery.shape[0] <= KEEP else None
@@ -86,7 +86,7 @@ class _Scores:
         part = self.gallery[start : start + width]
         if self.padded:
             return self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
-        # The last block reaches back instead: rows scored before fill it up to the shape of the others.
+        # The last block is shifted back instead, so that rows scored before fill it up to the fixed shape.
         before = min(start, width - part.shape[0])
         return checked(self.score, self.queries, self.gallery[start - before : start + width])[:, before:]
 
@@ -98,10 +98,10 @@ class _Scores:
                 yield start, self.kept[index]
                 continue
             block = self._block(start)
-            if bool(block.isnan().any()):  # no comparison with NaN holds, so it would stand before nothing
+            if bool(block.isnan().any()):  # comparisons with NaN are false, so it would rank after everything
                 raise CirbenchError(
-                    f"NaN among the scores of gallery images {start} to {start + block.shape[1] - 1}; nothing can be "
-                    "ranked. Embeddings overflow, or the method's `score` divides by zero."
+                    f"NaN among the scores of gallery images {start} to {start + block.shape[1] - 1}, which cannot be "
+                    "ranked. Do embeddings overflow, or does the method's `score` divide by zero?"
                 )
             if self.kept is not None:
                 self.kept.append(block)
@@ -109,21 +109,21 @@ class _Scores:
 
 
 def checked(score: Score, queries: Tensor, gallery: Tensor) -> Tensor:
-    """What a method's own `score` returns for (B, D) queries and (n, D) gallery images.
+    """The result of a method's own `score` for (B, D) queries and (n, D) gallery images, checked.
 
     Raises:
-        CirbenchError: it is no floating-point tensor of shape (B, n).
+        CirbenchError: not a floating-point tensor of shape (B, n).
     """
     found, wanted = score(queries, gallery), (queries.shape[0], gallery.shape[0])
     good = isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == wanted
     if good and wanted[0] == wanted[1] > 1:
-        # A square does not tell queries from images; one query does.
+        # A square shape cannot show a transposed result; a single query can.
         good = tuple(score(queries[:1], gallery).shape) == (1, wanted[1])
     if not good:
         received = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise CirbenchError(
             f"the method's `score` returned {received} for {wanted[0]} queries and {wanted[1]} gallery images. It must "
-            f"return a floating-point tensor of shape (B, N) = {wanted}, one row a query."
+            f"return a floating-point tensor of shape (B, N) = {wanted}, one row per query."
         )
     return found
 
@@ -144,7 +144,7 @@ def _allowed(view: View, rows: slice, start: int, stop: int, device: torch.devic
 
 
 def _at_least(block: Tensor, counted: Tensor, own: Tensor, place: Tensor, target_scores: Tensor) -> Tensor:
-    """(T,) how many counted images of a block score at least as much as each target, by a search in sorted rows.
+    """(T,) how many counted images of a block score at least as much as each target, by binary search in sorted rows.
 
     Args:
         block: (B, n) scores, minus infinity where an image does not count.
@@ -156,12 +156,12 @@ def _at_least(block: Tensor, counted: Tensor, own: Tensor, place: Tensor, target
     wanted = block.new_full((block.shape[0], int(place.max()) + 1 if len(place) else 1), torch.inf)
     wanted[own, place] = target_scores
     below = torch.searchsorted(block.sort(dim=1).values, wanted)[own, place]
-    # At minus infinity the images that do not count would be counted as well.
+    # A target score of minus infinity would count the excluded images as well.
     return torch.where(target_scores == -torch.inf, counted[own], block.shape[1] - below)
 
 
 def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
-    """Ranks of one block of rows: gather the targets' scores, then count what stands before them."""
+    """Ranks of one block of rows: gather the targets' scores, then count the images ranked before them."""
     device, count = scores.queries.device, scores.count
     owner, position = _flat(view.targets[rows])
     dropped = torch.from_numpy(view.dropped[rows].astype(np.int64)).to(device)
@@ -204,7 +204,7 @@ def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, n
         return rank, tied, None
     first = np.concatenate([[0], np.cumsum([len(t) for t in view.targets[rows]])])
     score, before = target_scores.cpu().numpy(), above_each.cpu().numpy()
-    # Among the targets themselves: by score, equal ones in the order given.
+    # Ranks among the targets themselves: by score, equal ones in the order given.
     order = np.lexsort((-score, owner_kept))
     among = np.empty(len(order), dtype=np.int64)
     among[order] = np.arange(len(order)) - np.searchsorted(owner_kept, owner_kept[order])
@@ -232,7 +232,7 @@ def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor
         keep = min(k, values.shape[1])
         kth = values.topk(keep, 1).values[:, -1:]
         if bool(((values >= kth).sum(1) > keep).any()):
-            # Several images share the last place: a stable sort keeps the first of them by position.
+            # Several images tie for the last place: a stable sort keeps the first of them by position.
             order = values.sort(dim=1, descending=True, stable=True).indices[:, :keep]
         else:
             order = values.topk(keep, 1).indices
@@ -275,7 +275,7 @@ def rank(
         [2]
     """
     if bool(torch.isnan(queries).any()) or bool(torch.isnan(gallery).any()):
-        raise CirbenchError("NaN among the embeddings; nothing can be ranked.")
+        raise CirbenchError("NaN among the embeddings, which cannot be ranked.")
     best: list[list[np.ndarray]] = [[] for _ in views]
     ties: list[list[np.ndarray]] = [[] for _ in views]
     every: list[list[np.ndarray]] = [[] for _ in views]

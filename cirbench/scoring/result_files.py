@@ -1,7 +1,7 @@
 """Reads results produced elsewhere, embeddings (.npz) or ranked lists (.json, .jsonl), and matches them to queries.
 
-What a file cannot support is named under `omitted` and never guessed: a text form without rows, a list too short for a
-cut-off, subset recall from a list that ends before it has seen enough of the subset.
+What a file does not support is listed under `omitted`, never guessed: a text form without rows, a list too short for a
+cut-off, subset recall from a list that ends before it has enough of the subset.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Lists:
-    """Ranked lists: query row id -> image ids, best first; `subset` where the file ranks subsets alone."""
+    """Ranked lists: query row id -> image ids, best first; `subset` if the file ranks only subsets."""
 
     path: Path
     lists: dict[str, tuple[str, ...]]
@@ -57,7 +57,7 @@ def _ids(path: Path, key: str, values: np.ndarray, count: int) -> dict[str, int]
     if len(out) != len(names):
         seen: set[str] = set()
         twice = next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        raise CirbenchError(f"{path}: {key} holds {twice!r} twice; each row needs an id of its own.")
+        raise CirbenchError(f"{path}: {key} holds {twice!r} twice; each row needs its own id.")
     return out
 
 
@@ -65,11 +65,11 @@ def _matrix(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f":
         raise CirbenchError(f"{path}: {key} is of type {values.dtype}; a float type is expected.")
     if values.ndim != 2 or 0 in values.shape:
-        raise CirbenchError(f"{path}: {key} has shape {values.shape}; (rows, dimensions), not empty, is expected.")
+        raise CirbenchError(f"{path}: {key} has shape {values.shape}; expected (rows, dimensions), not empty.")
     bad = np.flatnonzero(~np.isfinite(values).all(1))
     if len(bad):
         raise CirbenchError(f"{path}: {key} holds NaN or infinite values in {len(bad)} rows, first in row {bad[0]}.")
-    # Half precision is widened before any product; double stays double.
+    # Half precision becomes float32 before any product; double stays double.
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
 
@@ -77,7 +77,7 @@ def read_embeddings(path: Path) -> Embeddings:
     """An npz of embeddings, checked.
 
     Raises:
-        CirbenchError: no npz, a key missing, wrong shapes or types, repeated ids, values that are not finite.
+        CirbenchError: not an npz, a key missing, wrong shapes or types, repeated ids, or values that are not finite.
     """
     if not path.is_file():
         raise CirbenchError(f"{path}: no such file.")
@@ -110,7 +110,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 def _list(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    # By exact type, so that true and false are refused; lists may hold millions of ids in all.
+    # By exact type, so that true and false are refused, and quick: there may be millions of ids.
     if not isinstance(value, list) or not {type(i) for i in value} <= {str, int}:
         raise CirbenchError(f"{path}: the ranking of query {key!r} is not a list of image ids.")
     names = tuple(nfc(str(item)) for item in value)
@@ -126,7 +126,7 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
     """Ranked lists from JSON, JSON lines, or the servers' own formats.
 
     Raises:
-        CirbenchError: not such a file, repeated queries or images, a server file of another version or metric.
+        CirbenchError: another kind of file, repeated queries or images, a server file of another version or metric.
     """
     found: dict[str, Any] = {}
     if path.suffix == ".jsonl":
@@ -143,7 +143,7 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
     subset = False
     if dataset == "cirr" and ("version" in found or "metric" in found):
         if found.get("version") != "rc2":
-            raise CirbenchError(f"{path}: version is {found.get('version')!r}, this is scored against 'rc2'.")
+            raise CirbenchError(f"{path}: version is {found.get('version')!r}, expected 'rc2'.")
         if found.get("metric") not in ("recall", "recall_subset"):
             raise unknown(f"metric in {path}", str(found.get("metric")), ("recall", "recall_subset"))
         subset = found["metric"] == "recall_subset"
@@ -160,10 +160,10 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
 
 
 def names_of_rows(dataset: Dataset, query: Query, form: str) -> list[list[list[str]]]:
-    """For each row of a form the ways to write it: each way is the row ids whose embeddings are averaged.
+    """For each row of a form its possible namings: each is a list of row ids whose embeddings are averaged.
 
     The default form's row is the query id itself; another form's is `id#form`, or `id#form.0`, `id#form.1` where a form
-    has several rows. A row may also be put together from the single rows of other forms with the same strings.
+    has several rows. A row may also be composed of single rows of other forms with the same strings.
     """
     default = dataset.protocols[0].form
     single: dict[str, list[str]] = {}
@@ -188,12 +188,12 @@ def names_of_rows(dataset: Dataset, query: Query, form: str) -> list[list[list[s
 
 
 def first_way(ways: Sequence[Sequence[str]], have: Container[str], most: int = 10**9) -> list[str] | None:
-    """The first way whose row ids are all there."""
+    """The first naming whose row ids are all in the file."""
     return next((list(w) for w in ways if len(w) <= most and all(i in have for i in w)), None)
 
 
 def listing(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
+    """The first few names, and the number of others."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -211,7 +211,7 @@ def query_of(row: str, known: Container[str]) -> tuple[str, str]:
 
 
 def check_query_ids(path: Path, dataset: Dataset, split: Split, ids: Iterable[str]) -> None:
-    """Refuse row ids whose query or form does not exist."""
+    """Raise for row ids whose query or form does not exist."""
     known = {q.id for q in split.queries}
     forms = {p.form for p in dataset.protocols}
     owners = {i: query_of(i, known) for i in ids}
@@ -230,7 +230,7 @@ def check_query_ids(path: Path, dataset: Dataset, split: Split, ids: Iterable[st
 def rows_present(
     path: Path, dataset: Dataset, split: Split, have: Iterable[str], form: str, most: int = 10**9
 ) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """(query index, row ids averaged) of every row of a form, and the groups that are wholly absent.
+    """(query index, row ids averaged) of every row of a form, and the groups that are entirely absent.
 
     Returns no rows where the form is not in the file at all.
 
@@ -263,14 +263,14 @@ def rows_present(
         what = "" if form == default else f" of the text form {form!r}"
         raise CirbenchError(
             f"{path}: {len(partial)} queries of {dataset.name}/{split.name} have no row{what}: {listing(partial)}. "
-            "A whole group may be absent, single queries may not."
+            "Whole groups may be left out, single queries may not."
         )
     absent = [g for g in dict.fromkeys(q.group for q in split.queries) if g not in present]
     return rows, absent
 
 
 def choose_protocols(dataset: Dataset, names: Sequence[str]) -> list[Protocol]:
-    """The protocols asked for, or all of them."""
+    """The requested protocols, or all."""
     by_name = {p.name: p for p in dataset.protocols}
     for name in names:
         if name not in by_name:
@@ -291,7 +291,7 @@ def supported(protocol: Protocol) -> list[str]:
 
 
 def reject_hidden(dataset: Dataset, split: Split) -> None:
-    """Refuse a split whose labels are not public."""
+    """Raise for a split whose labels are not public."""
     hidden = sum(not q.targets for q in split.queries)
     if hidden:
         served = dataset.name in ("cirr", "circo")

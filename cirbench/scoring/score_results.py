@@ -1,4 +1,4 @@
-"""The two halves of `cirbench score`: embeddings go through the same ranking as a run, lists are read as ranks."""
+"""`cirbench score`: embeddings go through the same ranking as a run, ranked lists are converted to ranks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _check_images(
             where = f" of {group}" if group else ""
             raise CirbenchError(
                 f"{file.path}: {len(lacking)} gallery images{where} have no embedding: {s.listing(lacking)}. "
-                "Leaving images out makes every number too good; encode all of them."
+                "Leaving images out makes every number too high; encode all of them."
             )
 
 
@@ -137,7 +137,7 @@ def score_embeddings(
     protocols = s.choose_protocols(dataset, names)
     if any(p.gallery not in ("own", *split.galleries) for p in protocols):
         raise CirbenchError(
-            f"{dataset.name}: the gallery is not known without the list of all its pictures. "
+            f"{dataset.name}: the gallery needs the list of all its pictures. "
             "Add the file that `cirbench data list` names, or --set data.gallery=annotated."
         )
     files = [s.read_embeddings(path) for path in paths]
@@ -148,7 +148,7 @@ def score_embeddings(
         s.check_query_ids(file.path, dataset, split, file.rows)
         for row in file.rows:
             if row in owner:
-                raise CirbenchError(f"{file.path}: query {row!r} stands in {owner[row]} too; one of them must go.")
+                raise CirbenchError(f"{file.path}: query {row!r} is also in {owner[row]}. Remove one of them.")
             owner[row] = file.path
         rows: dict[str, list[tuple[int, list[str]]]] = {}
         for form in dict.fromkeys(p.form for p in protocols):
@@ -192,7 +192,7 @@ def _finish(
 
 
 def _position(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    # Few are wanted of a list of thousands: searching is quicker than an index of all.
+    # Few positions are needed of a list of thousands: searching is quicker than indexing all.
     return np.array([names.index(w) + 1 if w in names else 0 for w in wanted], dtype=np.int32)
 
 
@@ -209,7 +209,7 @@ def _shown(names: tuple[str, ...], dropped: str | None, allowed: frozenset[str] 
 def _list_ranks(
     split: Split, protocol: Protocol, kind: str, rows: list[tuple[int, tuple[str, ...]]]
 ) -> tuple[Ranks, int, int | None]:
-    """Ranks read off lists; how deep every list reaches (a whole gallery counts as bottomless); gallery size."""
+    """Ranks from lists; the depth of every list (unlimited if it ranks the whole gallery); gallery size."""
     wanted = protocol_scoring.targets_of(protocol, kind)
     indices = [q for q, _ in rows]
     if protocol.gallery in ("own", *split.galleries) or kind == protocol_scoring.SUBSET:
@@ -253,7 +253,7 @@ def _check_lists(file: s.Lists, dataset: Dataset, split: Split) -> None:
         if bad:
             raise CirbenchError(
                 f"{file.path}: the ranking of query {row!r} names {len(bad)} images that are not in its gallery: "
-                f"{s.listing(bad)}. A ranking over other images cannot be compared."
+                f"{s.listing(bad)}. A ranking of other images is not comparable."
             )
 
 
@@ -272,7 +272,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         target = merged.setdefault(file.subset, {})
         for row, ranking in file.lists.items():
             if row in target:
-                raise CirbenchError(f"{path}: query {row!r} stands in another file too; one of them must go.")
+                raise CirbenchError(f"{path}: query {row!r} is also in another file. Remove one of them.")
             target[row] = ranking
     pieces: list[dict[str, Any]] = []
     omitted: dict[str, str] = {}
@@ -283,7 +283,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         size: int | None = None
         used: list[tuple[int, tuple[str, ...]]] = []
         for kind in protocol_scoring.needed(protocol):
-            # A file that ranks subsets alone supports subset recall alone; one that ranks all may support both.
+            # A file that ranks only subsets supports only subset recall; one that ranks all may support both.
             source = merged.get(True, merged.get(False)) if kind == protocol_scoring.SUBSET else merged.get(False)
             if source is None:
                 continue
@@ -295,7 +295,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
             size = found_size if kind != protocol_scoring.SUBSET else size
         if not ranks:
             if merged.keys() == {True}:
-                omitted[protocol.name] = "the file ranks subsets alone"
+                omitted[protocol.name] = "the file ranks only subsets"
             continue
         forms_of.setdefault(protocol.form, set()).update(split.queries[q].group for q, _ in used)
         rows = np.array([q for q, _ in used], dtype=np.int64)
@@ -305,17 +305,17 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
             kind, k = metrics.parse(name)
             source_kind = protocol_scoring.SUBSET if kind == "Rs" else protocol_scoring.BEST
             if name not in found:
-                omitted[f"{protocol.name}/{name}"] = "no file ranks what it needs"
+                omitted[f"{protocol.name}/{name}"] = "no file has the ranking it needs"
             elif reach[source_kind] < k:
                 omitted[f"{protocol.name}/{name}"] = (
-                    f"the shortest list has {reach[source_kind]} usable images, {k} are needed"
+                    f"the shortest list has {reach[source_kind]} usable images, but {k} are needed"
                     + (" of the query's subset" if kind == "Rs" else "")
                 )
                 del found[name]
         for name in protocol.metrics:
             lacking = [part for part in metrics.parts(name) if part not in found]
             if lacking and metrics.parts(name) != [name]:
-                omitted[f"{protocol.name}/{name}"] = f"{', '.join(lacking)} cannot be had from the file"
+                omitted[f"{protocol.name}/{name}"] = f"{', '.join(lacking)} cannot be computed from the file"
         best = ranks.get(protocol_scoring.BEST, next(iter(ranks.values())))
         pieces.append({protocol.name: {
             "rows": rows, "best": best.best, "ties": best.ties, "found": found,
@@ -328,7 +328,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
 
 
 class _Everything:
-    """Contains every id: a list ranks whatever it names."""
+    """A container of every id: a list ranks every image it names."""
 
     def __contains__(self, item: object) -> bool:
         return True

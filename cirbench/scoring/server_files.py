@@ -24,7 +24,7 @@ class Checked:
     Attributes:
         kind: `recall`, `recall_subset` or `circo`.
         queries: how many it ranks.
-        known: whether ids were compared with the annotations too.
+        known: whether ids were compared with the annotations.
     """
 
     path: Path
@@ -56,13 +56,13 @@ def _keys(path: Path, kind: str, rows: dict[str, Any], split: Split | None) -> N
         if odd:
             raise _fail(path, f"the key {odd[0]!r} is not a pairid.")
         if len(rows) != 4148:
-            raise _fail(path, f"{len(rows)} queries, test1 has 4148.")
+            raise _fail(path, f"{len(rows)} queries, expected the 4148 of test1.")
         return
     missing, extra = sorted(set(wanted) - set(rows)), sorted(set(rows) - set(wanted))
     if missing:
         raise _fail(path, f"{len(missing)} queries are missing: {', '.join(missing[:5])}.")
     if extra:
-        raise _fail(path, f"{len(extra)} keys are no query of the split: {', '.join(extra[:5])}.")
+        raise _fail(path, f"{len(extra)} keys are not queries of the split: {', '.join(extra[:5])}.")
 
 
 def _row(path: Path, kind: str, key: str, value: Any) -> list[str]:
@@ -71,15 +71,15 @@ def _row(path: Path, kind: str, key: str, value: Any) -> list[str]:
         raise _fail(path, f"query {key!r} has no list.")
     if any(not isinstance(v, wanted) or isinstance(v, bool) for v in value):
         what = "whole numbers" if kind == "circo" else "image names"
-        raise _fail(path, f"query {key!r} does not hold {what} alone.")
+        raise _fail(path, f"query {key!r} must hold only {what}.")
     if len(value) != DEPTH[kind]:
         raise _fail(path, f"query {key!r} has {len(value)} images, expected {DEPTH[kind]}.")
     if len(set(value)) != len(value):
-        raise _fail(path, f"query {key!r} names an image twice.")
+        raise _fail(path, f"query {key!r} lists an image twice.")
     if kind != "circo":
         ending = next((v for v in value if v.endswith((".png", ".jpg"))), None)
         if ending:
-            raise _fail(path, f"query {key!r} names {ending!r}; names go without extension.")
+            raise _fail(path, f"query {key!r} names {ending!r}; names must have no extension.")
     return [str(v) for v in value]
 
 
@@ -91,14 +91,14 @@ def validate(path: Path, split: Split | None = None) -> Checked:
         split: the test split, if its annotations are at hand; ids are then compared with it.
 
     Raises:
-        CirbenchError: the first thing that is wrong.
+        CirbenchError: the first error found.
     """
     data = read_json(path)
     if not isinstance(data, dict):
-        raise _fail(path, "one JSON object is expected.")
+        raise _fail(path, "expected one JSON object.")
     kind = _kind(path, data)
     if kind != "circo" and path.stat().st_size > LIMIT:
-        raise _fail(path, f"{path.stat().st_size / 1e6:.1f} MB, at most 5 MiB are taken. Write it without indent.")
+        raise _fail(path, f"{path.stat().st_size / 1e6:.1f} MB, but at most 5 MiB are taken. Write it without indent.")
     rows = {k: v for k, v in data.items() if k not in ("version", "metric")}
     _keys(path, kind, rows, split)
     lists = {key: _row(path, kind, key, value) for key, value in rows.items()}
@@ -109,7 +109,7 @@ def validate(path: Path, split: Split | None = None) -> Checked:
             names = lists[query.id]
             members = set(query.extra.get("members", ()))
             if kind != "circo" and query.reference in names:
-                raise _fail(path, f"query {query.id!r} names its own reference {query.reference!r}.")
+                raise _fail(path, f"query {query.id!r} lists its own reference {query.reference!r}.")
             allowed = members if kind == "recall_subset" else known
             bad = [n for n in names if n not in allowed] if allowed else []
             if bad:
@@ -132,7 +132,7 @@ def write_cirr(
     """CIRR's two files from full rankings without the references.
 
     Args:
-        folder: where to.
+        folder: to write to.
         split: test1.
         ranked: per query at least 50 names, best first.
         subset: per query the five other members, best first.

@@ -62,7 +62,7 @@ def bootstrap_interval(
         seed: of the resampling; equal input gives equal output.
 
     Returns:
-        (2,) or (2, M): low, high in the unit of `values`, to nine decimals; NaN for no query.
+        (2,) or (2, M): low, high in the unit of `values`, rounded to nine decimals; NaN without queries.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -86,7 +86,7 @@ def bootstrap_interval(
         means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
     tail = 100 * (1 - confidence) / 2
     ends = np.percentile(means, [tail, 100 - tail], axis=0)
-    # How many threads a matrix product has decides in which order it adds, hence its last bits: they are not told.
+    # The number of threads changes the summation order of a matrix product, hence its last bits: round them away.
     return np.round(ends, 9).reshape(2, *values.shape[1:])
 
 
@@ -131,16 +131,16 @@ def _log_choose(n: int, k: int) -> float:
 def paired_permutation(
     difference: np.ndarray, clusters: np.ndarray | None = None, *, resamples: int = 9999, seed: int = 0
 ) -> np.ndarray:
-    """Two-sided p that the mean of paired differences is 0, by flipping the sign of whole clusters at random.
+    """Two-sided p-value of a zero mean of paired differences, by flipping the signs of whole clusters at random.
 
     Works for hits averaged over seeds and for graded values, where McNemar does not. The observed arrangement counts
     as one of those drawn, so p is never 0.
 
     Args:
-        difference: (Q,) or (Q, M), what one method scores more than the other, query by query.
+        difference: (Q,) or (Q, M), score of one method minus the other's, per query.
         clusters: (Q,) codes 0.. C - 1; None makes every query its own.
         resamples: sign patterns drawn, shared by all columns.
-        seed: of the drawing.
+        seed: of the draws.
 
     Returns:
         () or (M,) p-values.
@@ -152,7 +152,7 @@ def paired_permutation(
     observed = np.abs(sums.sum(0))
     extreme = np.zeros(sums.shape[1], dtype=np.int64)
     generator = np.random.default_rng(seed)
-    # A relative slack: sums of equal magnitudes in another order differ in the last bits.
+    # A relative tolerance: sums of equal terms in another order differ in the last bits.
     bar = observed - 1e-9 * np.maximum(np.abs(sums).sum(0), 1.0)
     block = max(1, 2_000_000 // max(count, 1))
     for start in range(0, resamples if count else 0, block):
@@ -182,7 +182,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable_effect(queries: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest difference in recall that a paired test of this size finds with this power, in percentage points.
+    """Smallest difference in recall that a paired test of this size detects with this power, in percentage points.
 
     Args:
         queries: how many are compared.
@@ -203,7 +203,7 @@ def detectable_effect(queries: int, discordant: float, *, alpha: float = 0.05, p
         z_alpha * math.sqrt(discordant) + z_power * math.sqrt(max(0.0, discordant - delta * delta))
     )
     if math.sqrt(queries) * high < needed(high):
-        return math.nan  # even all discordant queries on one side would not be found
+        return math.nan  # even all discordant queries on one side would not be detected
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if math.sqrt(queries) * middle >= needed(middle) else (middle, high)

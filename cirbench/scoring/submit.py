@@ -1,4 +1,4 @@
-"""Encodes a test split with a run's weights and writes what the server of its dataset reads."""
+"""Encodes a test split with a run's weights and writes the files for the dataset's test server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cirbench.scoring import evaluation, missing_images, protocol_scoring, serve
 from cirbench.scoring.ranking import Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Method, Protocol, Split
 
-#: Datasets with a server, and the split whose labels it keeps.
+#: Datasets with a test server, and the split whose labels it holds.
 SERVERS = {"cirr": "test1", "circo": "test"}
 
 
@@ -39,17 +39,17 @@ def write(
         CirbenchError: a dataset without a server, or a gallery too small for its lists.
     """
     if dataset.name not in SERVERS:
-        raise CirbenchError(f"there is no server for {dataset.name}; submissions exist for {', '.join(SERVERS)}.")
+        raise CirbenchError(f"no server for the dataset {dataset.name!r}. Valid: {', '.join(SERVERS)}.")
     absent = missing_images.find(dataset, [split.name])
     if absent:
         raise CirbenchError(
-            f"{len(absent)} pictures of {dataset.name}/{split.name} are missing, e.g. {absent[0]!r}. A server wants "
-            f"every query ranked over every image: `cirbench data get {dataset.name}` says where they come from."
+            f"{len(absent)} pictures of {dataset.name}/{split.name} are missing, e.g. {absent[0]!r}. The server "
+            f"needs every image ranked: `cirbench data get {dataset.name}` says where to get them."
         )
     protocol = dataset.protocols[0] if dataset.name == "circo" else replace(dataset.protocols[0], hit="targets")
     if protocol.gallery not in split.galleries:
         raise CirbenchError(
-            f"the gallery of {dataset.name}/{split.name} is not known, and the server wants every image ranked. "
+            f"the gallery of {dataset.name}/{split.name} is not known, but the server needs every image ranked. "
             f"`cirbench data check {dataset.name} --root DIR` names the file that lists it."
         )
     form = dataset.forms[protocol.form]
@@ -68,7 +68,7 @@ def write(
         for path in paths:
             server_files.validate(path, split)
     except CirbenchError:
-        # A file that its server would refuse is not left behind as if it were one to send.
+        # Do not leave a file behind that the server would refuse.
         for path in paths:
             path.unlink(missing_ok=True)
         raise

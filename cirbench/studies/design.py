@@ -68,13 +68,13 @@ class Objective:
 
 
 def short(value: Any) -> str:
-    """Four digits tell the values that a sampler draws apart."""
+    """A value with four significant digits, enough to tell a sampler's draws apart."""
     return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > 8 else str(value)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the space: what a trial runs, once a seed."""
+    """One point of the space: what a trial runs, once per seed."""
 
     arm: str
     method: str
@@ -91,7 +91,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep; see docs/add-a-sweep.md for the file. `asked` names a method that is not the file's own."""
+    """A checked sweep; see docs/add-a-sweep.md for the file. `asked` names a method given instead of the file's own."""
 
     name: str
     question: str
@@ -112,7 +112,7 @@ class Sweep:
 
     @property
     def tuning(self) -> bool:
-        """Whether the sampler looks at earlier results: then its best is the best of many tries."""
+        """Whether the sampler uses earlier results, so that its best point is the best of many tries."""
         return self.sampler in ("tpe", "gp")
 
     def points(self) -> list[Point]:
@@ -139,7 +139,7 @@ class Sweep:
         return planning.plan(point.method, self.dataset, point.variant, seed=seed, root=self.root, over=over)
 
     def definition(self) -> dict[str, Any]:
-        """Everything that makes this study this study, as JSON values."""
+        """Everything that identifies this study, as JSON values."""
         def axis(values: list[Any] | Range) -> Any:
             if isinstance(values, Range):
                 return {"low": values.low, "high": values.high, "log": values.log, "step": values.step}
@@ -159,7 +159,7 @@ class Sweep:
         }
 
     def study(self) -> str:
-        """Name of the study: another design, or code that may give another number, is another study."""
+        """Name of the study: another design, or code that may compute another number, makes another study."""
         some = {p.method: planning.code(self.plan(p, self.seeds[0])) for p in self.corners()}
         parts = [self.name, self.asked, self.dataset.removesuffix(".py").split("/")[-1]]
         return "-".join([*filter(None, parts), digest([self.definition(), some])[:10]])

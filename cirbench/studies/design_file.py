@@ -1,4 +1,4 @@
-"""A sweep as data: reading a TOML file, checking every key of it, and the points it stands for.
+"""Sweeps from TOML files: reading a file, checking every key, and listing its points.
 
 Nothing is run and torch is not imported here: a bad file is refused at once, in one message that names file and key.
 """
@@ -38,7 +38,7 @@ def sweep_names() -> list[str]:
 
 
 def question(name: str) -> str:
-    """What a built-in sweep asks."""
+    """The question of a built-in sweep."""
     return str(tomllib.loads(_find(name).read_text(encoding="utf-8")).get("question", ""))
 
 
@@ -95,9 +95,9 @@ class _Checker:
             if not value:
                 raise self.fail(key, "the list of values is empty, so there is nothing to run.")
             if len({repr(v) for v in value}) < len(value):
-                raise self.fail(key, f"{value!r} names a value twice.")
+                raise self.fail(key, f"{value!r} holds a value twice. Keep one.")
             if not all(isinstance(v, str | int | float | bool) for v in value):
-                raise self.fail(key, f"{value!r}: values are texts, numbers, true or false.")
+                raise self.fail(key, f"{value!r}: values must be strings, numbers, true or false.")
             return list(value)
         if not isinstance(value, dict):
             raise self.fail(key, f"{value!r} is neither a list of values nor a range {{low = ..., high = ...}}.")
@@ -112,9 +112,9 @@ class _Checker:
         if not low < high or not math.isfinite(high - low):
             raise self.fail(key, f"the range from {low} to {high} is empty; low must be below high.")
         if log and (low <= 0 or step is not None):
-            raise self.fail(key, "a logarithmic range needs low > 0 and has no step.")
+            raise self.fail(key, "a logarithmic range needs low > 0 and takes no step.")
         if step is not None and not 0 < step <= high - low:
-            raise self.fail(f"{key}.step", f"{step} does not fit between {low} and {high}.")
+            raise self.fail(f"{key}.step", f"step must be > 0 and <= {high - low} (high - low), got {step}.")
         if sampler == "grid" and step is None:
             raise self.fail(key, "a grid needs a list of values, or a range with a step.")
         return Range(low, high, log, step)
@@ -133,10 +133,10 @@ def read(
         variant: one of the file's `[variants.NAME]`, or "" for none.
         seeds: instead of the file's.
         trials: instead of the file's.
-        timeout: seconds after which no further point is begun.
+        timeout: seconds after which no further point is started.
         sets: `scope.field=value`, fixed for every point.
         root: folder of the data.
-        method: instead of the one the file asks about; what it has no field for is neither fixed nor varied.
+        method: instead of the file's; settings it has no field for are neither fixed nor varied.
         method_variant: of that method.
 
     Raises:
@@ -151,7 +151,7 @@ def read(
     check.keys(data, "", TOP)
     title = check.get(data, "name", str, path.stem)
     if title == "status" or not title.replace("-", "").replace("_", "").isalnum():
-        raise check.fail("name", f"{title!r}: a name has letters, digits, - and _ only, and is not 'status'.")
+        raise check.fail("name", f"a name must consist of letters, digits, - and _ and not be 'status', got {title!r}.")
     sampler = check.get(data, "sampler", str, "grid")
     if sampler not in SAMPLERS:
         raise check.fail("sampler", str(unknown("sampler", sampler, SAMPLERS)))
@@ -159,32 +159,32 @@ def read(
     if pruner not in PRUNERS:
         raise check.fail("pruner", str(unknown("pruner", pruner, PRUNERS)))
     if pruner != "none" and sampler == "grid":
-        raise check.fail("pruner", "a grid answers its question with all of its points, so none may be cut short.")
+        raise check.fail("pruner", "a grid runs all of its points: use pruner = \"none\" or another sampler.")
     chosen = list(seeds) if seeds is not None else check.get(data, "seeds", list, [0])
     if not chosen or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in chosen):
-        raise check.fail("seeds", f"{chosen!r} is not a list of whole numbers from 0.")
+        raise check.fail("seeds", f"seeds must be a list of whole numbers >= 0, such as [0, 1, 2], got {chosen!r}.")
     if len(set(chosen)) < len(chosen):
-        raise check.fail("seeds", f"{chosen!r} names a seed twice. Each seed is one run.")
+        raise check.fail("seeds", f"{chosen!r} holds a seed twice. Each seed is one run.")
     if pruner != "none" and len(chosen) < 2 and seeds is not None:
         pruner = "none"  # it never stops a point before its second seed
     if pruner != "none" and len(chosen) < 2:
-        raise check.fail("pruner", "it needs at least two seeds: a single one says nothing of their spread.")
+        raise check.fail("pruner", f"{pruner!r} needs at least two seeds: one does not show their spread.")
     many = trials if trials is not None else check.get(data, "trials", int, None)
     if many is not None and many < 1:
-        raise check.fail("trials", f"{many}: at least 1.")
+        raise check.fail("trials", f"trials must be >= 1, got {many}.")
     if many is None and sampler != "grid":
-        raise check.fail("trials", f"the sampler {sampler} needs a number of trials.")
+        raise check.fail("trials", f"the sampler {sampler!r} needs a number of trials, e.g. trials = 20.")
     seconds = timeout if timeout is not None else check.get(data, "timeout", (int, float), None)
     if seconds is not None and seconds <= 0:
-        raise check.fail("timeout", f"{seconds}: seconds, more than 0.")
+        raise check.fail("timeout", f"timeout must be > 0 seconds, got {seconds}.")
     retries = check.get(data, "retries", int, 1)
     if not 0 <= retries <= 10:
-        raise check.fail("retries", f"{retries}: how often a failing run is tried again, 0 to 10.")
+        raise check.fail("retries", f"retries (of a failing run) must be 0 to 10, got {retries}.")
     where = dataset or check.get(data, "dataset", str, "scenes")
     variants = check.get(data, "variants", dict, {})
     for key, value in variants.items():
         if not isinstance(value, dict):
-            raise check.fail(f"variants.{key}", "it is not a table.")
+            raise check.fail(f"variants.{key}", f"a table is expected, got {value!r}.")
         check.keys(value, f"variants.{key}.", VARIANT)
         check.get(value, "arms", list, [], f"variants.{key}.")
         for name in check.get(value, "join", list, [], f"variants.{key}."):
@@ -226,13 +226,13 @@ def read(
 def _another(
     check: _Checker, tables: Any, place: str, method: str, variant: str
 ) -> tuple[list[dict[str, Any]], plugins.MethodFile]:
-    """The one arm of a sweep, asked of another method or of a variant."""
+    """The one arm of a sweep, with another method or variant."""
     one = tables[0] if isinstance(tables, list) and len(tables) == 1 else {}
     if not isinstance(one, dict) or "method" not in one:
-        raise check.fail(place, "it compares methods already. --method is for sweeps with one [[arms]] of one method.")
+        raise check.fail(place, "--method needs a sweep whose only [[arms]] has a `method`; this one has other arms.")
     found = plugins.find_method(method or one["method"])
     if isinstance(space := one.get("space"), dict):
-        # What the method has no field for cannot vary; where nothing else does, the unknown field is told later.
+        # A field that the method lacks cannot vary; if no other field does, the unknown field is reported later.
         axes = check.scoped(space, f"{place}[0].space")
         has = _had(found, axes)
         one = {**one, "space": has if has or "points" in one else axes}
@@ -240,19 +240,19 @@ def _another(
 
 
 def _had(found: plugins.MethodFile, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the fields that are not the method's, or that it has."""
+    """The fields without those of scope `method` that the method does not have."""
     return {k: v for k, v in fields.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
 
 
 def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
-    """(key, table) of each arm, `methods` written out: one arm each."""
+    """(key, table) of each arm; `methods` gives one arm per method."""
     if not isinstance(tables, list) or not tables:
-        raise check.fail(place, "there is none. A sweep needs at least one [[arms]] with a method.")
+        raise check.fail(place, "no arms. A sweep needs at least one [[arms]] with a method.")
     out: list[tuple[str, dict[str, Any]]] = []
     for n, table in enumerate(tables):
         where = f"{place}[{n}]"
         if not isinstance(table, dict):
-            raise check.fail(where, "it is not a table.")
+            raise check.fail(where, f"a table is expected, got {table!r}.")
         check.keys(table, f"{where}.", ARM)
         if "methods" not in table:
             out.append((where, table))
@@ -260,7 +260,7 @@ def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[
         names = check.get(table, "methods", list, [], f"{where}.")
         clash = [k for k in ("method", "variants") if k in table]
         if clash:
-            raise check.fail(f"{where}.{clash[0]}", "`methods` names methods and variants already. Keep one of them.")
+            raise check.fail(f"{where}.{clash[0]}", "`methods` already names methods and variants. Keep one.")
         if not names or not all(isinstance(name, str) and name.strip() for name in names):
             raise check.fail(f"{where}.methods", f'{names!r} is not a list such as ["sum", "tirg like-dwc"].')
         rest = {k: v for k, v in table.items() if k != "methods"}
@@ -277,12 +277,12 @@ def _arms(
 ) -> list[Arm]:
     expanded = _expanded(check, tables, place)
     if sampler != "grid" and len(expanded) > 1:
-        raise check.fail(place, f"the sampler {sampler} needs exactly one, since its points must be comparable.")
+        raise check.fail(place, f"the sampler {sampler!r} needs exactly one arm, got {len(expanded)}.")
     out: list[Arm] = []
     for key, table in expanded:
         where = f"{key}."
         if not check.get(table, "method", str, "", where):
-            raise check.fail(f"{where}method", "it is missing.")
+            raise check.fail(f"{where}method", "missing. Name a method (`cirbench list methods`).")
         named = check.get(table, "variants", list, [""], where)
         points = [check.scoped(p, f"{where}points") for p in check.get(table, "points", list, [{}], where)]
         if not all(isinstance(name, str) for name in named):
@@ -298,9 +298,9 @@ def _arms(
         axes = {key: check.axis(f"{where}space.{key}", axis, sampler) for key, axis in raw.items()}
         clash = [k for k in held if k in axes or any(k in p for p in points)]
         if clash:
-            raise check.fail(f"{where}space.{clash[0]}", f"it is also fixed, to {held[clash[0]]!r}. Keep one of them.")
+            raise check.fail(f"{where}space.{clash[0]}", f"also fixed, to {held[clash[0]]!r}. Keep one of them.")
         if sampler != "grid" and (not axes or len(named) > 1 or len(points) > 1):
-            raise check.fail(f"{where}space", f"the sampler {sampler} needs a space, no points, no variants.")
+            raise check.fail(f"{where}space", f"the sampler {sampler!r} needs a space, without points or variants.")
         label = check.get(table, "label", str, "", where)
         out.append(Arm(label, table["method"], tuple(named), held, tuple(points), axes, key))
     return out
@@ -309,10 +309,10 @@ def _arms(
 def _declared(
     check: _Checker, where: str, method: str, variant: str, held: Mapping[str, Any], dataset: str, root: Path | None
 ) -> dict[str, Any]:
-    """The ranges of a method's continuous fields that mean something here.
+    """The ranges of a method's continuous fields that have an effect here.
 
-    What is fixed is not drawn; nor a field whose `when` does not hold, nor one that the variant sets to an end of its
-    range or beyond: that part is switched off, or alone.
+    Left out: fixed fields, fields whose `when` does not hold, and fields that the variant sets to an end of their range
+    or beyond, since that switches the part off, or all others.
     """
     try:
         planned = planning.plan(method, dataset, variant, root=root, over=held)
@@ -327,8 +327,8 @@ def _declared(
             out[key] = axis
     if not out:
         raise check.fail(
-            f"{where}space", f"{method} has nothing to tune here. Its file may declare TUNE = "
-            '{"field": {"low": ..., "high": ...}}; what is fixed is not drawn.'
+            f"{where}space", f"{method} has no field to tune here. Its file may declare TUNE = "
+            '{"field": {"low": ..., "high": ...}}; fixed fields are not tuned.'
         )
     return out
 
@@ -338,12 +338,12 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
     check.keys(table, "objective.", ("split", "protocol", "metric"))
     split = check.get(table, "split", str, "select", "objective.")
     if split != "select":
-        raise check.fail("objective.split", f"{split!r}: points are compared on 'select'. A number is reported once, "
-                                            "on 'report', and choosing by it would make it worthless.")
+        raise check.fail("objective.split", f"points are compared on 'select', got {split!r}. Choosing points on "
+                                            "'report' would bias the reported numbers.")
     names = {p.name: p for p in facts.protocols}
     protocol = check.get(table, "protocol", str, "", "objective.") or facts.protocols[0].name
     if protocol not in names:
-        # A sweep written for one dataset is asked of another: its default protocol stands in.
+        # A sweep written for another dataset: use this dataset's default protocol.
         if data.get("dataset", "scenes") == facts.name:
             raise check.fail("objective.protocol", str(unknown(f"protocol of {facts.name}", protocol, list(names))))
         protocol = facts.protocols[0].name
@@ -365,8 +365,8 @@ def _by_query(check: _Checker, wanted: Objective, pruner: str, facts: Any) -> No
     if of_all(wanted.metric):
         others = [m for p in facts.protocols if p.name == wanted.protocol for m in p.metrics if not of_all(m)]
         raise check.fail(
-            "objective.metric", f"{wanted.metric!r} is one number of all queries, and the pruner {pruner!r} compares "
-            f"points query by query. Use {others[0] if others else 'R@1'}, or pruner = \"none\"."
+            "objective.metric", f"{wanted.metric!r} is a single number over all queries, but the pruner {pruner!r} "
+            f"compares points query by query. Use {others[0] if others else 'R@1'}, or pruner = \"none\"."
         )
 
 
@@ -377,7 +377,7 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
         sizes = [v.count if isinstance(v, Range) else len(v) for v in arm.space.values()]
         count += len(arm.variants) * len(arm.points) * math.prod(sizes)
     if count > MAX_POINTS:
-        raise check.fail("arms", f"{count} points; a grid may have {MAX_POINTS}. Use sampler = \"random\" with trials.")
+        raise check.fail("arms", f"{count} points; at most {MAX_POINTS} are run. Use sampler = \"random\" with trials.")
     seen: dict[str, str] = {}
     for point in sweep.corners():
         try:
@@ -386,10 +386,10 @@ def _checked(check: _Checker, sweep: Sweep) -> Sweep:
             place = next(a.place for a in sweep.arms if (a.label, a.method) == (point.arm, point.method))
             named = point.label or point.method
             raise CirbenchError(f"{check.file}, {place}, point ({named}): {error}") from None
-        # Under another label it may stand twice, at no cost: a run is done once.
+        # The same point under another label is allowed and costs nothing: the run is done once.
         settings = [part.model_dump() for part in (planned.config, planned.knobs, planned.train)]
         key = digest([point.arm, str(planned.method.path), *settings])
         if sweep.sampler == "grid" and key in seen:
-            raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) are one and the same.")
+            raise check.fail("arms", f"the points ({seen[key]}) and ({point.label}) have equal settings. Remove one.")
         seen[key] = point.label or point.method
     return sweep

@@ -1,4 +1,4 @@
-"""A sweep as people see it: the plan, the progress line, the table at the end."""
+"""Text output of a sweep: the plan, the progress line, the table at the end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line: points, those running and failed, the best so far, how much longer."""
+    """One line: points done, running and failed, the best so far, the time left."""
 
     def __init__(self, sweep: Sweep, workers: int, show: Callable[[str], None], live: bool) -> None:
         self.sweep, self.workers, self.show, self.live = sweep, workers, show, live
         self.done, self.last = -1, ""
-        # (when, how many were finished), of the last few points: what is left costs rather what these did.
+        # (time, number finished) of the last few points, whose cost predicts the rest best.
         self.marks: deque[tuple[float, int]] = deque(maxlen=2 * workers + 3)
 
     def line(self, data: Mapping[str, Any]) -> str:
@@ -56,13 +56,13 @@ class Progress:
         return ", ".join(parts)
 
     def __call__(self, data: Mapping[str, Any]) -> None:
-        """Show it where it changed."""
+        """Show the line if it changed."""
         line, done = self.line(data), finished(data)
         if line == self.last:
             return
         if self.live:
             self.show("\r" + line.ljust(len(self.last)))
-        elif done != self.done or not self.last:  # in a log, a line a finished point
+        elif done != self.done or not self.last:  # in a log, one line per finished point
             self.show(line + "\n")
         self.last, self.done = line, done
 
@@ -84,11 +84,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(data: Mapping[str, Any], out: Path | None = None) -> str:
-    """Every point with mean, spread over seeds and interval, and what it cost; then what the numbers are.
+    """Every point with mean, spread over seeds, interval and cost; then a legend.
 
     Args:
         data: as in `sweep.json`.
-        out: where the runs are, for the costs and for the metric on `report`; a tuning does not look at that.
+        out: where the runs are, for costs and the metric on `report`; a tuning leaves the latter out.
     """
     study = read_study(data)
     goal, n = study.objective, len(study.seeds)
@@ -117,7 +117,7 @@ def table(data: Mapping[str, Any], out: Path | None = None) -> str:
     lines.append(
         f"  {goal.metric} under {goal.protocol}: mean"
         + (f" ± standard deviation over {n} seeds [95% interval of the mean]" if n > 1 else " of one seed: no spread")
-        + "; seconds of training on the clock and of the processor, all cores together; trained parameters"
+        + "; seconds of training, wall clock and CPU (all cores); trained parameters"
     )
     if study.tuning:
         lines.append("  This is tuning: the score of the best of many trials is too optimistic. Compare its settings "
@@ -132,12 +132,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def records_of(names: Sequence[str], out: Path | None) -> list[Record]:
-    """Those of the runs that are here (another machine may keep its own)."""
+    """The records of those runs that are in `out` (another machine may keep its own)."""
     return [Record(out / name) for name in names if is_finished(out / name)] if out is not None else []
 
 
 def _costs(records: Sequence[Record], goal: Objective, tuning: bool) -> list[str]:
-    """The cells behind the objective: on report, seconds on the clock and of the processor, parameters."""
+    """The cells after the objective: the metric on report, seconds of wall clock and CPU, parameters."""
     scored = [r.run.protocols[goal.protocol].metrics for r in records if goal.protocol in r.run.protocols]
     known = [float(v) for metrics in scored if (v := metrics.get(goal.metric)) is not None]
     cells = [] if tuning else [_spread(known) if known else ""]
@@ -152,7 +152,7 @@ def _costs(records: Sequence[Record], goal: Objective, tuning: bool) -> list[str
 
 
 def _winner(study: StudyData) -> list[str]:
-    """The command that runs the best point of a tuning with seeds it has not seen."""
+    """The command that runs the best point of a tuning with new seeds."""
     scored = [(point.value, point) for point in study.points if point.value is not None]
     if not scored:
         return []

@@ -32,7 +32,7 @@ def cores() -> int:
 
 
 def spawn(arguments: Mapping[str, Any], workers: int) -> list[subprocess.Popen[bytes]]:
-    """Worker processes that share the cores; what they do goes through standard input (a URL may hold a password)."""
+    """Worker processes that share the cores; arguments go through standard input (a URL may hold a password)."""
     threads = str(max(1, cores() // workers))
     environment = {**os.environ, **dict.fromkeys(THREADS, threads)}
     out = []
@@ -49,7 +49,7 @@ def spawn(arguments: Mapping[str, Any], workers: int) -> list[subprocess.Popen[b
 
 
 def worker(arguments: Mapping[str, Any] | None = None) -> None:
-    """What a worker process does: read its orders, work, leave."""
+    """Main function of a worker process: read its orders, work, exit."""
     given = dict(arguments if arguments is not None else json.load(sys.stdin))
     options = given.pop("options")
     options["out"] = Path(options["out"])
@@ -71,9 +71,9 @@ def orders(arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
 
 
 def _due(sweep: Sweep, options: Options) -> Options:
-    """Options with the deadline of the sweep's timeout, from now on, where none is set.
+    """Options with a deadline: the given one, else the sweep's timeout from now.
 
-    Workers of `start` are given one; a job of a scheduler may wait for hours, so its time counts from its own start.
+    Workers of `start` get theirs from it; a scheduler's job may wait for hours, so its time counts from its own start.
     """
     if sweep.timeout is None or options.deadline is not None:
         return options
@@ -87,7 +87,7 @@ def start(
     """Run a sweep to its end, or to its deadline; returns what `sweep.json` holds.
 
     Raises:
-        CirbenchError: every worker died with points left.
+        CirbenchError: every worker ended with points left.
     """
     options = _due(sweep, options)
     progress = Progress(sweep, workers, show, live)
@@ -113,8 +113,8 @@ def start(
     if left and not view.late():
         codes = ", ".join(str(p.returncode) for p in processes)
         raise CirbenchError(
-            f"the workers ended (exit codes {codes}) with {left} of {data['total']} points left. What is finished is "
-            "kept: the same command goes on."
+            f"the workers ended (exit codes {codes}) with {left} of {data['total']} points left. Finished points are "
+            "kept: repeat the command to resume."
         )
     return data
 
@@ -128,7 +128,7 @@ def slurm(
     Args:
         arguments, options: the sweep.
         folder: of the study; logs go below it.
-        workers: jobs.
+        workers: number of jobs.
         parameters: `name=value` of submitit, e.g. `slurm_partition=gpu`, `timeout_min=240`.
         cluster: for tests: `local` runs the jobs here.
 
@@ -142,7 +142,7 @@ def slurm(
     except ImportError:
         raise CirbenchError("--slurm needs submitit. Install it with `pip install 'cirbench[slurm]'`.") from None
     if cluster is None and shutil.which("srun") is None:
-        raise CirbenchError("--slurm: there is no Slurm here (no srun on the path). Use --workers on this machine.")
+        raise CirbenchError("--slurm: Slurm is not installed here (no srun on PATH). Use --workers on this machine.")
     given: dict[str, Any] = {"timeout_min": 240, "name": "cirbench-sweep"}
     for text in parameters:
         key, eq, value = text.partition("=")
@@ -161,7 +161,7 @@ def slurm(
 
 
 def check_select(sweep: Sweep) -> None:
-    """Load the data of every point once, and see that there is something to compare points on.
+    """Load the data of every point once, and check that it has queries to compare points on.
 
     Raises:
         CirbenchError: no split `select`, or an empty one: each point would run in full and then fail.
@@ -174,17 +174,17 @@ def check_select(sweep: Sweep) -> None:
             continue
         name, share = planned.facts.name, getattr(planned.knobs, "select_share", None)
         if share is None:
-            told = f"{name} has no select split"
+            problem = f"{name} has no select split"
             how = (
                 f"Sweep another dataset, e.g. --dataset scenes; `cirbench eval RUN --dataset {name}` scores a run of "
                 "another dataset here."
             )
         else:
             usual = type(planned.knobs).model_fields["select_share"].default
-            told = f"{name} has no select split with data.select_share={share:g}"
+            problem = f"{name} has no select split with data.select_share={share:g}"
             how = f"Set data.select_share higher, e.g. to {usual if share < usual else min(2 * share, 0.5):g}."
         raise CirbenchError(
-            f"{sweep.file}: {told}. A sweep compares its points on select, never on report, so nothing was run. {how}"
+            f"{sweep.file}: {problem}. A sweep compares points on select, never on report; nothing was run. {how}"
         )
 
 
@@ -199,10 +199,10 @@ def _data(planned: Plan, loaded: dict[str, Dataset]) -> Dataset:
 
 
 def estimate(sweep: Sweep, options: Options, workers: int) -> dict[str, Any]:
-    """How long a sweep will take, from a few measured steps and encodings of some of its points.
+    """Estimate how long a sweep takes, from a few measured steps and encodings of some of its points.
 
     Returns:
-        `runs`, `kept` (those with a record already), `seconds_run`, `seconds` of all that is left.
+        `runs`, `kept` (already finished), `seconds_run`, `seconds` of all that is left.
     """
     from cirbench.runs import estimate as runs_estimate
     from cirbench.runs.identity import identify
@@ -226,9 +226,9 @@ def estimate(sweep: Sweep, options: Options, workers: int) -> dict[str, Any]:
 
 
 def _kinds(points: Sequence[Point], sweep: Sweep) -> list[tuple[Point, float]]:
-    """Points to measure and the share of all they stand for: one for each choice of streams, which sets the cost.
+    """Points to measure and the share of points each represents: one per choice of streams, which sets the cost.
 
-    Where all have the same, the first and the last: grids are often ordered by what they cost.
+    Where all have the same streams, the first and the last: grids are often ordered by cost.
     """
     kinds: dict[Any, list[Point]] = {}
     for point in points:
@@ -240,7 +240,7 @@ def _kinds(points: Sequence[Point], sweep: Sweep) -> list[tuple[Point, float]]:
 
 
 def write_report(sweep: Sweep, data: Mapping[str, Any], out: Path) -> Path | None:
-    """`report.html` beside `sweep.json`, from the records alone; None where no run is finished here."""
+    """`report.html` beside `sweep.json`, from records only; None if no run is finished here."""
     from cirbench.reports import build
     from cirbench.runs.store import find_studies
 

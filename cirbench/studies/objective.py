@@ -1,4 +1,4 @@
-"""What a run is worth to a sweep: the objective on the split `select`, and its values block by block."""
+"""The objective of a sweep: a run's metric on the split `select`, and its values block by block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cirbench.types import CirbenchError
 __all__ = ["BLOCKS", "blocks", "objective"]
 
 BLOCKS = 10
-"""Blocks of select queries whose values the pruner compares, each with itself under another point."""
+"""Blocks of select queries; the pruner compares each block's values between points."""
 
 
 def objective(record: Record, sweep: Sweep) -> float:
@@ -26,14 +26,14 @@ def objective(record: Record, sweep: Sweep) -> float:
     value = scored.metrics.get(wanted.metric) if scored else None
     if value is None:
         raise CirbenchError(
-            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select: its dataset has no such "
-            "split, or it was made by an older version; then delete the folder."
+            f"{record.folder} holds no {wanted.metric} under {wanted.protocol} on select. Either its dataset has no "
+            "select split, or an older version made the run; then delete the folder."
         )
     return float(value)
 
 
 def blocks(record: Record, sweep: Sweep) -> list[float]:
-    """The objective on each of `BLOCKS` runs of neighbouring select queries, those of one reference together.
+    """The objective on each of `BLOCKS` runs of neighbouring select queries, queries of one reference together.
 
     A `mean(...)` is averaged query by query. Groups of queries are not weighed, so that the mean over blocks may differ
     from an objective that does: blocks are compared with each other only.

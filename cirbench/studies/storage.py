@@ -1,4 +1,4 @@
-"""Where a study lies: the journal file in its folder, or a database that many machines reach."""
+"""Storage of a study: the journal file in its folder, or a database for many machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["hide_password", "open_storage", "with_driver"]
 
 
 class _FileLock:
-    """Freed by the operating system when its holder is killed; Optuna's own would stand for 30 seconds."""
+    """A lock that the operating system frees when its holder is killed; Optuna's own would last 30 seconds."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._held = path, contextlib.ExitStack()
@@ -31,7 +31,7 @@ class _FileLock:
 
 
 def hide_password(url: str) -> str:
-    """A database URL that may be shown."""
+    """The database URL without its password."""
     head, at, tail = url.rpartition("@")
     scheme, sign, login = head.partition("://")
     user, colon, _ = login.partition(":")
@@ -39,7 +39,7 @@ def hide_password(url: str) -> str:
 
 
 def with_driver(url: str) -> str:
-    """A database URL that names the driver the extra `storage` installs, where it names none."""
+    """The database URL with the driver that the extra `storage` installs, if it names none."""
     scheme, sign, rest = url.partition("://")
     drivers = {"postgresql": "postgresql+psycopg2", "postgres": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
     return drivers.get(scheme, scheme) + sign + rest
@@ -57,8 +57,8 @@ def open_storage(folder: Path, url: str = "") -> Any:
         return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
     shown = hide_password(url)
     if "://" not in url:
-        raise CirbenchError(f"--storage {shown!r} is no database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
-    # Several processes that find an empty database all create its tables; all but one fail, and then find them.
+        raise CirbenchError(f"--storage {shown!r} is not a database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
+    # Several processes that find an empty database all try to create its tables; all but one fail, then find them.
     for attempt in range(5):
         try:
             return optuna.storages.RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})

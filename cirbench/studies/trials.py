@@ -1,7 +1,7 @@
-"""Which point of a sweep a trial stands for.
+"""The point of a sweep that a trial runs.
 
-A trial says it in its attribute `point`, as soon as its worker knows. Its number alone would not do: a second try at a
-failed point takes a number too, and the point of that number would never be run.
+Its attribute `point` holds it, set as soon as the worker knows. The trial's number would not do: a second try at a
+failed point takes a number too, and the point of that number would never run.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ __all__ = ["point_of", "said", "unplaced", "vacant"]
 
 
 def said(trial: FrozenTrial | Trial) -> int:
-    """The point that a placed trial stands for; older versions left it to the number."""
+    """The point of a placed trial; in older versions the trial's number."""
     return int(trial.user_attrs.get("point", trial.number))
 
 
 def unplaced(trial: FrozenTrial) -> bool:
-    """Whether a trial was asked for and stands for nothing yet: its worker is about to say it, or died before."""
+    """Whether a trial was created and has no point yet: its worker is about to set it, or died before."""
     return trial.state == TrialState.RUNNING and not trial.user_attrs.keys() & {"point", "worker", "void"}
 
 
 def point_of(trial: FrozenTrial) -> int | None:
-    """The point a trial stands for, or None where it is void or not placed yet."""
+    """The point of a trial, or None if it is void or not placed yet."""
     return None if "void" in trial.user_attrs or unplaced(trial) else said(trial)
 
 
 def vacant(trials: Sequence[FrozenTrial], total: int, number: int | None = None) -> int | None:
-    """The first point below `total` that no trial stands for, or None.
+    """The first point below `total` that no trial has, or None.
 
     Storages hand numbers out one by one. So two machines that ask at the same moment, each seeing that the other has
-    not said its point yet, still choose different ones: the lower number has the first.
+    set its point yet, still choose different ones: the lower number has the first.
 
     Args:
         trials: every trial of the study.
         total: how many points there are.
-        number: of the trial to be placed; None for one that is yet to be asked for.
+        number: of the trial to be placed; None for one that is not created yet.
     """
     taken = {point_of(trial) for trial in trials}
     ahead = sum(unplaced(trial) and (number is None or trial.number < number) for trial in trials)

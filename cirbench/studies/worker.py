@@ -1,8 +1,8 @@
 """A sweep file -> an Optuna study -> ordinary runs. Nothing is lost when a worker dies, nothing is done twice.
 
-A trial is a point of the space: the first that no trial stands for yet (trials.py). Storages hand trial numbers
-out atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
-A trial whose worker died stays the same trial; another worker goes on with it, and its unfinished run resumes from its
+A trial runs a point of the space: the first that no trial has yet (trials.py). Storages assign trial numbers
+atomically, so no point is taken twice or dropped, and there is nothing to set up before the first worker may start.
+A trial whose worker died stays the same trial; another worker continues it, and its unfinished run resumes from its
 checkpoint.
 """
 
@@ -50,7 +50,7 @@ class Options:
 
 
 class _Points(optuna.samplers.BaseSampler):
-    """A grid: a trial says which point it stands for."""
+    """A grid: a trial's attribute names its point."""
 
     def __init__(self, points: list[Point]) -> None:
         self.points = points
@@ -71,7 +71,7 @@ def as_params(point: Point) -> dict[str, Any]:
 
 
 def _distributions(sweep: Sweep, points: list[Point]) -> dict[str, BaseDistribution]:
-    """Parameter name -> what it may be."""
+    """Parameter name -> distribution."""
     if sweep.sampler == "grid":
         choices: dict[str, list[Any]] = {}
         for point in points:
@@ -99,7 +99,7 @@ def _sampler(sweep: Sweep, points: list[Point], trials: int) -> optuna.samplers.
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-        # One low-discrepancy sequence for all: its place in it is kept in the study.
+        # One low-discrepancy sequence for all workers; the position in it is kept in the study.
         "qmc": lambda: optuna.samplers.QMCSampler(seed=derive(0, "qmc", sweep.name) % 2**32, scramble=True),
     }
     import warnings
@@ -136,10 +136,10 @@ class Worker:
         self.me, self.watch, self._started = lease.identity(), lease.Watch(patience), time.time()
 
     def _same_data(self) -> None:
-        """A study is of one dataset: another folder may hold it, but not other annotations.
+        """Refuse annotations other than those the study began with; the folder that holds them may differ.
 
         Raises:
-            CirbenchError: it was begun on others.
+            CirbenchError: the annotations differ.
         """
         planned = self.sweep.plan(self.sweep.corners()[0], self.sweep.seeds[0])
         if not planned.facts.needs_root:
@@ -150,14 +150,14 @@ class Worker:
             self.study.set_user_attr("annotations", here)
         elif known != here:
             raise CirbenchError(
-                f"the study {self.name} was begun on other annotations of {planned.facts.name} (fingerprint "
-                f"{known[:12]}) than {self.sweep.root} holds ({here[:12]}). Keep them apart: name another --out."
+                f"the study {self.name} was started with other annotations of {planned.facts.name} (fingerprint "
+                f"{known[:12]}) than those in {self.sweep.root} ({here[:12]}). Use another --out for them."
             )
 
-    # ------------------------------------------------------------------------------- who does what
+    # ------------------------------------------------------------------------------- assigning points
 
     def trials(self) -> list[FrozenTrial]:
-        """Those that stand for a point, the last one of each point."""
+        """Trials that have a point, the last one of each point."""
         last: dict[int, FrozenTrial] = {}
         for trial in self._every():
             point = point_of(trial)
@@ -169,32 +169,32 @@ class Worker:
         return self.study.get_trials(deepcopy=False)
 
     def _open(self, trial: FrozenTrial) -> bool:
-        """Whether somebody works, or has to work, on a trial; one beyond the last point is nobody's."""
+        """Whether a trial is or has to be worked on; trials beyond the last point are not."""
         point = point_of(trial)
         return trial.state == RUNNING and (unplaced(trial) or (point is not None and point < self.sweep.total))
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         holder = trial.user_attrs.get("worker")
         if holder is None and self.options.storage:
-            # Just taken by another machine, perhaps; here, whoever takes a trial holds the lock that we now hold.
+            # Another machine may just have taken it; on this one, taking a trial needs the lock that we hold.
             holder = {"token": f"trial {trial.number}", "beat": 0}
         return self.watch.dead(holder)
 
     def claim(self) -> int | None:
-        """The id of a trial that is now ours, or None where there is nothing to take at this moment."""
+        """Take a trial and return its id, or None if none is free at the moment."""
         with lease.lock(self.folder / "claim.lock"):
             for trial in self._every():
                 if not self._open(trial) or not self._abandoned(trial):
                     continue
-                # What is not placed is not begun: it waits where the time is up.
+                # A trial without a point has not started: after the deadline it is left alone.
                 if not unplaced(trial) or (not self.late() and self._place(trial)):
                     return self._take(trial._trial_id)
             if self.late():
                 return None
             again = None
             if self.options.retry_failed:
-                mine = [t for t in self.trials() if said(t) < self.sweep.total]
-                again = next((t for t in mine if t.state == FAIL and not self._mine(t)), None)
+                placed = [t for t in self.trials() if said(t) < self.sweep.total]
+                again = next((t for t in placed if t.state == FAIL and not self._mine(t)), None)
             every = self._every()
             if again is None and vacant(every, self.sweep.total) is None:
                 return None
@@ -203,10 +203,10 @@ class Worker:
             return self._take(fresh._trial_id) if self._place(fresh, again) else None
 
     def _place(self, trial: FrozenTrial, again: FrozenTrial | None = None) -> bool:
-        """Say which point a trial stands for: that of `again`, or the first free one; void, and False, without any."""
+        """Give a trial its point, that of `again` or the first free one; without one mark it void and return False."""
         point = said(again) if again is not None else vacant(self._every(), self.sweep.total, trial.number)
         if point is None:
-            # Another machine took the last point since we looked, or a worker died that tried a failed one again.
+            # Another machine has taken the last point meanwhile, or a worker that retried a failed one died.
             self.storage.set_trial_user_attr(trial._trial_id, "void", True)
             self.study.tell(trial.number, state=FAIL, skip_if_finished=True)
             return False
@@ -214,13 +214,13 @@ class Worker:
         return True
 
     def _mine(self, trial: FrozenTrial) -> bool:
-        """Whether this very command already tried it: then once more is not better."""
+        """Whether this command already tried it, so that another retry would not help."""
         return (trial.datetime_complete or trial.datetime_start).timestamp() >= self._started  # type: ignore[union-attr]
 
     def _take(self, trial_id: int) -> int | None:
         self.storage.set_trial_user_attr(trial_id, "worker", self.me)
         if self.options.storage:
-            # A database has no such lock across machines: the last to write keeps it.
+            # A database has no such lock across machines: the last writer keeps the trial.
             time.sleep(0.5)
             if self.storage.get_trial(trial_id).user_attrs.get("worker", {}).get("token") != self.me["token"]:
                 return None
@@ -231,11 +231,11 @@ class Worker:
         self.storage.set_trial_user_attr(trial_id, "worker", self.me)
 
     def late(self) -> bool:
-        """Whether the time is up."""
+        """Whether the deadline has passed."""
         return self.options.deadline is not None and time.time() > self.options.deadline
 
     def point(self, trial: Trial) -> Point:
-        """What a trial stands for; asks the sampler for what is not drawn yet."""
+        """The point of a trial; values not drawn yet come from the sampler."""
         if self.sweep.sampler == "grid":
             found = self.points[said(trial)]
             for name in as_params(found):
@@ -245,10 +245,10 @@ class Worker:
         values = {name: trial._suggest(name, d) for name, d in self.distributions.items()}
         return Point(arm.label, arm.method, arm.variants[0], values, arm.fixed)
 
-    # --------------------------------------------------------------------------------- doing it
+    # --------------------------------------------------------------------------------- running points
 
     def work(self, after: Callable[[Worker], None] | None = None) -> None:
-        """Take points until none is left; wait for those of other workers, and take over from the dead."""
+        """Take points until none is left; wait for those of other workers, and take over from dead ones."""
         parent = os.getppid()
         while os.getppid() == parent:
             trial_id = self.claim()
@@ -302,7 +302,7 @@ class Worker:
         try:
             self.study.tell(trial, value, state=state)
         except ValueError:
-            # Taken from us because our heartbeat stood still, and finished by another worker.
+            # Our heartbeat stood still, so another worker took the trial over and finished it.
             if not self.storage.get_trial(trial._trial_id).state.is_finished():
                 raise
 
@@ -314,7 +314,7 @@ class Worker:
         return data
 
 
-# ------------------------------------------------------------------------------------- what came of it
+# ------------------------------------------------------------------------------------- results
 
 
 def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Point]) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
 
 
 def finished(data: Mapping[str, Any]) -> int:
-    """Points that are through, well or not; those beyond `--trials`, from an earlier command, do not count."""
+    """Number of points finished or failed, without those beyond `--trials` from an earlier command."""
     through = [row["number"] for row in data["points"] if row["state"] in ("complete", "pruned", "fail")]
     return sum(number < data["total"] for number in through)
 
@@ -359,6 +359,6 @@ def best(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def fingerprint(data: Mapping[str, Any]) -> str:
-    """Equal for studies with equal points and equal metrics, to the last bit."""
+    """Equal for studies with equal points and equal metrics, bit for bit."""
     rows = [{k: row[k] for k in ("number", "label", "state", "value", "seeds")} for row in data["points"]]
     return digest([data["study"], rows])
