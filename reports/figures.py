@@ -28,7 +28,7 @@ __all__ = [
     "training_figures",
 ]
 
-# Told apart by colour-blind readers and against the paper, light and dark (tests/test_report_looks.py measures both).
+# Distinct for colour-blind readers and against light and dark paper (tests/reports/test_report_looks.py measures both).
 # The page has a brighter set for dark paper under the same names (style.css). A marker and a dash go with each.
 PALETTE = ("#0072b2", "#d55e00", "#35245c", "#cc6f9f", "#009e73", "#7a1d00", "#8c7a52", "#7b61ff")
 MARKERS = "osD^vPX*"

@@ -124,7 +124,7 @@ def gate(in_dim: int, hidden: int, out_dim: int, dropout: float) -> nn.Sequentia
 
 # Compositions of other papers at plain widths, for a method that can replace its own by one of them (`composition`).
 # The methods of these papers, methods/concat.py, tirg.py and combiner.py, hold them in full so that each file can be
-# read by itself; tests/test_rivals.py checks that both are equal.
+# read by itself; tests/methods/test_rivals.py checks that both are equal.
 
 
 class Concat(nn.Module):

@@ -241,7 +241,7 @@ def test_the_cnn_learns_at_a_rate_of_its_own() -> None:
 
 def grid_of_rates() -> dict[str, list[float]]:
     """What sweeps/rates.toml tries, the same for every method."""
-    sweep = tomllib.loads(Path(__file__).parents[1].joinpath("sweeps", "rates.toml").read_text(encoding="utf-8"))
+    sweep = tomllib.loads(Path(__file__).parents[2].joinpath("sweeps", "rates.toml").read_text(encoding="utf-8"))
     (alone,), (together,) = sweep["arms"], sweep["variants"]["full"]["arms"]
     assert alone["methods"] == together["methods"]
     return {k.removeprefix("method."): v for k, v in (alone["space"] | together["space"]).items()}

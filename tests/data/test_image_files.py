@@ -217,7 +217,7 @@ def test_threads_that_decode_leave_the_filters_of_warnings_alone(tmp_path: Path)
 
 
 def test_only_one_place_opens_pictures() -> None:
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parents[2]
     places = [
         path.relative_to(here).as_posix() for part in ("cirbench", "methods", "reports") for path in (here / part).rglob("*.py")
         if "Image.open(" in path.read_text(encoding="utf-8")

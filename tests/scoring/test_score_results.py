@@ -18,7 +18,7 @@ from cirbench.plugins import dataset_names
 from cirbench.scoring import score_results
 from cirbench.types import Dataset, Protocol, Query, Split
 
-SHARED = Path(os.environ.get("CIRBENCH_SHARED") or Path(__file__).parents[1].parent / "shared") / "data" / "annotations"
+SHARED = Path(os.environ.get("CIRBENCH_SHARED") or Path(__file__).parents[2].parent / "shared") / "data" / "annotations"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real annotation files are not here (CIRBENCH_SHARED names their folder)")
 
 # ------------------------------------------------------------------------------------- the slow loop

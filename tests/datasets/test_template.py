@@ -14,7 +14,7 @@ from cirbench.cli import main
 
 SMALL = [x for s in ("method.streams=cnn", "method.cnn=scenes-cnn", "method.cnn_size=48", "method.cnn_dim=16",
                      "method.word_dim=8", "train.epochs=1", "train.batch_size=4") for x in ("--set", s)]
-PAGE = Path(__file__).parents[1] / "docs" / "add-a-dataset.md"
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-dataset.md"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from cirbench.models.lstm_text import build_vocabulary
 from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
-PAGE = Path(__file__).parents[1] / "docs" / "dwc.md"
+PAGE = Path(__file__).parents[2] / "docs" / "dwc.md"
 TEXTS = ["same shoe but red", "a much higher heel and no strap at all", "red"]
 QUERIES = ["red heel", "a much higher strap, unknownword", "same"]
 
