@@ -51,7 +51,7 @@ def _ids(path: Path, key: str, values: np.ndarray, count: int) -> dict[str, int]
     if values.ndim != 1 or len(values) != count:
         raise CirbenchError(f"{path}: {key} has shape {values.shape}, but there are {count} embeddings; one id each.")
     if values.dtype.kind not in "USiu":
-        raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids are texts or whole numbers.")
+        raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids must be strings or whole numbers.")
     names = [nfc(v.decode() if isinstance(v, bytes) else str(v)) for v in values.tolist()]
     out = {name: n for n, name in enumerate(names)}
     if len(out) != len(names):
@@ -149,10 +149,10 @@ def read_rankings(path: Path, dataset: str = "") -> Lists:
         subset = found["metric"] == "recall_subset"
         found = {k: v for k, v in found.items() if k not in ("version", "metric")}
     if not found:
-        raise CirbenchError(f"{path} ranks no query.")
+        raise CirbenchError(f"{path} holds no ranking: it needs one list per query.")
     lists = {nfc(str(k)): _list(path, k, v) for k, v in found.items()}
     if len(lists) != len(found):
-        raise CirbenchError(f"{path}: two query ids differ only in how accents are encoded; one of them must go.")
+        raise CirbenchError(f"{path}: two query ids differ only in how accents are encoded. Rename one of them.")
     return Lists(path, lists, subset)
 
 

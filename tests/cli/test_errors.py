@@ -134,7 +134,7 @@ def test_roles_of_custom_data_are_different_queries(
 ) -> None:
     more = [x for s in [*sets, "train.selection=select"] for x in ("--set", s)]
     message = fails(capsys, *on_custom(custom(tmp_path), *more))
-    assert pair in message and "must be different queries" in message
+    assert pair in message and "need different queries" in message
     assert not (tmp_path / "runs").exists()
 
 
@@ -172,7 +172,7 @@ def test_explain_refuses_other_pictures(tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "explain.json").unlink()
     PIL.Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "3.jpg")
     message = fails(capsys, "explain", str(folder), "--root", str(tmp_path))
-    assert "pictures of custom cannot be shown to be those" in message and not (folder / "explain.json").exists()
+    assert "pictures of custom are not those of the run" in message and not (folder / "explain.json").exists()
 
 
 def test_small_custom_folder_runs(tmp_path: Path) -> None:

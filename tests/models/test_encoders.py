@@ -92,7 +92,7 @@ def test_any_timm_cnn_gives_a_map() -> None:
     cnn = load_cnn("resnet10t", 64, pretrained=False)
     assert cnn(torch.zeros(2, 3, 64, 64)).shape == (2, cnn.info.channels, 2, 2)
     assert load_cnn("scenes-cnn", 48)(torch.zeros(1, 3, 48, 48)).shape[2:] == (6, 6)
-    with pytest.raises(CirbenchError, match="no feature map"):
+    with pytest.raises(CirbenchError, match="not a feature map"):
         load_cnn("vit_tiny_patch16_224", 224, pretrained=False)
 
 

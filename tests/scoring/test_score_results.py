@@ -272,7 +272,7 @@ def test_short_lists_omit_what_they_cannot_support(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps(lists))
     result = score_results.score_rankings(dataset, split, [tmp_path / "l.json"])
     assert set(result["protocols"]["cirr-hard"]["metrics"]) == {"R@1", "R@5"}
-    assert "7 usable images, 10 are needed" in result["omitted"]["cirr-hard/R@10"]
+    assert "7 usable images, but 10 are needed" in result["omitted"]["cirr-hard/R@10"]
     assert "subset" in result["omitted"]["cirr-hard/Rs@3"]
 
 
