@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_embeddings import embeddings, write_npz
 from small_data import SCORED, build, css3d_data, write
-from test_score import embeddings, write_npz
 
 from cirbench.cli import main
 from cirbench.data import image_files

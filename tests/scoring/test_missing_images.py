@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import SCORED, build
-from test_standins import NAMES, standins
+from small_pictures import NAMES, standins
 
 from cirbench.cli import main
 from cirbench.data.splits import load_named
