@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from cirbench.types import CirbenchError
+
 __all__ = ["EPOCH", "dumps", "replacing", "write_json", "write_jsonl", "write_npz"]
 
 #: Zip members carry a time; a fixed one makes equal contents equal bytes.
@@ -26,6 +28,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block succeeds and is removed when it fails."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CirbenchError(f"{path} is not a regular file and is left as it is. Name another file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)

@@ -8,6 +8,7 @@ so clocks need not agree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.files import write_json
+from cirbench.types import CirbenchError
 
 __all__ = ["BEAT", "PATIENCE", "Watch", "held", "identity", "lock", "repeating"]
 
@@ -43,11 +45,17 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> float | None:
-    """When a process started, or None where there is none; a zombie no longer works."""
+    """When a process started, or None where there is none; a zombie no longer works.
+
+    On Linux in ticks since the machine was started, which stay the same when somebody sets the clock.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            return None if fields[0] == "Z" else float(fields[19])
         return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
     except psutil.Error:
         return None
@@ -81,11 +89,23 @@ class Watch:
         return now - since > self.patience
 
 
+#: Errors of a file system that has no locks (Lustre, some NFS).
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, needed: str = "") -> Iterator[None]:
     """Mutual exclusion for a moment. The operating system frees it when its holder dies, however it dies.
 
-    The holder may delete the file; processes that waited for it then lock its successor.
+    The holder may delete the file; processes that waited for it then lock its successor. On a file system without
+    locks the block runs all the same, unless they are needed.
+
+    Args:
+        path: the file that is locked.
+        needed: who cannot do without, for the message; "" where one process alone is safe.
+
+    Raises:
+        CirbenchError: the file system has no locks and they are needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -104,11 +124,22 @@ def lock(path: Path) -> Iterator[None]:
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
             return
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            if needed:
+                raise CirbenchError(
+                    f"{path.parent} is on a file system without file locks ({error.strerror}), which {needed} needs. "
+                    "Name a folder on another file system."
+                ) from None
+            yield
+            return
         if _is(path, file.fileno()):
             yield  # closing the file frees the lock
             return
-    with lock(path):
+    with lock(path, needed):
         yield
 
 

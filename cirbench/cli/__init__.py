@@ -6,7 +6,9 @@ Imports everything else, heavy modules inside the subcommand that needs them, so
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: bad input is one message and exit code 2."""
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(args, standalone_mode=False, prog_name="cirbench")
     except CirbenchError as error:
@@ -90,3 +94,14 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("cirbench: interrupted; repeat the command to resume.", err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo("cirbench: terminated; repeat the command to resume.", err=True)
+        sys.exit(143)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it: what is open is closed, workers of a sweep end too."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated

@@ -29,6 +29,8 @@ def alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
             held.enter_context(lock(mark))
+            for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
         yield
         with contextlib.suppress(OSError):
             mark.unlink()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cirbench.data.cache import alone
 from cirbench.types import CirbenchError, Download
 
 CHUNK = 1 << 20
@@ -117,6 +118,12 @@ def fetch(download: Download, root: Path, progress: Progress = lambda done, tota
     target = root / download.path
     if not target.resolve().is_relative_to(root.resolve()):
         raise CirbenchError(f"{download.path} leads out of {root}; it was not fetched.")
+    # Two processes would write the same partial file: the second waits, and then finds what the first fetched.
+    with alone(target.with_name(f"{target.name}.part")):
+        return _fetch(download, root, target, progress)
+
+
+def _fetch(download: Download, root: Path, target: Path, progress: Progress) -> str:
     if download.unpack and _marker(target).is_file():
         return "present"
     if not _whole(target, download):
@@ -144,7 +151,28 @@ def _whole(target: Path, download: Download) -> bool:
             f"{target} exists with another content than the published file (sha256 {found[:12]}..., expected "
             f"{download.sha256[:12]}...). Move it away to fetch it again; it is not overwritten."
         )
+    if not download.sha256 and (damage := _damage(target, target.name)):
+        raise CirbenchError(f"{target} exists but is not complete: {damage}. Move it away to fetch it again.")
     return True
+
+
+def _damage(path: Path, name: str) -> str:
+    """What is wrong with a file for which no checksum is published, judged by its format; "" where nothing is seen.
+
+    A connection that is cut without a declared length looks like the end of the file.
+    """
+    try:
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                archive.infolist()  # its directory stands at the end of the file
+        elif name.endswith((".tar", ".tar.gz", ".tgz")):
+            with tarfile.open(path) as file:
+                file.getmembers()
+        elif name.endswith(".json"):
+            json.loads(path.read_bytes())
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
+        return f"{type(error).__name__}: {str(error)[:120]}"
+    return ""
 
 
 def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
@@ -173,6 +201,10 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
                 _forget(part)
                 failures.append(f"{url}: wrong checksum (sha256 {found[:12]}..., expected {download.sha256[:12]}...)")
                 continue
+        elif damage := _damage(part, target.name):
+            _forget(part)
+            failures.append(f"{url}: what it sent is not complete ({damage})")
+            continue
         part.replace(target)
         _forget(part)
         return

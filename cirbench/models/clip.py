@@ -39,15 +39,18 @@ def check_clip(name: str) -> None:
     """
     if clip_folder(name) is not None:
         return
-    if "/" in name or Path(name).is_dir():
-        raise CirbenchError(
-            f"{name} holds no CLIP: {Path(name) / 'clip.json'} is missing. "
-            "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
-        )
     import open_clip
 
     model, _, tag = name.partition(":")
     models = open_clip.list_models()
+    # OpenAI writes ViT-B/32 what open_clip calls ViT-B-32.
+    if "/" in model and (usual := model.replace("/", "-")) in models:
+        raise CirbenchError(f"unknown backbone {name!r}. Did you mean {usual}:{tag or 'TAG'}?")
+    if model not in models and ("/" in name or Path(name).is_dir()):
+        raise CirbenchError(
+            f"{name} holds no CLIP: {Path(name) / 'clip.json'} is missing. `cirbench pretrain clip --dataset D --root "
+            "R --out DIR` writes one; published CLIPs are named MODEL:TAG (`cirbench list backbones`)."
+        )
     if model not in models:
         raise unknown("backbone", model, [*PACKAGED, *models] if len(models) < 20 else _near(model, models))
     tags = ["random", *open_clip.list_pretrained_tags_by_model(model)]

@@ -95,10 +95,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "which is never executed."
         ) from None
     state = found.get("model_state_dict") if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    good = isinstance(state, dict) and state and all(isinstance(k, str) for k in state)
+    if not good or not all(isinstance(v, Tensor) for v in state.values()):
         raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which released checkpoints have.")
-    # In checkpoints saved from several GPUs every name begins with `module.`.
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CirbenchError(f"{path}: {name} holds NaN or infinite values, so the checkpoint cannot be used.")
+    # Saved from several GPUs every name begins with `module.`, from a compiled model with `_orig_mod.`.
+    return {_bare(k): v for k, v in state.items()}
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the prefixes of wrappers."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name
 
 
 def unused(stream: str, name: str) -> str:

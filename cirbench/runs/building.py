@@ -72,6 +72,12 @@ def build(
     encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
     view = train_view(dataset, training_form(planned, dataset))
     method: Method = planned.method.load().build(config or planned.config, encoders, view, state)
+    absent = [name for name in ("inputs", "encode_queries", "encode_images") if not hasattr(method, name)]
+    if absent:
+        raise CirbenchError(
+            f"{planned.method.path}: build returned {type(method).__name__}, which has no {', '.join(absent)}. It must "
+            "return the method (`Method` in types.py)."
+        )
     if isinstance(method, torch.nn.Module) and device is not None:
         method.to(device)
     return method

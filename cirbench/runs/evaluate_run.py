@@ -14,6 +14,7 @@ from cirbench import lease
 from cirbench.data.file_hashes import file_sha256
 from cirbench.plugins import find_dataset, find_method
 from cirbench.runs import planning
+from cirbench.runs.blame import blaming
 from cirbench.runs.building import load_method
 from cirbench.runs.execution import places
 from cirbench.runs.identity import id_of, identify, run_name
@@ -21,6 +22,7 @@ from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
 from cirbench.runs.record_types import CODE
 from cirbench.runs.recording import Answering, write_record
+from cirbench.runs.store import tidy
 from cirbench.runs.training import pick_device
 from cirbench.scoring import missing_images
 from cirbench.seeds import digest
@@ -127,11 +129,14 @@ def evaluate_run(
     run_id = id_of(inputs)
     folder = out / f"{run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
     if is_finished(folder):
+        if not (folder / "lease.json").exists():
+            tidy(folder)
         return Record(folder)
     began, started = time.perf_counter(), datetime.now(UTC)
-    method = load_method(planned, dataset, weights, where)
+    with blaming(planned.method):
+        method = load_method(planned, dataset, weights, where)
     folder.mkdir(parents=True, exist_ok=True)
-    with lease.held(folder):
+    with lease.held(folder), blaming(planned.method):
         if is_finished(folder):  # by another process, while this one waited for the lease
             return Record(folder)
         source = f"Released weights, converted: {record.name}."

@@ -19,13 +19,14 @@ from cirbench.data.cache import renewing
 from cirbench.files import write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
+from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, check_backbones, make_deterministic, save_weights
 from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
 from cirbench.runs.recording import Answering, write_record
-from cirbench.runs.store import finished_run
+from cirbench.runs.store import finished_run, tidy
 from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
@@ -67,9 +68,9 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
             raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to get them.")
-        if (existing / "lease.json").exists():
+        if (existing / "lease.json").exists() or any(existing.glob("*.tmp")) or (existing / "checkpoint.pt").exists():
             with lease.held(existing):
-                pass  # its holder was killed after writing the record: this removes the stale lease
+                tidy(existing)  # somebody was killed between the record and the end: now nothing is left of it
         return Record(existing)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,7 +81,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
                     shutil.rmtree(existing, ignore_errors=True)
             elif is_finished(folder):  # by another process, while this one waited for the lease
                 return Record(folder)
-            with renewing() if options.force else contextlib.nullcontext():
+            with renewing() if options.force else contextlib.nullcontext(), blaming(planned.method):
                 return _run(planned, dataset, absent, identity, folder, device, options)
     except CirbenchError:
         with contextlib.suppress(OSError):  # remove the folder if nothing was written to it
@@ -140,7 +141,7 @@ def _run(
         folder, planned, method, dataset, absent, device, options.quiet, options.command, options.export, head, seconds,
         began,
     ))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    tidy(folder)
     return Record(folder)
 
 

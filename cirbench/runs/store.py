@@ -11,7 +11,7 @@ from cirbench.runs.record import Record, is_finished, not_a_run, read_json
 from cirbench.runs.study_types import SCHEMA, StudyData, read_study
 from cirbench.types import CirbenchError
 
-__all__ = ["Study", "find_records", "find_studies", "finished_run"]
+__all__ = ["Study", "find_records", "find_studies", "finished_run", "tidy"]
 
 DEPTH = 3
 """How many levels below a given folder `find_records` looks for runs (a sweep keeps its runs two below)."""
@@ -113,3 +113,12 @@ def _nearest_sibling(path: Path) -> str:
 def finished_run(out: Path, run_id: str) -> Path | None:
     """The finished run of this id in the folder `out`, whatever label it was run under."""
     return next((folder for folder in sorted(out.glob(f"*-{run_id[:10]}")) if is_finished(folder)), None)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left in a finished run; whoever calls holds its lease, or knows that nobody does."""
+    if not is_finished(folder):
+        return
+    for pattern in (".*.tmp", "*.tmp", "checkpoint.pt"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)

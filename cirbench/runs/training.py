@@ -276,11 +276,19 @@ def take_step(
     out: list[tuple[str, torch.Tensor, Mapping[str, float]]] = []
     dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
     with torch.autocast(device.type, dtype, enabled=settings.amp != "off"):
-        for name, loss, logs in method.losses(batch):
+        for step in method.losses(batch):
+            if not isinstance(step, tuple) or len(step) != 3:
+                raise CirbenchError(
+                    f"`losses` yielded {str(step)[:80]!r} at {place}; it must yield (optimizer name, loss, logs)."
+                )
+            name, loss, logs = step
             if name not in optimizers:
                 raise unknown("optimizer", str(name), optimizers, f"`losses` yields it at {place}.")
             if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
-                received = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r}"
+                received = f"{loss!r}"
+                if isinstance(loss, torch.Tensor):
+                    received = f"a tensor of shape {tuple(loss.shape)}"
+                    received += "" if loss.requires_grad else " without a gradient"
                 raise CirbenchError(
                     f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar tensor with a "
                     "gradient."

@@ -125,8 +125,24 @@ def _batched(count: int, what: str, quiet: bool, encode: Callable[[list[int]], T
         for start in tqdm(range(0, count, BATCH), desc=what, disable=quiet, leave=False):
             rows = list(range(start, min(start + BATCH, count)))
             padded = rows + [rows[0]] * (BATCH - len(rows))
-            parts.append(encode(padded)[: len(rows)].float())
+            parts.append(_checked(encode(padded), what)[: len(rows)].float())
     return torch.cat(parts) if parts else torch.zeros((0, 1))
+
+
+def _checked(found: object, what: str) -> Tensor:
+    """What a method encoded `BATCH` items to.
+
+    Raises:
+        CirbenchError: it is no floating-point tensor of shape (B, D).
+    """
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == BATCH and found.is_floating_point():
+        return found
+    name = "encode_images" if what == "gallery" else "encode_queries"
+    received = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise CirbenchError(
+        f"the method's `{name}` returned {received} for {BATCH} items. It must return a floating-point tensor of shape "
+        f"(B, D), one row an item."
+    )
 
 
 def encode_gallery(method: Method, feed: Feed, gallery: Sequence[str], quiet: bool = True) -> Tensor:

@@ -23,7 +23,7 @@ class _FileLock:
         self.path, self._held = path, contextlib.ExitStack()
 
     def acquire(self) -> bool:
-        self._held.enter_context(lease.lock(self.path))
+        self._held.enter_context(lease.lock(self.path, needed="a sweep"))
         return True
 
     def release(self) -> None:

@@ -182,7 +182,7 @@ class Worker:
 
     def claim(self) -> int | None:
         """Take a trial and return its id, or None if none is free at the moment."""
-        with lease.lock(self.folder / "claim.lock"):
+        with lease.lock(self.folder / "claim.lock", needed="a sweep"):
             for trial in self._every():
                 if not self._open(trial) or not self._abandoned(trial):
                     continue

@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -363,3 +364,41 @@ def test_ids_of_a_carved_split_are_printed(tmp_path: Path, capsys: pytest.Captur
         lists[split] = capsys.readouterr().out.split()
     assert len(lists["train"]) + len(lists["select"]) == 90 and not set(lists["train"]) & set(lists["select"])
     assert lists["select"] == sorted(lists["select"]) and len(lists["report"]) == 27
+
+
+def test_two_fetches_of_one_file_share_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits and finds it present; both used to append to one .part."""
+    calls = []
+
+    def slow(url: str, part: Path, progress: Any) -> None:
+        calls.append(url)
+        for _ in range(20):
+            with part.open("ab") as file:
+                file.write(b"x" * 100)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(download, "_stream", slow)
+    item = Download("a.bin", ("http://example.invalid/a",))
+    states: list[str] = []
+    threads = [threading.Thread(target=lambda: states.append(download.fetch(item, tmp_path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(states) == ["fetched", "present", "present"] and len(calls) == 1
+    assert (tmp_path / "a.bin").stat().st_size == 2000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin"]
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.json", b'{"a": [1, 2'), ("a.zip", b"PK\x03\x04half"), ("a.tar", b"half")])
+def test_what_was_cut_without_a_length_is_not_taken_for_whole(
+    name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_stream", lambda url, part, progress: part.write_bytes(data))
+    item = Download(name, ("http://example.invalid/a",))
+    with pytest.raises(CirbenchError, match="not complete"):
+        download.fetch(item, tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CirbenchError, match=r"not complete.*Move it away"):
+        download.fetch(item, tmp_path)
