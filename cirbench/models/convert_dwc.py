@@ -95,8 +95,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "which is never executed."
         ) from None
     state = found.get("model_state_dict") if isinstance(found, dict) else None
-    good = isinstance(state, dict) and state and all(isinstance(k, str) for k in state)
-    if not good or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which released checkpoints have.")
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
