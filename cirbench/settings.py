@@ -51,8 +51,12 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """How a method is trained; everything here is part of a run's identity."""
 
-    epochs: int = Field(50, ge=0, description="passes over the training triplets; 0 leaves the method as built")
-    batch_size: int = Field(32, ge=2, description="triplets per step; an incomplete last batch is dropped")
+    epochs: int = Field(
+        50, ge=0, le=1_000_000, description="passes over the training triplets; 0 leaves the method as built"
+    )
+    batch_size: int = Field(
+        32, ge=2, le=1_000_000, description="triplets per step; an incomplete last batch is dropped"
+    )
     schedule: str = Field(
         "constant", pattern="^(constant|linear|cosine|step)$",
         description="learning rate over time: constant; decaying to 0 (linear: over the second half; cosine); or step, "
@@ -155,6 +159,13 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
             if name not in kind.model_fields:
                 raise unknown(f"field {what}.{name}: {what} has no field", name, fields)
             merged[name] = value
+    for name, value in merged.items():
+        # Python's true is 1; whoever writes it for a number means something else.
+        if isinstance(value, bool) and "bool" not in str(kind.model_fields[name].annotation):
+            raise CirbenchError(
+                f"{what}.{name} = {str(value).lower()} is not a value of this field "
+                f"({kind.model_fields[name].description})."
+            )
     try:
         return kind(**merged)
     except ValidationError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cirbench.files import replacing
 from cirbench.runs.record import Record
 from cirbench.runs.store import Study
 from cirbench.types import CirbenchError
@@ -115,12 +115,8 @@ def write(path: Path, page: str) -> None:
     Raises:
         CirbenchError: the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        temporary.replace(path)
+        with replacing(path) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CirbenchError(f"cannot write {path}: {error.strerror or error}. Name another file with -o.") from None

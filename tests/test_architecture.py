@@ -35,7 +35,7 @@ ONLY = {
     ("methods", "data"): {"images"},
     ("reports", "runs"): {"record", "record_lines", "record_types", "store", "study_types"},
     ("reports", "scoring"): {"metrics", "statistics"},
-    ("reports", "words"): {"types", "settings", "plugins"},
+    ("reports", "words"): {"types", "settings", "plugins", "files"},
     ("datasets", "words"): {"types", "settings", "seeds", "numerics"},
 }
 

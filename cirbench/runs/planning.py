@@ -82,8 +82,8 @@ def plan(
     found = plugins.find_method(method)
     module = plugins.find_dataset(dataset)
     facts: DatasetSpec = module.SPEC
-    if seed < 0:
-        raise CirbenchError(f"--seed must be >= 0, got {seed}.")
+    if not 0 <= seed < 2**63:
+        raise CirbenchError(f"--seed must be >= 0 and below 2^63, got {seed}.")
     if variant and variant not in found.variants:
         raise unknown(f"variant of {found.name}", variant, list(found.variants), "See `cirbench list variants`.")
     recipes = [name for name in found.datasets if "/" not in name]

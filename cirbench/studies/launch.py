@@ -89,6 +89,9 @@ def start(
     Raises:
         CirbenchError: every worker ended with points left.
     """
+    from cirbench.runs.training import pick_device
+
+    pick_device(options.device)  # or every point would fail by itself
     options = _due(sweep, options)
     progress = Progress(sweep, workers, show, live)
     view = Worker(sweep, options)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import tiny
 
 from cirbench.cli import main
+from cirbench.files import write_json
+from cirbench.types import CirbenchError
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -215,3 +218,34 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path, capsys: pytest.Capture
     assert "model.safetensors" in fails(capsys, "eval", str(record.folder), "--out", str(tmp_path), "--quiet")
     (record.folder / "model.safetensors").unlink()
     assert "model.safetensors" in fails(capsys, "eval", str(record.folder), "--out", str(tmp_path), "--quiet")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--set", "train.epochs=true"], "train.epochs = true"),
+    (["--set", "method.clip_lr=false"], "method.clip_lr = false"),
+    (["--set", f"train.epochs={10**30}"], "train.epochs"),
+    (["--set", f"train.batch_size={10**12}"], "train.batch_size"),
+    (["--seed", str(2**70)], "--seed must be >= 0 and below 2^63"),
+])
+def test_numbers_that_nobody_means_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "-m", "sum", "-d", "scenes", "--out", str(tmp_path / "runs"), *arguments])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_on_a_device_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "lambda", "--device", "cuda:9", "--out", str(tmp_path / "runs")])
+    assert stop.value.code == 2 and "cuda:9" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/record.json"))
+
+
+def test_a_device_node_is_not_replaced_by_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-o /dev/full` used to leave a file in the place of the device."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CirbenchError, match="not a regular file"):
+        write_json(tmp_path / "pipe", {})
+    assert not (tmp_path / "pipe").is_file() and sorted(p.name for p in tmp_path.iterdir()) == ["pipe"]
