@@ -6,6 +6,7 @@ unpacked beside its destination and moved in one step.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -16,11 +17,11 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cirbench.data.cache import alone
+from cirbench.lease import lock
 from cirbench.types import CirbenchError, Download
 
 CHUNK = 1 << 20
@@ -119,8 +120,22 @@ def fetch(download: Download, root: Path, progress: Progress = lambda done, tota
     if not target.resolve().is_relative_to(root.resolve()):
         raise CirbenchError(f"{download.path} leads out of {root}; it was not fetched.")
     # Two processes would write the same partial file: the second waits, and then finds what the first fetched.
-    with alone(target.with_name(f"{target.name}.part")):
+    with _alone(target):
         return _fetch(download, root, target, progress)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Other processes that fetch the same file wait; a file system without locks, or without room, is told later."""
+    mark = target.with_name(f"{target.name}.lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(lock(mark))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                mark.unlink()
 
 
 def _fetch(download: Download, root: Path, target: Path, progress: Progress) -> str:
@@ -161,17 +176,19 @@ def _damage(path: Path, name: str) -> str:
 
     A connection that is cut without a declared length looks like the end of the file.
     """
+    with path.open("rb") as file:
+        head = file.read(4)
     try:
-        if name.endswith(".zip"):
+        if head[:2] == b"PK":
             with zipfile.ZipFile(path) as archive:
                 archive.infolist()  # its directory stands at the end of the file
-        elif name.endswith((".tar", ".tar.gz", ".tgz")):
-            with tarfile.open(path) as file:
-                file.getmembers()
+        elif head[:2] == b"\x1f\x8b":
+            with tarfile.open(path) as tar:
+                tar.getmembers()
         elif name.endswith(".json"):
             json.loads(path.read_bytes())
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
-        return f"{type(error).__name__}: {str(error)[:120]}"
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
     return ""
 
 

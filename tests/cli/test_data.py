@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -390,7 +391,7 @@ def test_two_fetches_of_one_file_share_no_partial_file(tmp_path: Path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin"]
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.json", b'{"a": [1, 2'), ("a.zip", b"PK\x03\x04half"), ("a.tar", b"half")])
+@pytest.mark.parametrize(("name", "data"), [("a.json", b'{"a": [1, 2'), ("a.zip", b"PK\x03\x04half"), ("a.tar.gz", gzip.compress(bytes(range(256)) * 99)[:-40])])
 def test_what_was_cut_without_a_length_is_not_taken_for_whole(
     name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
