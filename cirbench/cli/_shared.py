@@ -75,7 +75,7 @@ def parse_seeds(seed: int | None, seeds: str | None) -> list[int]:
     return found
 
 
-def told(missing: dict[str, Any]) -> str:
+def missing_text(missing: dict[str, Any]) -> str:
     """What missing pictures imply for one protocol, in one line."""
     bounds = "  ".join(f"{k} {low:.2f}..{high:.2f}" for k, (low, high) in missing["bounds"].items() if "/" not in k)
     return (
@@ -97,6 +97,6 @@ def summary_line(record: dict[str, Any]) -> str:
             + ("  test-oracle" if chosen_on_report(record) else "")
         )
         if "missing" in scored:
-            lines.append(f"    {told(scored['missing'])}")
+            lines.append(f"    {missing_text(scored['missing'])}")
     lines += [f"  omitted {name}: {why}" for name, why in record.get("omitted", {}).items()]
     return "\n".join(lines)

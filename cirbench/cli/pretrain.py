@@ -82,9 +82,9 @@ def _pairs(
         from cirbench.models.pretrain import Pairs
 
         with tqdm(total=pictures, desc="painting", disable=quiet, leave=False) as bar:
-            painted, said = module.pretrain_pairs(pictures, seed, side, "train", bar.update)
-        others, told = module.pretrain_pairs(HELD_OUT, seed, side, "select")
-        return Pairs(painted, said, dataset), Pairs(others, told, dataset)
+            pictures_of, captions = module.pretrain_pairs(pictures, seed, side, "train", bar.update)
+        held_pictures, held_captions = module.pretrain_pairs(HELD_OUT, seed, side, "select")
+        return Pairs(pictures_of, captions, dataset), Pairs(held_pictures, held_captions, dataset)
     from cirbench.models.pretrain import pairs_of
 
     return pairs_of(module.load(knobs, root), side, quiet), None

@@ -36,7 +36,7 @@ def reproduce(
 
     expected = recipes.find(method, dataset)
     plans = [e.plan(seed, sets, root, backbone) for e in expected]
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     failed = False
     for row, planned in zip(expected, plans, strict=True):
         if not as_json:
@@ -45,7 +45,7 @@ def reproduce(
             from cirbench.runs.estimate import estimate
 
             found = estimate(planned, device, quiet=is_quiet(quiet) or as_json)
-            told.append({"recipe": dict(planned.overrides), **vars(found), "seconds": found.seconds})
+            results.append({"recipe": dict(planned.overrides), **vars(found), "seconds": found.seconds})
             if not as_json:
                 _cost(found)
             continue
@@ -55,7 +55,7 @@ def reproduce(
         record = execution.run(planned, options)
         rows = recipes.compare(row, record.run)
         failed |= any(r.verdict == "FAIL" for r in rows)
-        told.append({"folder": str(record.folder), "rows": [{**vars(r), "difference": r.difference} for r in rows]})
+        results.append({"folder": str(record.folder), "rows": [{**vars(r), "difference": r.difference} for r in rows]})
         if not as_json:
             click.echo(f"  {'':<14}{'expected':>9}{'ours':>9}{'diff':>9}")
             for r in rows:
@@ -63,7 +63,7 @@ def reproduce(
             if row.doubt and any(r.verdict != "OK" for r in rows):
                 click.echo(f"  {row.doubt}")
     if as_json:
-        click.echo(json.dumps(told, indent=1))
+        click.echo(json.dumps(results, indent=1))
     if failed:
         sys.exit(1)
 

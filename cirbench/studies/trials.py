@@ -11,10 +11,10 @@ from itertools import islice
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-__all__ = ["point_of", "said", "unplaced", "vacant"]
+__all__ = ["placed_point", "point_of", "unplaced", "vacant"]
 
 
-def said(trial: FrozenTrial | Trial) -> int:
+def placed_point(trial: FrozenTrial | Trial) -> int:
     """The point of a placed trial; in older versions the trial's number."""
     return int(trial.user_attrs.get("point", trial.number))
 
@@ -26,7 +26,7 @@ def unplaced(trial: FrozenTrial) -> bool:
 
 def point_of(trial: FrozenTrial) -> int | None:
     """The point of a trial, or None if it is void or not placed yet."""
-    return None if "void" in trial.user_attrs or unplaced(trial) else said(trial)
+    return None if "void" in trial.user_attrs or unplaced(trial) else placed_point(trial)
 
 
 def vacant(trials: Sequence[FrozenTrial], total: int, number: int | None = None) -> int | None:

@@ -28,7 +28,7 @@ from cirbench.seeds import derive, digest
 from cirbench.studies.design import Point, Range, Sweep
 from cirbench.studies.objective import BLOCKS, blocks, objective
 from cirbench.studies.storage import open_storage
-from cirbench.studies.trials import point_of, said, unplaced, vacant
+from cirbench.studies.trials import placed_point, point_of, unplaced, vacant
 from cirbench.types import CirbenchError
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -62,7 +62,7 @@ class _Points(optuna.samplers.BaseSampler):
         return {}
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        return as_params(self.points[said(trial)])[name]
+        return as_params(self.points[placed_point(trial)])[name]
 
 
 def as_params(point: Point) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class Worker:
                 return None
             again = None
             if self.options.retry_failed:
-                placed = [t for t in self.trials() if said(t) < self.sweep.total]
+                placed = [t for t in self.trials() if placed_point(t) < self.sweep.total]
                 again = next((t for t in placed if t.state == FAIL and not self._mine(t)), None)
             every = self._every()
             if again is None and vacant(every, self.sweep.total) is None:
@@ -204,7 +204,7 @@ class Worker:
 
     def _place(self, trial: FrozenTrial, again: FrozenTrial | None = None) -> bool:
         """Give a trial its point, that of `again` or the first free one; without one mark it void and return False."""
-        point = said(again) if again is not None else vacant(self._every(), self.sweep.total, trial.number)
+        point = placed_point(again) if again is not None else vacant(self._every(), self.sweep.total, trial.number)
         if point is None:
             # Another machine has taken the last point meanwhile, or a worker that retried a failed one died.
             self.storage.set_trial_user_attr(trial._trial_id, "void", True)
@@ -237,7 +237,7 @@ class Worker:
     def point(self, trial: Trial) -> Point:
         """The point of a trial; values not drawn yet come from the sampler."""
         if self.sweep.sampler == "grid":
-            found = self.points[said(trial)]
+            found = self.points[placed_point(trial)]
             for name in as_params(found):
                 trial._suggest(name, self.distributions[name])
             return found
@@ -321,7 +321,7 @@ def summary(sweep: Sweep, study: str, trials: list[FrozenTrial], points: list[Po
     """What `sweep.json` holds: see docs/add-a-sweep.md."""
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        number = said(trial)
+        number = placed_point(trial)
         if points:
             point = points[number]
         else:

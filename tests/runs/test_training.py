@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from cirbench.data.batches import Triplets
 from cirbench.plugins import find_method
-from cirbench.runs import planning
+from cirbench.runs import execution, planning, training
 from cirbench.runs.training import learning_rate
 from cirbench.settings import TrainSettings
 from cirbench.types import CirbenchError, TrainBatch
@@ -115,3 +117,21 @@ def test_the_stepped_stream_teaches_under_bf16_too(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dwc.Dwc, "_vectors", watched)
     tiny.run("dwc", tmp_path, train__amp="bf16", method__dropout=0, method__clip_lr=0.1, **CNN)
     assert len(seen) > 1 and all(seen)
+
+
+def test_validation_is_no_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that jumps while the split `select` is evaluated."""
+    ahead = [0.0]
+    real = time.perf_counter
+    monkeypatch.setattr(training.time, "perf_counter", lambda: real() + ahead[0])
+
+    def validator(*_: object) -> Callable[[], float]:
+        def value() -> float:
+            ahead[0] += 1000
+            return 1.0
+
+        return value
+
+    monkeypatch.setattr(execution, "_validator", validator)
+    seconds = tiny.run("sum", tmp_path, variant="clip-only", train__selection="select", train__epochs=2).data["cost"]["seconds"]
+    assert 2000 <= seconds["validate"] < 3000 and seconds["train"] < 1000 and seconds["epoch"] < 1000
