@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from cirbench import plugins
 from cirbench.data import reading
 from cirbench.data.splits import load_named
 from cirbench.datasets import _common as common
+from cirbench.models.lstm_text import build_vocabulary
 from cirbench.plugins import find_dataset
 
 PINNED: list[tuple[str, str, str, int, dict[int, Any]]] = [
@@ -321,3 +323,13 @@ def test_fashion200k_on_real_photographs(shared: Path) -> None:
         assert by_caption.setdefault(q.extra["target_caption"], q.targets) is q.targets
         assert dataset.forms["leaky"](q)[0][0].endswith(f"and get {q.extra['target_caption']}")
     assert dataset.images.open(report.queries[0].reference).mode == "RGB"
+
+
+@pytest.mark.parametrize(("category", "words"), [("dress", 1602), ("shirt", 2294), ("toptee", 2152)])
+def test_vocabularies_are_as_long_as_those_of_the_released_checkpoints(shared: Path, category: str, words: int) -> None:
+    """Accented letters are dropped whole: reduced to plain ones, toptee would have 2,151 words, and other ids."""
+    module = plugins.find_dataset("fashioniq")
+    root = shared / "data/annotations/fashion_iq"
+    train = module.load_split(module.Knobs(category=category), root, "train")
+    texts = [t for q in train.splits["train"].queries for row in train.forms["ab"](q) for t in row]
+    assert len(build_vocabulary(texts)) == words

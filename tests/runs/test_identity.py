@@ -242,3 +242,14 @@ def test_a_damaged_cache_file_is_made_again(
 def test_a_cache_in_the_home_folder_is_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRBENCH_CACHE", "~/x")
     assert cache.cache_dir() == Path.home() / "x"
+
+
+def test_the_cache_sweeps_what_killed_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path / "cache"))
+    tiny.run("dwc", tmp_path / "one")
+    files = [*(tmp_path / "cache" / "features").glob("*.npy"), *(tmp_path / "cache" / "pixels").glob("*.npy")]
+    for path in files:
+        path.with_name(f"{path.name}.999999.tmp").write_bytes(b"half")
+        path.unlink()
+    tiny.run("dwc", tmp_path / "two")
+    assert all(path.is_file() for path in files) and not list((tmp_path / "cache").rglob("*.tmp"))
