@@ -264,7 +264,7 @@ def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, A
     own = config.model_fields
     shared = {n: f.default for n, f in StreamSettings.model_fields.items() if f.default != own[n].default}
     # Fields that a rival's DATASETS may change as well are repeated here: a variant wins over them. Flips are turned
-    # off again where a dataset's texts name left and right (specs.py).
+    # off again where a dataset's texts name left and right (runs/planning.py).
     return {
         **shared, "streams": streams, "loss": "softmax",
         "train.epochs": 50, "train.batch_size": 32, "train.schedule": "constant", "train.form": "",

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import exit_code
 from PIL import Image
-
-from cirbench.cli import main
 
 TRAIN, TEST = [f"t{n}" for n in range(8)], [f"a{n}" for n in range(6)]
 
@@ -54,11 +53,7 @@ def table(root: Path, splits: dict[str, str] | None = None) -> Path:
 
 def call(capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
     """Exit code, standard output, errors."""
-    code = 0
-    try:
-        main([str(a) for a in args])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
+    code = exit_code(*map(str, args))
     said = capsys.readouterr()
     return code, said.out, said.err
 

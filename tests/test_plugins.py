@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import exit_code
 
 from cirbench import plugins
-from cirbench.cli import main
 from cirbench.runs import contract
 from cirbench.types import CirbenchError
 
@@ -20,25 +20,16 @@ TINY = ["--set", "data.train_scenes=48", "--set", "data.select_scenes=8", "--set
         "--set", "train.batch_size=32", "--set", "method.dim=16", "--quiet", "--device", "cpu"]
 
 
-def call(*arguments: str) -> int:
-    """Exit code of a command."""
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A method file as `new-method` writes it, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    assert call("new-method", "my-idea") == 0
+    assert exit_code("new-method", "my-idea") == 0
     return tmp_path / "my_idea.py"
 
 
 def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("check", "./my_idea.py", "--all-variants") == 0
+    assert exit_code("check", "./my_idea.py", "--all-variants") == 0
     out = capsys.readouterr().out
     assert "14 of 14 checks pass" in out and "broken" not in out
     text = mine.read_text()
@@ -50,7 +41,7 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
     page = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
     parts, whole = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "product.py").write_text(whole)
-    assert call("check", str(tmp_path / "product.py")) == 0, capsys.readouterr().out
+    assert exit_code("check", str(tmp_path / "product.py")) == 0, capsys.readouterr().out
     build, _, module = parts.partition("class Mine")
     (tmp_path / "words.py").write_text(
         "from cirbench.settings import Field, Settings\n\n"
@@ -73,7 +64,7 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
         "        yield 'all', loss, {}\n"
         "\n    def optimizers(self):\n        return {'all': adam(self.parameters(), 1e-3, 0.0)}\n"
     )
-    assert call("check", str(tmp_path / "words.py")) == 0, capsys.readouterr().out
+    assert exit_code("check", str(tmp_path / "words.py")) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "said"), [
@@ -81,14 +72,14 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
 ])
 def test_new_method_refuses(name: str, said: str, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = mine.read_text()
-    assert call("new-method", name) == 2
+    assert exit_code("new-method", name) == 2
     assert said in capsys.readouterr().err and mine.read_text() == before
 
 
 def test_loose_file_runs_and_is_found_again(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("run", "-m", "./my_idea.py", "-d", "scenes", "--out", "runs", *TINY) == 0
+    assert exit_code("run", "-m", "./my_idea.py", "-d", "scenes", "--out", "runs", *TINY) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     assert record["method_path"] == str(mine) and "method_path" not in record["inputs"]
@@ -96,7 +87,7 @@ def test_loose_file_runs_and_is_found_again(
     # From another folder: the file is found by the record, and gives the same figures.
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert call("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
+    assert exit_code("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
     (again,) = (tmp_path / "elsewhere" / "evals").iterdir()
     evaluated = json.loads((again / "record.json").read_text())
     assert evaluated["protocols"] == record["protocols"] and evaluated["method_path"] == str(mine)
@@ -104,9 +95,9 @@ def test_loose_file_runs_and_is_found_again(
     moved = tmp_path / "elsewhere" / "my_idea.py"
     shutil.move(mine, moved)
     capsys.readouterr()
-    assert call("run", "-m", str(moved), "-d", "scenes", "--out", str(tmp_path / "runs"), *TINY) == 0
+    assert exit_code("run", "-m", str(moved), "-d", "scenes", "--out", str(tmp_path / "runs"), *TINY) == 0
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [folder.name]
-    assert call("eval", str(folder), "--out", "evals2", "--quiet") == 2
+    assert exit_code("eval", str(folder), "--out", "evals2", "--quiet") == 2
     assert "my_idea.py" in capsys.readouterr().err
 
 
@@ -138,12 +129,12 @@ label = "a package"
 method = "their-idea"
 points = [{ "method.hidden" = 16 }]
 """)
-    assert call("sweep", "./width.toml", "--quiet", "--device", "cpu") == 0
+    assert exit_code("sweep", "./width.toml", "--quiet", "--device", "cpu") == 0
     names = {json.loads(p.read_text())["inputs"]["method"] for p in (tmp_path / "runs").glob("*/record.json")}
     assert names == {"my-idea", "their-idea"}
-    assert call("list", "variants", "-m", "./my_idea.py") == 0
+    assert exit_code("list", "variants", "-m", "./my_idea.py") == 0
     assert "narrow" in capsys.readouterr().out
-    assert call("report", "runs", "-o", "report.html") == 0
+    assert exit_code("report", "runs", "-o", "report.html") == 0
     page = (tmp_path / "report.html").read_text()
     assert "my-idea" in page and "their-idea" in page
 
@@ -164,20 +155,20 @@ def package(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def test_method_of_another_package(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("list", "methods") == 0
+    assert exit_code("list", "methods") == 0
     assert "their-idea" in capsys.readouterr().out
-    assert call("list", "variants", "-m", "their-idea") == 0
+    assert exit_code("list", "variants", "-m", "their-idea") == 0
     assert "narrow" in capsys.readouterr().out
-    assert call("check", "their-idea", "--variant", "narrow") == 0
-    assert call("run", "-m", "their-idea", "--variant", "narrow", "-d", "scenes", "--out", "runs", *TINY) == 0
+    assert exit_code("check", "their-idea", "--variant", "narrow") == 0
+    assert exit_code("run", "-m", "their-idea", "--variant", "narrow", "-d", "scenes", "--out", "runs", *TINY) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     assert record["inputs"]["method"] == "their-idea" and "method_path" not in record
-    assert call("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
+    assert exit_code("eval", str(folder), "--out", "evals", "--quiet", "--device", "cpu") == 0
     (again,) = (tmp_path / "evals").iterdir()
     assert json.loads((again / "record.json").read_text())["protocols"] == record["protocols"]
     capsys.readouterr()
-    assert call("run", "-m", "their-idee", "-d", "scenes") == 2
+    assert exit_code("run", "-m", "their-idee", "-d", "scenes") == 2
     assert "Did you mean 'their-idea'?" in capsys.readouterr().err
 
 
@@ -243,12 +234,12 @@ def test_the_contract_finds(what: str, change: Callable[[str], str], check: str,
     (name,) = [n for n in contract.CHECKS if n.startswith(check)]
     problem = contract._problem(contract.CHECKS[name], contract.Subject(str(mine)))
     assert said in problem, problem
-    assert call("check", str(mine)) == 1
+    assert exit_code("check", str(mine)) == 1
 
 
 def test_a_file_that_imports_a_moved_module_is_told_where_it_is(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine.write_text(mine.read_text().replace("from cirbench.models.layers import", "from cirbench.layers import"))
-    assert call("check", str(mine)) in (1, 2)
+    assert exit_code("check", str(mine)) in (1, 2)
     captured = capsys.readouterr()
     assert "It is cirbench.models.layers now." in captured.out + captured.err
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import released_dwc as released
 import torch
+from commands import exit_code
 
-from cirbench.cli import main
 from cirbench.models import convert_dwc
 from cirbench.models.lstm_text import build_vocabulary
 from cirbench.runs.record import Record
@@ -21,14 +21,6 @@ from cirbench.types import CirbenchError
 PAGE = Path(__file__).parents[2] / "docs" / "dwc.md"
 TEXTS = ["same shoe but red", "a much higher heel and no strap at all", "red"]
 QUERIES = ["red heel", "a much higher strap, unknownword", "same"]
-
-
-def call(*arguments: str) -> int:
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def test_converted_weights_compute_what_the_release_computes(
     """Real shapes, both streams: composed query, target and modality weight to 1e-5."""
     out = tmp_path / "dwc"
     arguments = [f"--{name}={path}" for name, path in files.items()]
-    assert call("convert-dwc", *arguments, "-o", str(out), "--json") == 0
+    assert exit_code("convert-dwc", *arguments, "-o", str(out), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {n.split(": ")[1].split(".")[0] for n in told["unused"]} == {
         "loss_weight", "combine", "fc_ret", "fc_rei", "txt_model"
@@ -87,7 +79,7 @@ def test_the_printed_lines_call_both_streams(
 ) -> None:
     """docs/dwc.md, as printed there, on a folder of that name."""
     monkeypatch.chdir(tmp_path)
-    assert call("convert-dwc", *[f"--{name}={path}" for name, path in files.items()], "-o", "DIR", "--json") == 0
+    assert exit_code("convert-dwc", *[f"--{name}={path}" for name, path in files.items()], "-o", "DIR", "--json") == 0
     match = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert match is not None
     lines = [line for line in match[1].splitlines() if line]
@@ -115,18 +107,18 @@ def test_converted_folder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFix
     """One stream over a CLIP of ours, from file to recall."""
     path, out = tmp_path / "all_global_checkpoint.pth", tmp_path / "dwc"
     torch.save(released.clip_checkpoint(128), path)
-    assert call("convert-dwc", "--clip", str(path), "--backbone", "scenes-small", "-o", str(out)) == 0
+    assert exit_code("convert-dwc", "--clip", str(path), "--backbone", "scenes-small", "-o", str(out)) == 0
     assert "loss_weight" in capsys.readouterr().out
     small = [f"--set=data.{k}={n}" for k, n in (("train_scenes", 48), ("select_scenes", 8), ("report_scenes", 12),
                                                 ("distractors", 12))]
-    assert call("eval", str(out), "--dataset", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
+    assert exit_code("eval", str(out), "--dataset", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
                 "--device", "cpu", *small) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     record = json.loads((folder / "record.json").read_text())
     assert record["inputs"]["config"]["clip"] == "scenes-small" and record["selection"]["rule"] == "released"
     assert any("converted" in note for note in record["notes"])
     assert 0 <= next(iter(record["protocols"].values()))["metrics"]["R@1"] <= 100
-    assert call("eval", str(out), "--out", str(tmp_path / "runs")) == 2
+    assert exit_code("eval", str(out), "--out", str(tmp_path / "runs")) == 2
     assert "--dataset" in capsys.readouterr().err
 
 
@@ -135,10 +127,10 @@ def test_both_streams_of_real_shapes_are_evaluated(files: dict[str, Path], tmp_p
     """From the two files to a record with both streams' weights; CLIP is a random RN50, its weights being elsewhere."""
     out = tmp_path / "dwc"
     arguments = [f"--{name}={path}" for name, path in files.items()]
-    assert call("convert-dwc", *arguments, "--backbone", "RN50-quickgelu:random", "-o", str(out)) == 0
+    assert exit_code("convert-dwc", *arguments, "--backbone", "RN50-quickgelu:random", "-o", str(out)) == 0
     small = [f"--set=data.{k}={n}" for k, n in (("train_scenes", 48), ("select_scenes", 4), ("report_scenes", 4),
                                                 ("distractors", 4))]
-    assert call("eval", str(out), "--dataset", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
+    assert exit_code("eval", str(out), "--dataset", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
                 "--device", "cpu", *small) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     record = Record(folder)
@@ -151,7 +143,7 @@ def test_both_streams_of_real_shapes_are_evaluated(files: dict[str, Path], tmp_p
 def test_width_that_does_not_tell_the_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "g.pth"
     torch.save(released.clip_checkpoint(512), path)
-    assert call("convert-dwc", "--clip", str(path), "-o", str(tmp_path / "o")) == 2
+    assert exit_code("convert-dwc", "--clip", str(path), "-o", str(tmp_path / "o")) == 2
     assert "ViT-B-32" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
@@ -191,7 +183,7 @@ def test_what_is_not_the_release_is_refused(
     checkpoint = released.clip_checkpoint(1024)
     change(checkpoint["model_state_dict"])
     torch.save(checkpoint, tmp_path / "g.pth")
-    assert call("convert-dwc", "--clip", str(tmp_path / "g.pth"), "-o", str(tmp_path / "o")) == 2
+    assert exit_code("convert-dwc", "--clip", str(tmp_path / "g.pth"), "-o", str(tmp_path / "o")) == 2
     told = capsys.readouterr()
     assert said in told.err and "ran" not in told.out and not (tmp_path / "o").exists()
 
@@ -201,8 +193,8 @@ def test_texts_must_be_those_of_the_vocabulary(
 ) -> None:
     (tmp_path / "t.json").write_text(json.dumps(TEXTS[:1]))
     base = ["convert-dwc", "--cnn", str(files["cnn"]), "-o", str(tmp_path / "o")]
-    assert call(*base) == 2 and "--texts" in capsys.readouterr().err
-    assert call(*base, "--texts", str(tmp_path / "t.json")) == 2
+    assert exit_code(*base) == 2 and "--texts" in capsys.readouterr().err
+    assert exit_code(*base, "--texts", str(tmp_path / "t.json")) == 2
     assert "vocabulary of 8" in capsys.readouterr().err
-    assert call("convert-dwc", "--clip", str(files["cnn"]), "-o", str(tmp_path / "o")) == 2
+    assert exit_code("convert-dwc", "--clip", str(files["cnn"]), "-o", str(tmp_path / "o")) == 2
     assert "swapped" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import exit_code
 
 from cirbench import plugins
-from cirbench.cli import main
 from cirbench.runs import planning, reproduce
 from cirbench.runs.record_types import ProtocolScores
 from cirbench.runs.reproduce import Expected, Row
@@ -21,14 +21,6 @@ SMALL = [f"--set=data.{k}={n}" for k, n in (
     ("train_scenes", 48), ("select_scenes", 8), ("report_scenes", 12), ("distractors", 12))]
 SMALL += ["--set=method.clip=scenes-small", "--set=method.clip_dim=16", "--set=train.batch_size=32",
           "--set=train.epochs=1", "--device=cpu"]
-
-
-def call(*arguments: str) -> int:
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def label(row: Expected) -> str:
@@ -77,9 +69,9 @@ def test_comparison_reads_the_protocol_that_was_published() -> None:
 
 
 def test_unpublished_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("reproduce", "dwc", "-d", "scenes") == 2
+    assert exit_code("reproduce", "dwc", "-d", "scenes") == 2
     assert "shoes" in capsys.readouterr().err
-    assert call("reproduce", "dcw", "-d", "shoes") == 2
+    assert exit_code("reproduce", "dcw", "-d", "shoes") == 2
     assert "Did you mean 'dwc'?" in capsys.readouterr().err
 
 
@@ -95,7 +87,7 @@ def on_scenes(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_recipe_is_run_and_judged(
     on_scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 1
+    assert exit_code("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 1
     out = capsys.readouterr().out
     assert "FAIL" in out and "200.00" in out and "impossible" in out and "source: nowhere" in out
     (folder,) = (tmp_path / "runs").iterdir()
@@ -108,7 +100,7 @@ def test_a_recipe_is_run_and_judged(
     for published, verdict in ((ours, "OK"), (ours - 1.0, "OK"), (ours + 1.5, "OKish")):
         near = dataclasses.replace(row, metrics={"R@1": published})
         monkeypatch.setattr(reproduce, "read", lambda near=near: [near])
-        assert call("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 0
+        assert exit_code("reproduce", "concat", "-d", "scenes", "--out", str(tmp_path / "runs"), *SMALL) == 0
         out = capsys.readouterr().out
         (line,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["R@1"]]
         assert line[1:] == [f"{published:.2f}", f"{ours:.2f}", f"{ours - published:+.2f}", verdict]
@@ -118,7 +110,7 @@ def test_a_recipe_is_run_and_judged(
 
 def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs"
-    assert call("reproduce", "concat", "-d", "scenes", "--dry-run", "--json", "--out", str(out), *SMALL) == 0
+    assert exit_code("reproduce", "concat", "-d", "scenes", "--dry-run", "--json", "--out", str(out), *SMALL) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert not out.exists()
     planned = planning.plan("concat", "scenes", "clip-only", sets=[s.partition("=")[2] for s in SMALL if "set" in s])
@@ -126,7 +118,7 @@ def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.C
     assert found["seconds"] > 0 and found["memory_mb"] > 50 and found["evaluations"] == 2, "on select as well"
     # image and text projections to 16, and the perceptron with two normalisations
     width = 128
-    assert call("reproduce", "concat", "-d", "scenes", "--dry-run", "--out", str(out), *SMALL) == 0
+    assert exit_code("reproduce", "concat", "-d", "scenes", "--dry-run", "--out", str(out), *SMALL) == 0
     told = capsys.readouterr().out
     for part in ("source: nowhere", "1 epochs of batches of 32", "recipe:", "3 steps of", "about ", "memory "):
         assert part in told
@@ -135,5 +127,5 @@ def test_dry_run_trains_nothing(on_scenes: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_protocol_that_a_dataset_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("run", "-m", "concat", "-d", "scenes", "--set", "train.protocol=scenez", *SMALL) == 2
+    assert exit_code("run", "-m", "concat", "-d", "scenes", "--set", "train.protocol=scenez", *SMALL) == 2
     assert "unknown protocol of scenes 'scenez'" in capsys.readouterr().err
