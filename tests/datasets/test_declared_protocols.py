@@ -161,7 +161,7 @@ NAMES = {
         f"fiq-{gallery}-{reference}-{form}" for gallery in ("original", "val") for reference in ("keep", "drop")
         for form in ("ab", "ba", "both", "avg", "each", "tokens") if (gallery, reference, form) != ("original", "keep", "ab")
     )],
-    "shoes": ["shoes-4658", "shoes-4621", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
+    "shoes": ["shoes-4658", "shoes-4621", "shoes-val", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
     "css3d": ["css3d-label"], "cirr": ["cirr-hard", "cirr-graded"], "circo": ["circo-keep", "circo-drop"],
     "genecis": ["genecis"], "custom": ["custom-drop", "custom-keep"], "scenes": ["scenes"],
 }
@@ -240,6 +240,12 @@ def test_equal_captions_of_fashioniq_are_both_read() -> None:
 def test_shoes_are_doubled_unless_reference_and_target_are_one() -> None:
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("b",))) == [["x"], ["x"]]
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("a",))) == [["x"]]
+
+
+def test_graded_cirr_is_said_to_be_that_of_artemis_for_recall_over_the_whole_gallery_alone() -> None:
+    graded = next(p for p in find_dataset("cirr").SPEC.protocols if p.name == "cirr-graded")
+    assert "artemis" not in graded.known_as and "artemis (R@K alone)" in graded.known_as
+    assert "lists of the first 50" in graded.note
 
 
 @pytest.mark.parametrize(("source", "target", "expected"), [
