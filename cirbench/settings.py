@@ -187,7 +187,7 @@ class StreamSettings(Settings):
     """
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
@@ -199,7 +199,9 @@ class StreamSettings(Settings):
     )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
-    cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
+    cnn: str = Field(
+        "resnet50.tv_in1k", description="timm CNN of the CNN stream: NAME.TAG, NAME:FILE, hf-hub:OWNER/NAME"
+    )
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
         "bicubic", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}

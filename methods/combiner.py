@@ -36,7 +36,9 @@ class Config(StreamSettings):
     """The paper's values where they are not DWC's."""
 
     streams: Literal["both", "clip", "cnn"] = Field("clip", description="which streams are trained and ranked with")
-    clip: str = Field("RN50x4-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field(
+        "RN50x4-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)"
+    )
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
         "targetpad", description="how pictures are made square for CLIP; null for the model's own way"
     )
