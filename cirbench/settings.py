@@ -92,8 +92,9 @@ class TrainSettings(Settings):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choice most like `name`, or "" where none is close."""
-    found = difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.5)
-    return found[0] if found else ""
+    written = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), list(written), n=1, cutoff=0.5)
+    return written[found[0]] if found else ""
 
 
 def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> CirbenchError:

@@ -112,7 +112,8 @@ def without_weights(name: str) -> str:
 
 
 def _near(name: str, models: list[str]) -> list[str]:
-    return [*PACKAGED, *difflib.get_close_matches(name, models, n=8, cutoff=0.3)]
+    upper = {model.upper(): model for model in models}
+    return [*PACKAGED, *(upper[m] for m in difflib.get_close_matches(name.upper(), list(upper), n=8, cutoff=0.3))]
 
 
 class Clip(nn.Module):

@@ -525,16 +525,9 @@ def test_a_run_with_a_file_and_with_a_folder_agree(model: str, tmp_path: Path) -
 # ------------------------------------------------------------------------------------- a finished run
 
 
-def stage_one(out: Path, **over: Any) -> Any:
-    return tiny.run("sum", out, "clip4cir-1", train__epochs=1, **over)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return stage_one(tmp_path_factory.mktemp("runs"))
-
-
-def test_the_second_stage_reads_the_first(trained: Any, tmp_path: Path) -> None:
+def test_the_second_stage_reads_the_first(tmp_path: Path) -> None:
+    """The CLIP that `sum clip4cir-1` trained, under `combiner`."""
+    trained = tiny.run("sum", tmp_path / "first", "clip4cir-1")
     clip = load_clip(f"run:{trained.folder}")
     kept = load_file(trained.folder / "model.safetensors")
     for name, value in clip.model.state_dict().items():
@@ -553,12 +546,29 @@ def test_the_second_stage_reads_the_first(trained: Any, tmp_path: Path) -> None:
     assert exit_code("eval", str(record.folder), "--quiet") == 0, "the weights of the second stage load over it"
 
 
-def test_a_stage_on_a_stage_is_other_weights(trained: Any, tmp_path: Path) -> None:
+def made_run(folder: Path, clip: str, state: dict[str, Tensor], weights: dict[str, str] | None = None, **config: Any) -> str:
+    """`run:` of a folder that looks like a finished run's."""
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    inputs = {"config": {"clip": clip, "clip_size": None, **config}, "weights": weights or {}}
+    (folder / "record.json").write_text(json.dumps({"id": folder.name, "inputs": inputs}))
+    return f"run:{folder}"
+
+
+def inside(state: Any, prefix: str = "trained_clip.model.") -> dict[str, Tensor]:
+    return {"head.weight": torch.zeros(2), **{f"{prefix}{k}": v for k, v in state.items()}}
+
+
+def test_a_stage_on_a_stage_is_other_weights(tmp_path: Path) -> None:
     """A run that trained the CLIP of another run: its base is that run."""
-    first = f"run:{trained.folder}"
-    second = f"run:{stage_one(tmp_path, method__clip=first).folder}"
+    state = load_clip("scenes-small").model.state_dict()
+    first = made_run(tmp_path / "a", "scenes-small", inside(state), {"scenes-small": weights_id("scenes-small")})
+    state = {k: v * 0.9 if v.is_floating_point() else v for k, v in state.items()}
+    second = made_run(tmp_path / "b", first, inside(state, "mine."), {first: weights_id(first)})
     assert weights_id(first) != weights_id(second) and load_clip(first).key != load_clip(second).key
-    assert not torch.equal(encoded(load_clip(first))[0], encoded(load_clip(second))[0])
+    assert torch.equal(load_clip(second).model.logit_scale, state["logit_scale"])
+    resized = made_run(tmp_path / "c", first, inside(state, "mine."), {first: weights_id(first)}, clip_resize="squash")
+    assert weights_id(resized) != weights_id(second) and load_clip(resized).pixels.resize == "squash"
 
 
 def test_a_trained_clip_of_open_clip_needs_no_download(
@@ -567,43 +577,50 @@ def test_a_trained_clip_of_open_clip_needs_no_download(
     """Its architecture and the tag's preprocessing are known; the weights that it started from are not asked for."""
     from open_clip import pretrained
 
-    first = stage_one(tmp_path, method__clip=f"{model}:random", method__clip_resize=None)
-    name, record = f"run:{first.folder}", json.loads((first.folder / "record.json").read_text())
-    assert load_clip(name, seed=7).key == load_clip(name).key
     told = {"hf_hub": "people/mine/", "mean": (0.1, 0.2, 0.3), "std": (0.2, 0.2, 0.2), "resize_mode": "squash"}
     monkeypatch.setitem(pretrained._PRETRAINED, model, {"mine": told})
-    record["inputs"]["config"]["clip"] = f"{model}:mine"
-    (first.folder / "record.json").write_text(json.dumps(record))
     with pytest.raises(CirbenchError, match="could not be loaded"):
         load_clip(f"{model}:mine")
-    pixels = load_clip(name).pixels
-    assert pixels.mean == (0.1, 0.2, 0.3) and pixels.resize == "squash"
+    name = made_run(tmp_path / "first", f"{model}:mine", inside(tiny_weights.clip().state_dict()))
+    clip = load_clip(name)
+    same(encoded(clip), expected())
+    assert clip.pixels.mean == (0.1, 0.2, 0.3) and clip.pixels.resize == "squash"
+    assert load_clip(name, seed=7).key == clip.key
 
 
-def test_runs_that_trained_no_clip_are_told(trained: Any, tmp_path: Path) -> None:
-    frozen = tiny.run("sum", tmp_path / "runs", "clip-only")
-    without = tiny.run("random", tmp_path / "runs")
-    lost = Path(shutil.copytree(trained.folder, tmp_path / "lost"))
-    (lost / "model.safetensors").unlink()
+def test_runs_that_trained_no_clip_are_told(tmp_path: Path) -> None:
+    runs, head = tmp_path / "runs", {"head.weight": torch.zeros(2)}
+    made_run(runs / "frozen", "scenes-small", head)
+    made_run(runs / "without", "", head)
+    (runs / "without/record.json").write_text(json.dumps({"inputs": {"config": {"dim": 3}}}))
+    made_run(tmp_path / "lost", "scenes-small", head)
+    (tmp_path / "lost/model.safetensors").unlink()
+    made_run(tmp_path / "torn", "scenes-small", head)
+    (tmp_path / "torn/record.json").write_text("{")
+    part = inside(load_clip("scenes-small").model.state_dict())
+    del part["trained_clip.model.text_projection"]
+    made_run(tmp_path / "part", "scenes-small", part)
     (tmp_path / "begun").mkdir()
-    for folder, said in (
-        (frozen.folder, r"trained no CLIP \(method\.freeze_clip=true\), it used scenes-small as it is"),
-        (without.folder, "has no field `clip`"), (lost, "model.safetensors is missing.*--force"),
-        (tmp_path / "begun", "no finished run"), (tmp_path / "runs", "this folder holds 2 runs"),
-        (Path(f"{frozen.folder}x"), f"Did you mean run:{frozen.folder}"), (tmp_path / "nowhere/x", "there is no folder"),
-    ):
+    for folder, said in {
+        "runs/frozen": r"trained no CLIP \(method\.freeze_clip=true\), it used scenes-small as it is",
+        "runs/without": "has no field `clip`", "lost": "model.safetensors is missing.*--force",
+        "torn": "record.json cannot be read", "part": "1 missing: text_projection", "begun": "no finished run", "runs": "holds 2 runs",
+        "runs/frozn": f"Did you mean run:{runs}/frozen", "nowhere/x": "there is no folder",
+    }.items():
         with pytest.raises(CirbenchError, match=said):
-            load_clip(f"run:{folder}")
+            load_clip(f"run:{tmp_path / folder}")
 
 
 def test_a_run_whose_start_has_changed_is_refused(tmp_path: Path) -> None:
     """Words and architecture are the start's: other ones would silently be read with the trained weights."""
-    shutil.copytree(ASSETS / "scenes-small", tmp_path / "mine")
-    first = stage_one(tmp_path / "runs", method__clip=str(tmp_path / "mine"))
-    words = (tmp_path / "mine/vocab.txt").read_text().split()
-    (tmp_path / "mine/vocab.txt").write_text("\n".join([words[1], words[0], *words[2:]]) + "\n")
+    mine = shutil.copytree(ASSETS / "scenes-small", tmp_path / "mine")
+    state = load_clip(str(mine)).model.state_dict()
+    name = made_run(tmp_path / "first", str(mine), inside(state), {str(mine): weights_id(str(mine))})
+    load_clip(name)
+    words = (mine / "vocab.txt").read_text().split()
+    (mine / "vocab.txt").write_text("\n".join([words[1], words[0], *words[2:]]) + "\n")
     with pytest.raises(CirbenchError, match="has other content now"):
-        load_clip(f"run:{first.folder}")
+        load_clip(name)
 
 
 # --------------------------------------------------------------------------------------------- timm
