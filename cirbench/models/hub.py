@@ -17,6 +17,9 @@ from cirbench.types import CirbenchError
 
 __all__ = ["fetching", "folder_of", "reason"]
 
+#: Seconds to wait for the hub, or for the proxy in front of it, before doing without.
+CONNECT = 5.0
+
 
 def folder_of(name: Name) -> Path | None:
     """The folder with the weights of a name that stands for one, fetched from the hub if need be; else None.
@@ -86,6 +89,15 @@ def _fetched(name: Name) -> Path:
     return folder
 
 
+def _door(endpoint: str) -> tuple[str, int]:
+    """Host and port that a request to the hub is sent to: its own, or those of a proxy."""
+    url, proxies = urllib.parse.urlsplit(endpoint), urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
 @contextlib.contextmanager
 def fetching() -> Iterator[None]:
     """Load weights by name without the libraries' own logs; an error is reported once, by the caller.
@@ -96,8 +108,7 @@ def fetching() -> Iterator[None]:
 
     was, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
     try:
-        if not urllib.request.getproxies():
-            socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+        socket.create_connection(_door(constants.ENDPOINT), timeout=CONNECT).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
     logging.disable(logging.ERROR)
@@ -110,6 +121,8 @@ def fetching() -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The first line of a library's error message, shortened."""
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return "there is no connection to the hub, or HF_HUB_OFFLINE is set."
     said = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {textwrap.shorten(said.rstrip('.'), 200, placeholder=' ..')}."
 

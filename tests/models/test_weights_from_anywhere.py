@@ -422,13 +422,40 @@ def test_what_cannot_be_fetched_is_told_at_once(hub: Path, monkeypatch: pytest.M
     waits = list[float]()
     monkeypatch.setattr(time, "sleep", waits.append)
     for name, said in {
-        "hf-hub:people/nothing": r"could not be fetched: .*without a connection name a folder",
+        "hf-hub:people/nothing": r"could not be fetched: there is no connection to the hub.*without a connection name a folder",
         "hf-hub:nothing": "written hf-hub:OWNER/NAME", "hf-hub:": "written hf-hub:OWNER/NAME",
         "hf-hub:a/b/c": "written hf-hub:OWNER/NAME", "timm:hf-hub:timm/none": "could not be fetched",
     }.items():
         with pytest.raises(CirbenchError, match=said):
             check_clip(name)
     assert not waits
+
+
+def test_a_proxy_that_refuses_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one that never answers: one attempt, then what is cached."""
+    import socket
+
+    from huggingface_hub import constants
+
+    from cirbench.models import hub
+
+    tried = list[Any]()
+
+    def connect(address: Any, timeout: float) -> Any:
+        tried.append((address, timeout))
+        raise ConnectionRefusedError
+
+    for variable in ("ALL_PROXY", "all_proxy", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for proxy, door in (("http://127.0.0.1:9", ("127.0.0.1", 9)), ("proxy.example:3128", ("proxy.example", 3128)), ("", ("huggingface.co", 443))):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with hub.fetching():
+            assert constants.HF_HUB_OFFLINE
+        assert tried.pop() == (door, hub.CONNECT) and not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: socket.socket())
+    with hub.fetching():
+        assert not constants.HF_HUB_OFFLINE
 
 
 def test_a_half_fetched_repository_is_not_taken_for_whole(hub: Path, tmp_path: Path) -> None:
