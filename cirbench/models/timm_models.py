@@ -7,6 +7,7 @@ DINOv2, ViT, ConvNeXt and the like, with the preprocessing that timm notes for t
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def check_timm(found: Name) -> None:
         listed(folder)
         return
     if not timm.is_model(found.model):
-        near = timm.list_models(f"*{found.model.split('.')[0][:6]}*")[:8]
+        near = difflib.get_close_matches(found.model.partition(".")[0], timm.list_models(), n=8, cutoff=0.5)
         if found.timm:
             raise unknown("model of timm", found.model, near)
         raise unknown("CNN", found.model, [*PACKAGED_CNN, *near])
@@ -125,15 +126,18 @@ def _fill(body: nn.Module, tensors: dict[str, Tensor], found: Name) -> None:
     """Load weights, converted by timm where their names are those of an original release."""
     own = body.state_dict()
     tensors = without_prefix(tensors, own)
-    convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
-    if convert is not None and not own.keys() <= tensors.keys():
-        with contextlib.suppress(Exception):  # of no release that timm knows: the list of misfits says so
-            tensors = dict(convert(dict(tensors), body))
-    # A classifier is not used.
     heads = (getattr(body, "pretrained_cfg", None) or {}).get("classifier") or ()
     heads = [f"{head}." for head in ([heads] if isinstance(heads, str) else heads)]
-    kept = {n: t for n, t in tensors.items() if n in own or not any(n.startswith(head) for head in heads)}
-    fill(body, kept, f"{found.text} does not fit")
+
+    def used(named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All but a classifier."""
+        return {n: t for n, t in named.items() if n in own or not any(n.startswith(head) for head in heads)}
+
+    convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and own.keys() != used(tensors).keys():
+        with contextlib.suppress(Exception):  # of no release that timm knows: the list of misfits says so
+            tensors = dict(convert(dict(tensors), body))
+    fill(body, used(tensors), f"{found.text} does not fit")
 
 
 class ImageEncoder(nn.Module):

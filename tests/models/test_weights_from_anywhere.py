@@ -680,6 +680,14 @@ def test_a_timm_model_gives_its_pooled_features(name: str, tmp_path: Path) -> No
     assert got.shape == (2, encoder.dim) and not any(p.requires_grad for p in encoder.parameters()) and not encoder.training
 
 
+def test_the_file_of_an_original_release_is_converted(tmp_path: Path) -> None:
+    """DINOv2's own files hold a mask token that timm's models do not have."""
+    body = timm_file(tmp_path / "w.safetensors", "test_vit", num_classes=0)
+    torch.save({"model": {**body.state_dict(), "mask_token": torch.zeros(1, 64)}}, tmp_path / "dinov2.pth")
+    one, other = (load_image_encoder(f"timm:test_vit:{tmp_path / n}") for n in ("w.safetensors", "dinov2.pth"))
+    assert one.key != other.key and all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_a_dinov2_is_an_image_encoder() -> None:
     """Its structure with random weights, at a smaller side than its own."""
     encoder = load_image_encoder("timm:vit_small_patch14_dinov2.lvd142m:random", image_size=56)
@@ -800,7 +808,7 @@ def test_a_folder_of_timm_and_the_cnn_stream(tmp_path: Path, hub: Path) -> None:
     ("runs:scenes-sum-s0-123", "Did you mean run:scenes-sum-s0-123"),
     ("tim:resnet50", "Did you mean timm:resnet50"),
     ("vit_small_patch14_dinov2.lvd142m", r"Did you mean timm:vit_small_patch14_dinov2\.lvd142m"),
-    ("timm:vit_small_patch14_dinov3.lvd142m", "unknown model of timm.*'vit_small_patch14_dinov3"),
+    ("timm:vit_smal_patch14_dinov2.lvd142m", r"unknown model of timm 'vit_smal_patch14_dinov2\.lvd142m'\. Did you mean 'vit_small_patch14_dinov2'"),
     ("timm:vit_small_patch14_dinov2.lvd142", "weights tag of vit_small_patch14_dinov2.*'lvd142m'"),
     ("timm:resnet50:openai", r"named resnet50\.TAG"),
     ("timm:resnet50:/nowhere/x.pt", "there is no file"),
