@@ -7,6 +7,7 @@ name (torch.compile), and a prefix that the model's names share (`module.`, `cli
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,9 +60,12 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CirbenchError(f"there is no file {path}.") from None
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        other = re.search(r"GLOBAL (\S+)", str(error))
+        if other is None:
+            raise CirbenchError(f"{path} is no file of torch.save, or is damaged. Fetch or copy it again.") from None
         raise CirbenchError(
-            f"{path} holds more than tensors, and loading it could run code. Save its weights alone, e.g. "
+            f"{path} holds more than tensors ({other[1]}), and loading it could run code. Save its weights alone, e.g. "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
         ) from None
     except RuntimeError as error:

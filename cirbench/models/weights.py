@@ -38,8 +38,10 @@ def weights_files(name: str) -> list[Path]:
     if found.kind in ("local-dir", "hf-hub"):
         folder = folder_of(found)
         return listed(folder) if folder is not None else []
-    path = found.path if found.kind == "file" else Path(name)
+    path = Path(name)
     try:
+        if found.kind == "file":
+            return [found.path] if found.path.is_file() else []
         if path.is_file():
             return [path] if path.suffix.lower() in WEIGHTS else []
         inside = sorted(p for p in path.iterdir() if p.is_file()) if name and path.is_dir() else []

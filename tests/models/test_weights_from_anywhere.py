@@ -153,7 +153,7 @@ def broken(kind: str) -> Any:
     ("positions", r"positional_embedding is \(12, 24\), not \(77, 24\)"),
     ("all", r"1 missing: visual\.proj; 1 unexpected: other\.weight; 1 of another shape: ln_final\.bias is \(7,\)"),
     ("nan", r"NaN or infinity, the first is visual\.proj"),
-    ("code", "more than tensors, and loading it could run code"),
+    ("code", r"more than tensors \(pathlib\.PosixPath\), and loading it could run code"),
     ("no weights", "holds no weights by name: found the keys epoch, lr"),
     ("a list", "holds no weights by name: found list"),
     ("a tensor", "holds no weights by name: found Tensor"),
@@ -499,6 +499,8 @@ def test_content_identifies_weights_and_places_do_not(model: str, tmp_path: Path
     shutil.copy(a, tmp_path / "b.bin")
     c = write(tmp_path / "c.pt", dict(tiny_weights.clip(1).state_dict()))
     assert weights_id(f"{model}:{a}") == weights_id(f"{model}:{tmp_path / 'b.bin'}") != weights_id(f"{model}:{c}")
+    shutil.copy(a, tmp_path / "epoch_20")
+    assert weights_id(f"{model}:{tmp_path / 'epoch_20'}") == weights_id(f"{model}:{a}"), "whatever the file's ending"
     assert weights_id(f"{model}:{a}") != weights_id(f"{model}-quickgelu:{a}"), "another architecture computes other features"
     assert load_clip(f"{model}:{a}").key == load_clip(f"{model}:{tmp_path / 'b.bin'}").key != load_clip(f"{model}:{c}").key
     folder = tiny_weights.open_clip_folder(tmp_path / "mine")
@@ -513,7 +515,7 @@ def test_content_identifies_weights_and_places_do_not(model: str, tmp_path: Path
     small = tmp_path / "small"
     shutil.copytree(ASSETS / "scenes-small", small)
     assert weights_id(str(small)) == weights_id(f"local-dir:{small}") == weights_id("scenes-small")
-    for name in ("RN50-quickgelu:openai", "resnet50.tv_in1k", "timm:resnet50.tv_in1k", "a photo of $: a.pt", "run", ""):
+    for name in ("RN50-quickgelu:openai", "resnet50.tv_in1k", "timm:resnet50.tv_in1k", "a photo of $: a.pt", "run", "a: b/" + "c" * 999, "a:/\0", ""):
         assert weights_id(name) == name and not weights_in({"clip": name})
 
 
