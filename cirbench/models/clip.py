@@ -45,6 +45,8 @@ def check_clip(name: str) -> None:
             raise CirbenchError(f"{name} is an image encoder of timm, without a text tower. It is named timm:{name}.")
     elif found.kind == "run":
         trained_run(found)
+    elif found.kind == "packaged" and found.model not in PACKAGED:
+        raise unknown("backbone", name, PACKAGED, f"{name} is a CNN, without a text tower.")
     elif found.kind == "file":
         _check_model(found)
         if not found.path.is_file():
@@ -217,6 +219,11 @@ def _of_folder(folder: Path, found: Name, image_size: int | None) -> Clip:
                 config, pixels = open_clip.get_model_config(f"local-dir:{folder}"), wanted_pixels(model.visual)
     except CirbenchError:
         raise
+    except ImportError as error:
+        raise CirbenchError(
+            f"{found.text}: {reason(error)} Its tokenizer or text tower is of Hugging Face: `pip install transformers "
+            "sentencepiece`."
+        ) from None
     except Exception as error:
         raise CirbenchError(
             f"{found.text}: no CLIP can be made from {folder / CONFIGS[kind]}: {reason(error)} Fetch or restore the "

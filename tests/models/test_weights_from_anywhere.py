@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,16 @@ def test_a_folder_without_its_parts_is_told(tmp_path: Path) -> None:
         path = tmp_path / name if name else ""
         with pytest.raises(CirbenchError, match=said):
             load_clip(f"local-dir:{path}")
+
+
+def test_a_tokenizer_that_needs_transformers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_weights.open_clip_folder(tmp_path / "mine")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "people/theirs"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(CirbenchError, match="pip install transformers"):
+        load_clip(f"local-dir:{folder}")
 
 
 # ---------------------------------------------------------------------------- Hugging Face's layout
@@ -820,6 +831,7 @@ def test_a_folder_of_timm_and_the_cnn_stream(tmp_path: Path, hub: Path) -> None:
     ("ViT-B-32:openay", "Did you mean 'openai'"),
     ("some/folder", "some/folder holds no CLIP"),
     ("scenes-smal", "Did you mean 'scenes-small'"),
+    ("scenes-cnn", "scenes-cnn is a CNN, without a text tower"),
     ("x\0y", "unknown backbone"),
     ("", "unknown backbone"),
 ])
