@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,18 @@ from cirbench.data.images import CLIP_MEAN, CLIP_STD
 from cirbench.models import hf_clip
 from cirbench.models.checkpoints import fill, read_weights, under_prefix, without_prefix
 from cirbench.models.hub import fetching, folder_of, reason
-from cirbench.models.names import CONFIGS, PACKAGED, Name, layout, listed, nearest_prefix, parse, parts_of, pick
+from cirbench.models.names import (
+    CONFIGS,
+    PACKAGED,
+    Name,
+    is_file,
+    layout,
+    listed,
+    nearest_prefix,
+    parse,
+    parts_of,
+    pick,
+)
 from cirbench.models.timm_models import check_timm, no_text
 from cirbench.models.trained_run import trained_run
 from cirbench.models.weights import ASSETS, tensors_sha256, weights_id
@@ -42,14 +54,15 @@ def check_clip(name: str) -> None:
         assert folder is not None
         listed(folder)
         if layout(folder) == "timm":
-            raise CirbenchError(f"{name} is an image encoder of timm, without a text tower. It is named timm:{name}.")
+            usual = f"timm:local-dir:{name}" if found.kind == "folder" else f"timm:{name}"
+            raise CirbenchError(f"{name} is an image encoder of timm, without a text tower. It is named {usual}.")
     elif found.kind == "run":
         trained_run(found)
     elif found.kind == "packaged" and found.model not in PACKAGED:
         raise unknown("backbone", name, PACKAGED, f"{name} is a CNN, without a text tower.")
     elif found.kind == "file":
         _check_model(found)
-        if not found.path.is_file():
+        if not is_file(found.path):
             raise CirbenchError(f"backbone {name!r}: there is no file {found.rest!r}.{_instead(found)}")
     elif found.kind == "tag":
         _check_tag(found)
@@ -65,6 +78,13 @@ def _check_model(found: Name) -> None:
         raise CirbenchError(f"unknown backbone {found.text!r}. Did you mean {usual}:{found.rest or 'TAG'}?")
     if model in models:
         return
+    # As the hub's pages show a repository, or as their address.
+    if match := re.fullmatch(r"(?:https?://)?(?:huggingface\.co/)?([\w.-]+/[\w.-]+?)/?", found.text):
+        raise CirbenchError(
+            f"unknown backbone {found.text!r}: there is no such folder. A repository of the Hugging Face hub is named "
+            f"hf-hub:{match[1]}, a model of open_clip MODEL:TAG (`cirbench list backbones`); `cirbench pretrain clip` "
+            "writes a folder."
+        )
     if found.rest and (meant := nearest_prefix(found.text)):
         raise CirbenchError(f"unknown backbone {found.text!r}. Did you mean {meant}:{found.rest}?")
     if "/" in model:

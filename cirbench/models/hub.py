@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from cirbench.models.names import CONFIGS, PACKAGED, Name, layout, listed, parts_of, pick
+from cirbench.models.names import CONFIGS, PACKAGED, Name, is_folder, layout, listed, parts_of, pick
 from cirbench.settings import nearest
 from cirbench.types import CirbenchError
 
@@ -31,9 +31,9 @@ def folder_of(name: Name) -> Path | None:
         return fetch(name)
     if name.kind not in ("folder", "local-dir"):
         return None
-    if not name.rest or not name.path.is_dir():
+    if not name.rest or not is_folder(name.path):
         near = name.path.parent
-        guess = nearest(name.path.name, [p.name for p in near.iterdir() if p.is_dir()] if near.is_dir() else [])
+        guess = nearest(name.path.name, [p.name for p in near.iterdir() if p.is_dir()] if is_folder(near) else [])
         mean = f" Did you mean {near / guess}?" if guess else ""
         raise CirbenchError(f"{name.text}: there is no folder {name.rest!r}.{mean}")
     return name.path

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "CONFIGS", "FORMS", "PACKAGED", "PACKAGED_CNN", "Name", "layout", "listed", "nearest_prefix", "parse", "parts_of",
-    "pick", "read_json",
+    "CONFIGS", "FORMS", "PACKAGED", "PACKAGED_CNN", "Name", "is_file", "is_folder", "layout", "listed",
+    "nearest_prefix", "parse", "parts_of", "pick", "read_json",
 ]
 
 #: CLIPs that ship with the package.
@@ -89,18 +89,27 @@ def parse(text: str) -> Name:
             return Name(text, kind, "", body.removeprefix(f"{kind}:"), timm)
     if body in (*PACKAGED, *PACKAGED_CNN):
         return Name(text, "packaged", body, "", timm)
-    if not timm and _is(Path.is_dir, body):
+    if not timm and is_folder(body):
         return Name(text, "folder", "", body)
     model, colon, rest = body.partition(":")
-    if colon and (Path(rest).suffix.lower() in WEIGHTS or "/" in rest or _is(Path.is_file, rest)):
+    if colon and (Path(rest).suffix.lower() in WEIGHTS or "/" in rest or is_file(rest)):
         return Name(text, "file", model, rest, timm)
     return Name(text, "tag", model, rest, timm)
 
 
-def _is(what: Any, text: str) -> bool:
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a text that cannot be a path names none."""
     try:
-        return bool(text) and bool(what(Path(text)))
-    except (OSError, ValueError):  # a text that cannot be a path
+        return bool(path) and Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; a text that cannot be a path names none."""
+    try:
+        return bool(path) and Path(path).is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -142,7 +151,8 @@ def layout(folder: Path) -> Layout:
         return "open_clip"
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        if config.get("model_type") == "clip" or "CLIPModel" in (config.get("architectures") or ()):
+        built = config.get("architectures")
+        if config.get("model_type") == "clip" or (isinstance(built, list) and "CLIPModel" in built):
             return "hf"
         return "timm" if isinstance(config.get("architecture"), str) else ""
     return ""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cirbench.models.checkpoints import fill, read_weights, without_prefix
 from cirbench.models.hub import fetching, folder_of, reason
-from cirbench.models.names import PACKAGED_CNN, Name, layout, listed, parse, parts_of, pick, read_json
+from cirbench.models.names import PACKAGED_CNN, Name, is_file, layout, listed, parse, parts_of, pick, read_json
 from cirbench.models.weights import tensors_sha256, weights_id
 from cirbench.settings import unknown
 from cirbench.types import CirbenchError, Pixels
@@ -63,7 +63,7 @@ def check_timm(found: Name) -> None:
     tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{model}.*")]
     if dot and tag not in tags:
         raise unknown(f"weights tag of {model}", tag, tags)
-    if found.kind == "file" and not found.path.is_file():
+    if found.kind == "file" and not is_file(found.path):
         raise CirbenchError(f"{found.text}: there is no file {found.rest!r}. Check the path.")
     if found.kind == "tag" and found.rest not in ("", "random"):
         raise CirbenchError(

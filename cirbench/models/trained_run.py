@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cirbench.models.names import Name, read_json
+from cirbench.models.names import Name, is_file, is_folder, read_json
 from cirbench.settings import nearest
 from cirbench.types import CirbenchError
 
@@ -48,7 +48,7 @@ def trained_run(name: Name) -> TrainedRun:
         CirbenchError: no finished run there, or its method uses no CLIP.
     """
     folder = name.path
-    if not name.rest or not (folder / "record.json").is_file():
+    if not name.rest or not is_file(folder / "record.json"):
         raise CirbenchError(f"{name.text}: {_absent(folder, name.rest)}")
     record = read_json(folder / "record.json")
     inputs = record.get("inputs")
@@ -61,20 +61,23 @@ def trained_run(name: Name) -> TrainedRun:
             f"{name.text}: model.safetensors is missing, so the CLIP that this run trained is lost. Repeat its command "
             "with --force."
         )
-    weights, size, resize = inputs.get("weights") or {}, config.get("clip_size"), config.get("clip_resize")
+    weights, size, resize = inputs.get("weights"), config.get("clip_size"), config.get("clip_resize")
+    base_id = weights.get(clip, "") if isinstance(weights, dict) else ""
     return TrainedRun(
-        folder, clip, str(weights.get(clip, "")), size if isinstance(size, int) else None,
+        folder, clip, str(base_id), size if isinstance(size, int) else None,
         resize if isinstance(resize, str) else None,
     )
 
 
 def _absent(folder: Path, written: str) -> str:
-    if folder.is_dir():
+    if not written:
+        return "it names no folder. Write run:runs/NAME; `cirbench runs` lists the finished ones."
+    if is_folder(folder):
         below = sorted(p.parent.name for p in folder.glob("*/record.json"))
         if below:
             return f"this folder holds {len(below)} runs. Name one of them, such as run:{folder / below[0]}."
         return "this folder holds no finished run (no record.json). If it was interrupted, repeat its command."
     near = folder.parent
-    guess = nearest(folder.name, [p.parent.name for p in near.glob("*/record.json")]) if near.is_dir() else ""
+    guess = nearest(folder.name, [p.parent.name for p in near.glob("*/record.json")]) if is_folder(near) else ""
     mean = f" Did you mean run:{near / guess}?" if guess else ""
     return f"there is no folder {written!r}.{mean} `cirbench runs` lists the finished ones."

@@ -12,9 +12,10 @@ from torch import nn
 
 from cirbench.data.file_hashes import file_sha256s
 from cirbench.models.hub import folder_of
-from cirbench.models.names import PACKAGED, PACKAGED_CNN, WEIGHTS, listed, parse
+from cirbench.models.names import PACKAGED, PACKAGED_CNN, WEIGHTS, is_file, listed, parse
 from cirbench.models.trained_run import trained_run
 from cirbench.seeds import digest
+from cirbench.types import CirbenchError
 
 __all__ = ["ASSETS", "PACKAGED", "PACKAGED_CNN", "tensors_sha256", "weights_files", "weights_id", "weights_in"]
 
@@ -38,10 +39,10 @@ def weights_files(name: str) -> list[Path]:
     if found.kind in ("local-dir", "hf-hub"):
         folder = folder_of(found)
         return listed(folder) if folder is not None else []
+    if found.kind == "file":
+        return [found.path] if is_file(found.path) else []
     path = Path(name)
     try:
-        if found.kind == "file":
-            return [found.path] if found.path.is_file() else []
         if path.is_file():
             return [path] if path.suffix.lower() in WEIGHTS else []
         inside = sorted(p for p in path.iterdir() if p.is_file()) if name and path.is_dir() else []
@@ -56,7 +57,11 @@ def weights_id(name: str) -> str:
     files = weights_files(name)
     if not files:
         return name
-    found, hashes = parse(name), file_sha256s(files)
+    found = parse(name)
+    try:
+        hashes = file_sha256s(files)
+    except OSError as error:
+        raise CirbenchError(f"the weights {name} cannot be read: {error}. Check its permissions.") from None
     if found.kind == "run":
         # Other weights of that run's method, its name and its id count as little as its path.
         run = trained_run(found)

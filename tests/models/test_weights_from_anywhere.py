@@ -375,6 +375,17 @@ def test_another_kind_of_hugging_face_model_is_refused(change: dict[str, Any], s
         load_clip(str(folder))
 
 
+@pytest.mark.parametrize("config", [
+    '{"model_type": "clip", "text_config": 7}', '{"model_type": "clip", "vision_config": {"hidden_size": "a"}}', "[]", "{",
+    '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}', '{"architectures": 3}',
+])
+def test_a_damaged_config_is_told(config: str, tmp_path: Path) -> None:
+    folder = tiny_weights.hf_folder(tmp_path / "hf")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(CirbenchError, match=r"config\.json"):
+        load_clip(str(folder))
+
+
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = tiny_weights.hf_folder(tmp_path / "hf")
     ids = {t: i for t, i in open_clip.SimpleTokenizer().encoder.items() if i < 49406}
@@ -651,6 +662,15 @@ def test_runs_that_trained_no_clip_are_told(tmp_path: Path) -> None:
             load_clip(f"run:{tmp_path / folder}")
 
 
+@pytest.mark.parametrize("record", ["[]", "{}", '{"inputs": 3}', '{"inputs": {"config": {"clip": 3}}}',
+                                    '{"inputs": {"config": {"clip": "scenes-small", "clip_size": "x"}, "weights": 3}}'])
+def test_a_damaged_record_is_told(record: str, tmp_path: Path) -> None:
+    name = made_run(tmp_path / "x", "scenes-small", {"a": torch.zeros(1)})
+    (tmp_path / "x/record.json").write_text(record)
+    with pytest.raises(CirbenchError, match=r"no JSON object|no field `clip`|trained no CLIP"):
+        load_clip(name)
+
+
 def test_a_run_whose_start_has_changed_is_refused(tmp_path: Path) -> None:
     """Words and architecture are the start's: other ones would silently be read with the trained weights."""
     mine = shutil.copytree(ASSETS / "scenes-small", tmp_path / "mine")
@@ -829,7 +849,13 @@ def test_a_folder_of_timm_and_the_cnn_stream(tmp_path: Path, hub: Path) -> None:
     ("timm:scenes-cnn", "Write scenes-cnn"),
     ("ViT-B-32", "has no weights tag"),
     ("ViT-B-32:openay", "Did you mean 'openai'"),
-    ("some/folder", "some/folder holds no CLIP"),
+    ("some/folder/of/mine", "some/folder/of/mine holds no CLIP"),
+    ("BAAI/BGE-VL-base", "named hf-hub:BAAI/BGE-VL-base"),
+    ("https://huggingface.co/BAAI/BGE-VL-base", "named hf-hub:BAAI/BGE-VL-base"),
+    ("local-dir:" + "x" * 5000, "there is no folder"), ("run:" + "x" * 5000, "there is no folder"),
+    ("local-dir:\0", "there is no folder"), ("run:\0", "there is no folder"), ("run:", "names no folder"),
+    ("ViT-B-32:/dev/null", "there is no file"), ("timm:", "unknown model of timm"), (":", "unknown backbone"),
+    ("hf-hub:../x", "could not be fetched: HFValidationError"),
     ("scenes-smal", "Did you mean 'scenes-small'"),
     ("scenes-cnn", "scenes-cnn is a CNN, without a text tower"),
     ("x\0y", "unknown backbone"),
