@@ -56,6 +56,8 @@ def trained_run(name: Name) -> TrainedRun:
     clip = config.get("clip") if isinstance(config, dict) else None
     if not isinstance(inputs, dict) or not isinstance(config, dict) or not isinstance(clip, str):
         raise CirbenchError(f"{name.text}: the method of this run has no field `clip`, so it trained no CLIP.")
+    if clip == name.text:
+        raise CirbenchError(f"{name.text}: its record.json is damaged: this run started from itself.")
     if not (folder / "model.safetensors").is_file():
         raise CirbenchError(
             f"{name.text}: model.safetensors is missing, so the CLIP that this run trained is lost. Repeat its command "

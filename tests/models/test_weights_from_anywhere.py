@@ -663,11 +663,13 @@ def test_runs_that_trained_no_clip_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", ["[]", "{}", '{"inputs": 3}', '{"inputs": {"config": {"clip": 3}}}',
-                                    '{"inputs": {"config": {"clip": "scenes-small", "clip_size": "x"}, "weights": 3}}'])
+                                    '{"inputs": {"config": {"clip": "scenes-small", "clip_size": "x"}, "weights": 3}}',
+                                    '{"inputs": {"config": {"clip": "SELF"}}}'])
 def test_a_damaged_record_is_told(record: str, tmp_path: Path) -> None:
     name = made_run(tmp_path / "x", "scenes-small", {"a": torch.zeros(1)})
+    record = record.replace("SELF", name)
     (tmp_path / "x/record.json").write_text(record)
-    with pytest.raises(CirbenchError, match=r"no JSON object|no field `clip`|trained no CLIP"):
+    with pytest.raises(CirbenchError, match=r"started from itself|no JSON object|no field `clip`|trained no CLIP"):
         load_clip(name)
 
 
