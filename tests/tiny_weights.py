@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import open_clip
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from torch import Tensor
 
+TEXTS = ["a red dress, longer", "no sleeves"]
 #: Arguments of open_clip's CLIP: two layers, 32 px.
 TINY = {
     "embed_dim": 16,
@@ -104,3 +107,48 @@ def register(name: str = "tiny-clip") -> str:
     factory._MODEL_CONFIGS[name] = json.loads(json.dumps(TINY))
     assert name in open_clip.list_models()
     return name
+
+
+def encoded(clip: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x = torch.randn(2, 3, clip.pixels.size, clip.pixels.size, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return clip.encode_images(x), clip.encode_texts(TEXTS)
+
+
+def expected() -> tuple[Tensor, Tensor]:
+    reference, tokens = clip(), open_clip.SimpleTokenizer()(TEXTS)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return reference.encode_image(x), reference.encode_text(tokens)
+
+
+def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def write(path: Path, what: Any) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in what.items()}, path)
+    else:
+        torch.save(what, path)
+    return path
+
+
+def keep(hub: Path, repository: str, folder: Path) -> Path:
+    """Lay a folder into the hub's cache as it would lie there after a fetch."""
+    place = hub / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text("abc")
+    shutil.copytree(folder, place / "snapshots/abc")
+    return place / "snapshots/abc"
+
+
+def timm_file(path: Path, name: str, seed: int = 0, **more: Any) -> Any:
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = timm.create_model(name, pretrained=False, **more).eval()
+    save_file({k: v.contiguous() for k, v in body.state_dict().items()}, path)
+    return body
