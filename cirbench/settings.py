@@ -92,8 +92,9 @@ class TrainSettings(Settings):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choice most like `name`, or "" where none is close."""
-    found = difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.5)
-    return found[0] if found else ""
+    written = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), list(written), n=1, cutoff=0.5)
+    return written[found[0]] if found else ""
 
 
 def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> CirbenchError:
@@ -187,7 +188,7 @@ class StreamSettings(Settings):
     """
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
@@ -199,7 +200,9 @@ class StreamSettings(Settings):
     )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
-    cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
+    cnn: str = Field(
+        "resnet50.tv_in1k", description="timm CNN of the CNN stream: NAME.TAG, NAME:FILE, hf-hub:OWNER/NAME"
+    )
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
         "bicubic", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}

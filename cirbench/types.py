@@ -155,7 +155,7 @@ class Pixels:
     Attributes:
         size: side in pixels.
         resize: `crop` (shorter side to size, centre crop), `squash`, `pad` (square, zero), or `targetpad` (pad to
-            aspect 1.25, then crop; CLIP4Cir).
+            aspect 1.25, then crop; CLIP4Cir). `crop:S`, `squash:S` resize to S pixels, then cut out the centre.
         interpolation: `bicubic` or `bilinear`.
         mean, std: per channel, of values in 0..1.
     """

@@ -52,7 +52,7 @@ class Config(Settings):
     """Every knob of DWC, with the released code's value as default; the list above says where not."""
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")

@@ -29,7 +29,9 @@ Examples:
 @click.option("--method", "-m", required=True, help="Name (`cirbench list methods`) or path of a .py file.")
 @click.option("--dataset", "-d", required=True, help="Name (`cirbench list datasets`).")
 @click.option("--variant", default="", help="A named set of overrides (`cirbench list variants`).")
-@click.option("--backbone", default="", help="CLIP to use instead: MODEL:TAG, a packaged name, or a folder.")
+@click.option("--backbone", default="", metavar="NAME",
+              help="Encoder to use instead: MODEL:TAG, MODEL:FILE, a packaged name, a folder, hf-hub:OWNER/NAME, "
+              "run:FOLDER or timm:NAME (`cirbench list backbones`).")
 @click.option("--recipe", default="", metavar="DATASET",
               help="Use the method's sizes and rates for this dataset: `scenes` fits two CPU cores.")
 @click.option("--seed", type=int, default=None, help="Training seed. [0]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from safetensors.torch import save_file
 from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
 from cirbench.models.encoders import Encoders
+from cirbench.models.names import PREFIXES
 from cirbench.runs.planning import Plan, training_form
 from cirbench.seeds import derive
-from cirbench.types import CirbenchError, Dataset, Method, TrainView
+from cirbench.types import CirbenchError, Dataset, Frozen, Method, TrainView
 
-__all__ = ["build", "check_backbones", "load_method", "make_deterministic", "save_weights", "train_view"]
+__all__ = [
+    "build", "check_backbones", "load_method", "make_deterministic", "preprocessing", "save_weights", "train_view",
+]
 
 
 def make_deterministic(seed: int) -> None:
@@ -33,6 +37,8 @@ def make_deterministic(seed: int) -> None:
 def check_backbones(config: Mapping[str, Any]) -> None:
     """Refuse names of encoders that cannot be loaded, before anything is done.
 
+    Weights that are named by a repository of the hub are fetched here, before pictures are read.
+
     Raises:
         CirbenchError: an unknown CLIP or CNN, with the nearest one.
     """
@@ -40,6 +46,15 @@ def check_backbones(config: Mapping[str, Any]) -> None:
         check_clip(str(config["clip"]))
     if config.get("cnn") and config.get("streams") != "clip":
         check_cnn(str(config["cnn"]))
+    for field, value in config.items():
+        if field not in ("clip", "cnn") and isinstance(value, str) and value.startswith(PREFIXES):
+            check_clip(value)
+
+
+def preprocessing(method: Method) -> dict[str, dict[str, Any]]:
+    """What is done to the pictures of each of a method's inputs, for the record."""
+    pixels = {name: w.encoder.pixels if isinstance(w, Frozen) else w for name, w in method.inputs.images.items()}
+    return {name: asdict(wanted) for name, wanted in pixels.items()}
 
 
 def train_view(dataset: Dataset, form: str) -> TrainView:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cirbench.models.clip import clip_folder
+from cirbench.models.clip import without_weights
 from cirbench.models.encoders import Encoders
+from cirbench.models.names import PREFIXES
 from cirbench.runs import cost, planning
 from cirbench.runs.building import build, train_view
 from cirbench.runs.planning import Plan
@@ -55,8 +56,9 @@ def _random_weights(planned: Plan) -> Any:
     """The plan's config with random weights, so that nothing is fetched: time and memory do not depend on values."""
     fields: dict[str, Any] = {}
     config = planned.config.model_dump()
-    if config.get("clip") and clip_folder(config["clip"]) is None:
-        fields["clip"] = config["clip"].partition(":")[0] + ":random"
+    for name, value in config.items():
+        if isinstance(value, str) and (value.startswith(PREFIXES) or (name == "clip" and value)):
+            fields[name] = without_weights(value)
     if "cnn_pretrained" in config:
         fields["cnn_pretrained"] = False
     return planned.config.model_copy(update=fields)

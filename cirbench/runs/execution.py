@@ -20,7 +20,7 @@ from cirbench.files import write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.runs.blame import blaming
-from cirbench.runs.building import build, check_backbones, make_deterministic, save_weights
+from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
 from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
@@ -130,7 +130,8 @@ def _run(
         notes.append("The checkpoint was chosen on the reported split (test-oracle).")
     head = {
         "id": identity.id, "inputs": identity.inputs, "variant": planned.variant, "overrides": dict(planned.overrides),
-        **places(planned), "loaded": encoders.loaded, "select": selected, "split": "report",
+        **places(planned), "loaded": encoders.loaded, "preprocessing": preprocessing(method), "select": selected,
+        "split": "report",
         "selection": {
             "rule": planned.train.selection if trainable else "untrained", "epoch": trained.epoch,
             "metric": dataset.protocols[0].summary if trained.best is not None else None, "value": trained.best,
