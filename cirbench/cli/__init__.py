@@ -126,7 +126,7 @@ def _message(error: Exception) -> str:
 #: How torch says that a tensor cannot be allocated.
 _TOO_LARGE = re.compile(
     "can't allocate memory|not enough memory|out of memory|[Ss]torage size calculation overflowed|"
-    "multiplication overflow|invalid for input of size|bigger than|exceeds maximum"
+    "multiplication overflow"
 )
 
 

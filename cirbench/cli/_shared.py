@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cirbench.process import DEBUG
+from cirbench.settings import shown
 from cirbench.types import CirbenchError
 
 #: Largest whole number that an option without a bound of its own takes: larger ones do not fit into 64 bits.
@@ -24,6 +25,8 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and not value.strip():
             self.fail(f"{value!r} is empty. Name a path; the current folder is '.'.", param, ctx)
+        if isinstance(value, str) and any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
+            self.fail(f"{value[:40]!r}... has a part of more than 255 bytes, longer than any file name.", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -55,7 +58,7 @@ def _sane(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """A number, or several of a repeatable option, that somebody can have meant."""
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, int | float) and not abs(one) <= LARGEST:  # NaN is not either
-            raise click.BadParameter(f"{short(str(one), 80)} is not a number that can be used here.", ctx, param)
+            raise click.BadParameter(f"{shown(one)}: a number must be finite and below 2^63 in size.", ctx, param)
     return value
 
 

@@ -48,10 +48,12 @@ def check_backbones(config: Mapping[str, Any]) -> None:
     Raises:
         CirbenchError: an unknown CLIP or CNN, with the nearest one.
     """
-    if config.get("clip") and config.get("streams") != "cnn":
-        check_clip(str(config["clip"]))
-    if config.get("cnn") and config.get("streams") != "clip":
-        check_cnn(str(config["cnn"]))
+    for name, other, check in (("clip", "cnn", check_clip), ("cnn", "clip", check_cnn)):
+        if config.get(name) is None or config.get("streams") == other:
+            continue
+        if not str(config[name]).strip():
+            raise CirbenchError(f"method.{name} is empty. Name one (`cirbench list backbones`).")
+        check(str(config[name]))
 
 
 def train_view(dataset: Dataset, form: str) -> TrainView:

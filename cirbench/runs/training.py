@@ -260,10 +260,9 @@ def optimizers_of(method: Method) -> dict[str, torch.optim.Optimizer]:
         MethodError: not a dict of optimizers, or one whose weights are not the method's, so that they would be lost.
     """
     found: Any = method.optimizers()
-    if not isinstance(found, Mapping) or not found:
-        received = "an empty dict" if isinstance(found, Mapping) else type(found).__name__
+    if not isinstance(found, Mapping):
         raise MethodError(
-            method.optimizers, f"`optimizers` returned {received}; it must return a dict, name -> "
+            method.optimizers, f"`optimizers` returned {type(found).__name__}; it must return a dict, name -> "
             "torch.optim.Optimizer."
         )
     own = {id(p) for p in method.parameters()} if isinstance(method, nn.Module) else set()
@@ -366,7 +365,7 @@ def take_step(
             # Stepped weights must not be read from autocast's cache of cast weights.
             torch.clear_autocast_cache()
             out.append((name, loss.detach(), logs))
-    if not out:
+    if optimizers and not out:  # a variant without weights has neither
         raise MethodError(method.losses, f"`losses` yielded nothing at {place}, so nothing is trained.")
     if changed := process.changes(before):
         raise MethodError(

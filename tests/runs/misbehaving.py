@@ -121,7 +121,7 @@ TRAINING: list[Row] = [
     ("logs that are a number", loss('yield "all", loss, loss.item()'), IN_LOSSES + ".*hold float"),
     ("a loss computed twice from one graph", loss('yield "all", loss, {}\n        yield "all", loss, {}'), "RuntimeError: .*backward"),
     ("no optimizers", optimizers("return None"), IN_OPTIMIZERS + "`optimizers` returned NoneType"),
-    ("an empty dict of optimizers", optimizers("return {}"), IN_OPTIMIZERS + "`optimizers` returned an empty dict"),
+    ("losses of no optimizer", optimizers("return {}"), IN_LOSSES + "unknown optimizer 'all'"),
     ("an optimizer that is not in a dict", optimizers("return adam(self.parameters(), 1e-3, 0.0)"),
      IN_OPTIMIZERS + "`optimizers` returned Adam"),
     ("a text as optimizer", optimizers('return {"all": "adam"}'), IN_OPTIMIZERS + "`optimizers` holds str under 'all'"),
