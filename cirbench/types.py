@@ -8,8 +8,10 @@ Nothing here imports torch: naming, listing and checking things must stay cheap.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -24,6 +26,20 @@ class CirbenchError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class MethodError(CirbenchError):
+    """A function of a plugin breaks its contract: file, line and name of the function, then what was expected.
+
+    Args:
+        function: of the plugin; anything callable.
+        message: what it did, what was expected, what was received.
+    """
+
+    def __init__(self, function: object, message: str) -> None:
+        code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)  # type: ignore[arg-type]
+        place = f"{PurePath(code.co_filename).name}, line {code.co_firstlineno}, in {code.co_name}: " if code else ""
+        super().__init__(place + message)
 
 
 # --------------------------------------------------------------------------------------- data

@@ -14,7 +14,7 @@ CORE = ROOT / "cirbench"
 HEAVY = {"torch", "optuna", "pandas", "matplotlib", "seaborn", "open_clip", "timm", "scipy", "torchvision"}
 
 #: Modules at the root of the package, from the bottom up: each imports only what stands before it.
-WORDS = ("types", "seeds", "files", "settings", "numerics", "lease", "plugins")
+WORDS = ("types", "process", "seeds", "files", "settings", "numerics", "lease", "plugins")
 
 #: Room -> the rooms it may import from, beside itself; `words` are the modules at the root of the package.
 ROOMS: dict[str, set[str]] = {

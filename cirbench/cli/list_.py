@@ -23,13 +23,14 @@ def command(what: str, method: str | None, as_json: bool) -> None:
 
     rows: list[tuple[str, str]]
     if what == "methods":
-        rows = [(m.name, m.summary) for m in plugins.methods()]
+        rows = [(name, found.summary if found else f"broken: {why}") for name, found, why in plugins.listed()]
     elif what == "variants":
-        found = [plugins.find_method(method)] if method else plugins.methods()
+        entries = [(method, plugins.find_method(method), "")] if method else plugins.listed()
         rows = [
-            (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v)}" for k, v in overrides.items()))
-            for m in found for name, overrides in m.variants.items()
+            (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v, default=str)}" for k, v in overrides.items()))
+            for _, m, _ in entries if m is not None for name, overrides in m.variants.items()
         ]
+        rows += [(name, f"broken: {why}") for name, m, why in entries if m is None]
     elif what == "sweeps":
         from cirbench.studies import design_file
 

@@ -39,7 +39,7 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
 @click.option("--force", is_flag=True, help="Run again even if a record exists.")
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
-@click.option("--explain", type=click.IntRange(min=1), metavar="N",
+@click.option("--explain", type=click.IntRange(1, 1_000_000), metavar="N",
               help="Also store words and regions of N queries, as `cirbench explain` does.")
 @scoring_options
 @run_options

@@ -148,7 +148,7 @@ def evaluate_run(
             "split": "report", "started": started.isoformat(timespec="seconds"), "notes": [*dataset.notes, source],
         }
         write_record(Answering(
-            folder, planned, method, dataset, absent, where, quiet, command, head=head,
+            folder.absolute(), planned, method, dataset, absent, where, quiet, command, head=head,
             seconds={"train": 0.0, "epoch": 0.0}, began=began,
         ))
     return Record(folder)

@@ -14,7 +14,7 @@ from typing import Any
 from cirbench import plugins
 from cirbench.runs import planning
 from cirbench.seeds import digest
-from cirbench.settings import parse_assignments, unknown
+from cirbench.settings import parse_assignments, shown, unknown
 from cirbench.studies.design import MAX_POINTS, Arm, Objective, Point, Range, Sweep
 from cirbench.types import CirbenchError
 
@@ -109,6 +109,9 @@ class _Checker:
         log = self.get(value, "log", bool, False, f"{key}.")
         step = self.get(value, "step", (int, float), None, f"{key}.")
         low, high = value["low"], value["high"]
+        for end in ("low", "high", "step"):
+            if end in value and not abs(value[end]) <= 1e300:
+                raise self.fail(f"{key}.{end}", f"{shown(value[end])} is no number that a range can have.")
         if not low < high or not math.isfinite(high - low):
             raise self.fail(key, f"the range from {low} to {high} is empty; low must be below high.")
         if log and (low <= 0 or step is not None):
@@ -146,8 +149,10 @@ def read(
     check = _Checker(path.name if name == path.stem else name)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also a number of thousands of digits, and text that is not UTF-8
         raise CirbenchError(f"{check.file} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise CirbenchError(f"{check.file} is nested too deeply to be read.") from None
     check.keys(data, "", TOP)
     title = check.get(data, "name", str, path.stem)
     if title == "status" or not title.replace("-", "").replace("_", "").isalnum():
@@ -161,8 +166,10 @@ def read(
     if pruner != "none" and sampler == "grid":
         raise check.fail("pruner", "a grid runs all of its points: use pruner = \"none\" or another sampler.")
     chosen = list(seeds) if seeds is not None else check.get(data, "seeds", list, [0])
-    if not chosen or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in chosen):
-        raise check.fail("seeds", f"seeds must be a list of whole numbers >= 0, such as [0, 1, 2], got {chosen!r}.")
+    if not chosen or any(not isinstance(s, int) or isinstance(s, bool) or not 0 <= s < 2**63 for s in chosen):
+        raise check.fail(
+            "seeds", f"seeds must be a list of whole numbers >= 0 below 2^63, such as [0, 1, 2], got {shown(chosen)}."
+        )
     if len(set(chosen)) < len(chosen):
         raise check.fail("seeds", f"{chosen!r} holds a seed twice. Each seed is one run.")
     if pruner != "none" and len(chosen) < 2 and seeds is not None:
@@ -170,13 +177,13 @@ def read(
     if pruner != "none" and len(chosen) < 2:
         raise check.fail("pruner", f"{pruner!r} needs at least two seeds: one does not show their spread.")
     many = trials if trials is not None else check.get(data, "trials", int, None)
-    if many is not None and many < 1:
-        raise check.fail("trials", f"trials must be >= 1, got {many}.")
+    if many is not None and not 1 <= many <= MAX_POINTS:
+        raise check.fail("trials", f"trials must be 1 to {MAX_POINTS}, got {shown(many)}.")
     if many is None and sampler != "grid":
         raise check.fail("trials", f"the sampler {sampler!r} needs a number of trials, e.g. trials = 20.")
     seconds = timeout if timeout is not None else check.get(data, "timeout", (int, float), None)
-    if seconds is not None and seconds <= 0:
-        raise check.fail("timeout", f"timeout must be > 0 seconds, got {seconds}.")
+    if seconds is not None and not 0 < seconds <= 1e12:
+        raise check.fail("timeout", f"timeout must be > 0 seconds and at most 1e12, got {shown(seconds)}.")
     retries = check.get(data, "retries", int, 1)
     if not 0 <= retries <= 10:
         raise check.fail("retries", f"retries (of a failing run) must be 0 to 10, got {retries}.")
