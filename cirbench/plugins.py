@@ -23,7 +23,7 @@ from typing import Any
 
 from cirbench import process
 from cirbench.settings import TUNE, Settings, unknown
-from cirbench.types import CirbenchError, DatasetSpec
+from cirbench.types import CirbenchError, DatasetSpec, Protocol
 
 #: Modules that loose method and dataset files imported before they moved into folders -> where they are.
 MOVED = {
@@ -420,6 +420,9 @@ def find_dataset(name: str) -> ModuleType:
         module = import_path(path.resolve())
         if not isinstance(getattr(module, "SPEC", None), DatasetSpec) or not callable(getattr(module, "load", None)):
             raise CirbenchError(f"{name} is not a dataset: it has no SPEC = DatasetSpec(...) and load(knobs, root).")
+        named: object = module.SPEC.protocols
+        if not isinstance(named, tuple | list) or not named or not all(isinstance(p, Protocol) for p in named):
+            raise CirbenchError(f"{name}: SPEC.protocols is {named!r:.80}; it must be a tuple of Protocol values.")
         knobs = getattr(module, "Knobs", None)
         if not (isinstance(knobs, type) and issubclass(knobs, Settings)):
             raise CirbenchError(f"{name} is not a dataset: it has no class Knobs(Settings). An empty one will do.")

@@ -144,7 +144,9 @@ class _Check:
             self.texts(captions, f"Dataset.captions[{image_id!r}]")
         for name, form in self.mapping(found.forms, "Dataset.forms", "functions").items():
             self.need(callable(form), f"Dataset.forms[{name!r}]", form, "a function of a query")
-        for role, split in self.mapping(found.splits, "Dataset.splits", "Split values").items():
+        splits = self.mapping(found.splits, "Dataset.splits", "Split values")
+        self.need(bool(splits), "Dataset.splits", splits, "a dict with at least one Split")
+        for role, split in splits.items():
             self.split(split, f"the split {role!r}", found, ranked=role != "train")
 
     def split(self, split: object, where: str, found: Dataset, ranked: bool) -> None:
@@ -205,7 +207,7 @@ class _Check:
             self.need(ids is not None, f"the group of {place}", query.group,
                       f"one with a gallery for {protocol.name}, or the gallery needs a group ''")
             assert ids is not None
-            hit = not query.targets or any(t in ids for t in query.targets)
+            hit = protocol.hit == "graded" or not query.targets or any(t in ids for t in query.targets)
             self.need(hit, f"targets of {place}", query.targets, f"in the gallery {protocol.gallery!r}, at least one")
 
     def forms(self, found: Dataset, split: Split, where: str) -> None:

@@ -155,6 +155,10 @@ def load(planned: Plan) -> Dataset:
         CirbenchError: unreadable data, or an empty split.
     """
     dataset = loading.load(planned.dataset, planned.knobs, planned.root)
+    if "report" not in dataset.splits:
+        raise CirbenchError(
+            f"{dataset.name} has no split 'report', so nothing can be reported; it has {', '.join(dataset.splits)}."
+        )
     for protocol in dataset.protocols:
         _check_metrics(protocol, dataset.name)
     for role in ("train", "report"):
