@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# For `make mutation`: the same inputs for every mutant, and no search for the smallest one that fails.
+hypothesis.settings.register_profile(
+    "mutation", derandomize=True, database=None, phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate)
+)
 
 # Threads are fixed before torch is imported: results are compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -245,12 +245,10 @@ def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor
         values, index = values.gather(1, order), index.gather(1, order)
     order = values.sort(dim=1, descending=True, stable=True).indices
     values, index = values.gather(1, order), index.gather(1, order)
-    index = torch.where(torch.isinf(values) & (values < 0), -1, index)
-    if index.shape[1] < k:
-        missing = k - index.shape[1]
-        index = torch.nn.functional.pad(index, (0, missing), value=-1)
-        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
-    return index, values
+    index = torch.where(values == -torch.inf, -1, index)
+    missing = k - index.shape[1]
+    index = torch.nn.functional.pad(index, (0, missing), value=-1)
+    return index, torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
 
 
 def rank(
