@@ -21,11 +21,20 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+#: Characters of a message that are shown.
+MESSAGE = 4000
+
+
 class CirbenchError(Exception):
     """Bad input, reported in one message: what, the value received, the nearest valid one, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Values of files stand in messages; one of
+    thousands of characters is shown in part.
     """
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if len(said) <= MESSAGE else f"{said[: MESSAGE - 1100]} ... {said[-1000:]}"
 
 
 class MethodError(CirbenchError):

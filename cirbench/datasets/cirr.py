@@ -74,7 +74,8 @@ def _read(root: Path, split: str) -> tuple[list[Query], dict[str, str], list[Pat
     images = c.find(root, [f"{p}/split.rc2.{split}.json" for p in places_s], SPEC)
     paths = reading.read_json(images)
     if not isinstance(paths, dict) or not paths or not all(isinstance(p, str) for p in paths.values()):
-        raise CirbenchError(f"{images}: an object of image name -> path is expected, found {reading.kind(paths)}.")
+        found = reading.kind(paths) if not isinstance(paths, dict) else "other values" if paths else "an empty object"
+        raise CirbenchError(f"{images}: an object of image name -> path is expected, found {found}.")
     queries = [_query(entry, f"{captions}, entry {n}", split) for n, entry in enumerate(reading.read_list(captions))]
     reading.unique((q.id for q in queries), f"{captions}: pairid")
     named = [i for q in queries for i in (q.reference, *q.targets, *q.extra["members"], *q.extra.get("soft", {}))]
