@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -76,6 +77,10 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: bad input is one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # What an encoding cannot hold (a lone surrogate; anything beyond ASCII in the locale C) is shown as \udc80.
+        with contextlib.suppress(AttributeError, ValueError):  # no such stream, or not one of text
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with contextlib.suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -84,9 +89,10 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"cirbench: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        message = _of_the_system(error)
+        if not message:
             raise
-        click.echo(f"cirbench: {error.filename}: {error.strerror}. Name another place, or make room for it.", err=True)
+        click.echo(f"cirbench: {message}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -97,6 +103,24 @@ def main(args: list[str] | None = None) -> None:
     except _Terminated:
         click.echo("cirbench: terminated; repeat the command to resume.", err=True)
         sys.exit(143)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What to say of an error of the operating system; "" where only a traceback helps."""
+    from cirbench.files import is_full, no_room
+
+    if is_full(error):
+        if error.filename is not None:
+            return str(no_room(Path(os.fsdecode(error.filename))))
+        with contextlib.suppress(OSError):
+            # Standard output may be such a file: what waits for it would fail once more when Python ends.
+            sys.stdout.flush()
+            return f"{error.strerror}: the disk is full. Make room; the same command then resumes."
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"standard output cannot be written: {error.strerror}."
+    if error.filename is None:
+        return ""
+    return f"{error.filename}: {error.strerror}. Name another place, or make room for it."
 
 
 class _Terminated(BaseException):

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cirbench.files import writing
 from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
 from cirbench.models.encoders import Encoders
@@ -89,9 +90,8 @@ def save_weights(path: Path, method: Method) -> None:
     if isinstance(method, torch.nn.Module):
         tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
     state = method.extra_state() if hasattr(method, "extra_state") else {}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"extra_state": json.dumps(state)})
-    temporary.replace(path)
+    with writing(path) as temporary:
+        save_file(tensors, temporary, {"extra_state": json.dumps(state)})
 
 
 def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Method:
