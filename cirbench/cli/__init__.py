@@ -6,6 +6,7 @@ Imports everything else, heavy modules inside the subcommand that needs them, so
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
 import re
@@ -80,6 +81,10 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: bad input is one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # What an encoding cannot hold (a lone surrogate; anything beyond ASCII in the locale C) is shown as \udc80.
+        with contextlib.suppress(AttributeError, ValueError):  # no such stream, or not one of text
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     process.catch_signals()
     debug = os.environ.get(process.DEBUG)
     try:
@@ -111,8 +116,8 @@ def _message(error: Exception) -> str:
     """What to say of an error that is no fault of cirbench's code; "" for one that is."""
     if isinstance(error, CirbenchError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}. Name another place, or make room for it."
+    if isinstance(error, OSError):
+        return _of_the_system(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TOO_LARGE.search(str(error))):
         return (
             f"this does not fit into memory: {process.described(error)}. Lower the widths of the method, "
@@ -121,6 +126,24 @@ def _message(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be read; --debug shows where."
     return ""
+
+
+def _of_the_system(error: OSError) -> str:
+    """What to say of an error of the operating system; "" where only a traceback helps."""
+    from cirbench.files import is_full, no_room
+
+    if is_full(error):
+        if error.filename is not None:
+            return str(no_room(Path(os.fsdecode(error.filename))))
+        with contextlib.suppress(OSError):
+            # Standard output may be such a file: what waits for it would fail once more when Python ends.
+            sys.stdout.flush()
+            return f"{error.strerror}: the disk is full. Make room; the same command then resumes."
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"standard output cannot be written: {error.strerror}."
+    if error.filename is None:
+        return ""
+    return f"{error.filename}: {error.strerror}. Name another place, or make room for it."
 
 
 #: How torch says that a tensor cannot be allocated.

@@ -7,7 +7,6 @@ fingerprint, and the code that decodes them) or the strings, and whether picture
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.data.cache import alone, cache_dir, usable
+from cirbench.data.cache import alone, cache_dir, keep, usable
 from cirbench.data.images import PixelStore
 from cirbench.seeds import digest
 from cirbench.types import Encoder, ImageSource
@@ -49,10 +48,7 @@ def _once(path: Path, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         kept = _kept(path, rows)
         if kept is None:
             kept = make()
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
-                np.save(file, kept)
-            temporary.replace(path)
+            keep(path, kept)
     return kept
 
 

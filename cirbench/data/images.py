@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.data.cache import alone, cache_dir, usable
+from cirbench.data.cache import ELSEWHERE, alone, cache_dir, usable
+from cirbench.files import allocate, writing
 from cirbench.seeds import digest
-from cirbench.types import CirbenchError, ImageSource, Pixels
+from cirbench.types import ImageSource, Pixels
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -119,29 +119,20 @@ class PixelStore:
 
     def _decode(self, source: ImageSource, image_ids: Sequence[str], path: Path, quiet: bool) -> None:
         size = self.pixels.size
-        path.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = len(image_ids) * size * size * 3, shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise CirbenchError(
-                f"{len(image_ids)} pictures of {size} px need {needed / 1e9:.1f} GB under {path.parent}, but only "
-                f"{free / 1e9:.1f} GB are free. Set CIRBENCH_CACHE to a larger disk."
-            )
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), size, size, 3))
+        needed = len(image_ids) * size * size * 3
+        with writing(path, needed, ELSEWHERE) as temporary:
+            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), size, size, 3))
+            allocate(temporary)
 
-        def one(row: int) -> None:
-            with source.open(image_ids[row]) as image:
-                out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
+            def one(row: int) -> None:
+                with source.open(image_ids[row]) as image:
+                    out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
 
-        try:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 jobs = pool.map(one, range(len(image_ids)))
                 for _ in tqdm(jobs, total=len(image_ids), desc="decoding pictures", disable=quiet, leave=False):
                     pass
             out.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
         """(B, 3, size, size) float32, normalised, channels last in memory; `flip` (B,) mirrors some of them."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from cirbench import json_text, plugins
 from cirbench.data.file_hashes import file_sha256
 from cirbench.data.reading import read_json
-from cirbench.files import write_json
+from cirbench.files import dumps, replacing, writing
 from cirbench.models.lstm_text import build_vocabulary
 from cirbench.seeds import digest
 from cirbench.settings import resolve
@@ -298,17 +298,18 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
     config = _config(parts, backbone)
     width = _matrix(parts["clip"], "clip.img_fc.0.weight")[1] if "clip" in parts else None
     _check(tensors, _shapes(config, width, state))
-    out.mkdir(parents=True, exist_ok=True)
     ready = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
-    save_file(ready, out / "model.safetensors", {"extra_state": json.dumps(state)})
     sources = {name: file_sha256(path) for name, path in (("clip", clip), ("cnn", cnn), ("texts", texts)) if path}
     inputs = {
         "method": "dwc", "config": config, "train": {}, "seed": 0, "dataset": "", "data": {}, "converted": sources
     }
-    write_json(out / MARK, {
+    described = {
         "schema": 1, "id": digest(inputs), "name": out.resolve().name, "inputs": inputs, "variant": "as-released",
         "selection": {"rule": "released", "epoch": None, "metric": None, "value": None}, "unused": left,
-    })
+    }
+    with replacing(out / MARK) as mark, writing(out / "model.safetensors") as weights:
+        save_file(ready, weights, {"extra_state": json.dumps(state)})
+        mark.write((dumps(described, indent=1) + "\n").encode())
     return Converted(out, len(tensors), left, config)
 
 

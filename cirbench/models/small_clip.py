@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 import cirbench.models.small_cnn  # noqa: F401  registers the image towers with timm
 from cirbench.data.reading import get, read_json
+from cirbench.files import replacing
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError
 
@@ -135,29 +135,27 @@ def save(
         trained: how it was trained, for readers of the file.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clip.json").unlink(missing_ok=True)
     described = {
         "format": FORMAT, "model": dict(config), "image_size": config["vision_cfg"]["image_size"],
         "mean": list(mean), "std": list(std), "trained": dict(trained or {}),
     }
     words = "".join(f"{w}\n" for w in tokenizer.vocabulary[3:-1])
-    replace(folder / "vocab.txt", lambda path: path.write_text(words, encoding="utf-8"))
-    replace(folder / "model.safetensors", lambda path: path.write_bytes(pack(half(model.state_dict()))))
-    replace(folder / "clip.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
+    # Files are renamed from the last of the line to the first, when all of them are written.
+    with (
+        replacing(folder / "clip.json") as clip, replacing(folder / "model.safetensors") as weights,
+        replacing(folder / "vocab.txt") as vocabulary,
+    ):
+        vocabulary.write(words.encode())
+        weights.write(pack(half(model.state_dict())))
+        clip.write((json.dumps(described, indent=1) + "\n").encode())
+        for file in (vocabulary, weights, clip):
+            file.flush()
+        (folder / "clip.json").unlink(missing_ok=True)
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Floats as fp16, contiguous; integers as they are."""
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name beside it, then rename."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
-        temporary = Path(scratch) / path.name
-        write(temporary)
-        temporary.replace(path)
 
 
 class _Image(Settings):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cirbench import process
+from cirbench.files import writing
 from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
 from cirbench.models.encoders import Encoders
@@ -194,9 +195,8 @@ def packed(method: Method) -> tuple[dict[str, torch.Tensor], str]:
 def save_weights(path: Path, method: Method) -> None:
     """Weights as safetensors, with the method's extra state in the header."""
     tensors, extra = packed(method)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"extra_state": extra})
-    temporary.replace(path)
+    with writing(path) as temporary:
+        save_file(tensors, temporary, {"extra_state": extra})
 
 
 def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Method:

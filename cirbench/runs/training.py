@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from cirbench import process
 from cirbench.data.batches import Feed, Triplets
+from cirbench.files import writing
 from cirbench.runs.mutual_information import Bounds
 from cirbench.settings import TrainSettings, unknown
 from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
@@ -120,11 +121,8 @@ class _Checkpoint:
         self.path = path
 
     def save(self, state: dict[str, Any]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        with writing(self.path) as temporary:
+            torch.save(state, temporary)
 
     def load(self) -> dict[str, Any] | None:
         if not self.path.is_file():
