@@ -233,6 +233,8 @@ def test_texts_of_fashioniq_on_the_real_annotation(shared: Path) -> None:
     assert [q.id for q in empty] == ["shirt/1928", "toptee/676", "toptee/1076"]
     assert all(fashioniq.FORMS["ab"](q) == [[f" and {q.texts[1].strip('.?, ')}"]] for q in empty)
     assert sum(len(fashioniq.FORMS["each"](q)) for q in split.queries) == 12_029
+    # A picture of several categories stands in the pooled gallery once.
+    assert (sum(map(len, split.galleries["original"].values())), len(split.galleries["pooled"][""])) == (15_536, 15_415)
     released = [f"<BOS> {q.texts[0]} <AND> {q.texts[1]} <EOS>" for q in split.queries]
     assert [fashioniq.FORMS["tokens"](q)[0][0] for q in split.queries] == released
 
