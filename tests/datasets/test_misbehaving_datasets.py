@@ -11,6 +11,8 @@ from commands import exit_code
 
 from cirbench import process
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 FILE = '''"""Colours."""
 
 import PIL.Image

@@ -310,7 +310,7 @@ def test_a_run_whose_start_has_changed_is_refused(tmp_path: Path) -> None:
     ("some/folder/of/mine", "some/folder/of/mine holds no CLIP"),
     ("BAAI/BGE-VL-base", "named hf-hub:BAAI/BGE-VL-base"),
     ("https://huggingface.co/BAAI/BGE-VL-base", "named hf-hub:BAAI/BGE-VL-base"),
-    ("local-dir:" + "x" * 5000, "there is no folder"), ("run:" + "x" * 5000, "there is no folder"),
+    ("local-dir:" + "x" * 1500, "there is no folder"), ("run:" + "x" * 1500, "there is no folder"),
     ("local-dir:\0", "there is no folder"), ("run:\0", "there is no folder"), ("run:", "names no folder"),
     ("ViT-B-32:/dev/null", "there is no file"), ("timm:", "unknown model of timm"), (":", "unknown backbone"),
     ("hf-hub:../x", "could not be fetched: HFValidationError"),

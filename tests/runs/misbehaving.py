@@ -76,7 +76,7 @@ EMBEDDINGS: list[Row] = [
     ("queries as complex numbers", queries("return (image + text).to(torch.complex64)"), IN_QUERIES + ".*torch.complex64"),
     ("sparse queries", queries("return image.to_sparse()"), IN_QUERIES + ".*layout torch.sparse_coo"),
     ("queries on meta", queries("return image.to('meta')"), IN_QUERIES + ".*on the device meta"),
-    ("queries of another width", queries("return torch.cat([image, text], 1)"), IN_QUERIES + ".*D = \d+, those of images D = \d+"),
+    ("queries of another width", queries("return torch.cat([image, text], 1)"), IN_QUERIES + r".*D = \d+, those of images D = \d+"),
     ("NaN queries", queries("return l2norm(image + text) * (1 if self.training else float('nan'))"), IN_QUERIES + ".*NaN or infinite values"),
     ("infinite images", images('return self.image_fc(images["clip"]) / self.training'), IN_IMAGES + ".*NaN or infinite values"),
     ("images of rank 3", images('return self.image_fc(images["clip"])[None]'), IN_IMAGES + r".*of shape \(1, \d, \d+\)"),

@@ -20,6 +20,7 @@ from cirbench import process
 from cirbench.runs import contract
 from cirbench.types import CirbenchError
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 SMALL = [a for k, v in {**tiny.DATA, "train.batch_size": 32, "train.epochs": 1, "method.dim": 8, "method.hidden": 8,
                                   "method.clip": "scenes-small"}.items()
          for a in ("--set", f"{k}={v}")]

@@ -95,11 +95,19 @@ def test_rows_are_single_strings_or_means_of_several() -> None:
 ])
 def test_embeddings_of_another_kind_are_refused(wrong: Any, received: str) -> None:
     method: Any = Method()
-    method.encode_images = method.encode_queries = lambda given: wrong(len(given))
-    rule = r" for 128 items. It must return a floating-point tensor of shape \(B, D\), one row an item.$"
-    with pytest.raises(CirbenchError, match=f"^the method's `encode_images` returned {received}{rule}"):
+
+    def encode_images(given: Any) -> Any:
+        return wrong(len(given))
+
+    def encode_queries(given: Any) -> Any:
+        return wrong(len(given))
+
+    method.encode_images, method.encode_queries = encode_images, encode_queries
+    rule = r" for 128 items. It must return a dense floating-point tensor of shape \(B, D\), one row an item.$"
+    place = r"^test_evaluation.py, line \d+, in"
+    with pytest.raises(CirbenchError, match=f"{place} encode_images: `encode_images` returned {received}{rule}"):
         evaluation.encode_gallery(method, Feed(), ["i1"])  # type: ignore[arg-type]
-    with pytest.raises(CirbenchError, match=f"^the method's `encode_queries` returned {received}{rule}"):
+    with pytest.raises(CirbenchError, match=f"{place} encode_queries: `encode_queries` returned {received}{rule}"):
         evaluation.encode_rows(method, Feed(), split_of([("1",)]), lambda q: [q.texts])  # type: ignore[arg-type]
 
 
