@@ -1,13 +1,15 @@
 """Files are written whole: to a temporary name beside the final one, then renamed, so that readers see all or none.
 
-Only the standard library and numpy.
+A disk that is full is told in one place, `no_room`. Only the standard library and numpy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,34 +20,152 @@ import numpy as np
 
 from cirbench.types import CirbenchError
 
-__all__ = ["EPOCH", "dumps", "replacing", "write_json", "write_jsonl", "write_npz"]
+__all__ = [
+    "EPOCH", "DiskFullError", "allocate", "dumps", "is_full", "no_room", "replacing", "write_json", "write_jsonl",
+    "write_npz", "writing",
+]
 
 #: Zip members carry a time; a fixed one makes equal contents equal bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` when the block succeeds and is removed when it fails."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise CirbenchError(f"{path} is not a regular file and is left as it is. Name another file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+class DiskFullError(CirbenchError):
+    """A file does not fit on its disk; nothing is left of it."""
+
+
+#: Errors of a disk, or of a share of it, that takes no more bytes.
+FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+#: What to do where there is no room, if no more is known.
+ELSEWHERE = "name a place on another disk"
+#: Libraries that write files themselves lose the error number; with fewer bytes left than this, the disk is to blame.
+NOTHING_LEFT = 1 << 20
+
+
+def is_full(error: BaseException, path: Path | None = None) -> bool:
+    """Whether an error says that the disk is full.
+
+    Args:
+        error: of whoever wrote.
+        path: what was written, for libraries whose errors do not say why; None to judge by the error alone.
+    """
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if "No space left" in str(error) or "quota exceeded" in str(error):
+        return True
+    # torch and safetensors: "file write failed".
+    return path is not None and "writ" in f"{type(error).__name__} {error}".lower() and _free(path) < NOTHING_LEFT
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder of a path that exists."""
+    return next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+
+
+def _free(path: Path) -> int:
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
+        return shutil.disk_usage(_existing(path)).free
+    except OSError:
+        return NOTHING_LEFT
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullError:
+    """The error of a file that does not fit on its disk.
+
+    Args:
+        path: of the file.
+        needed: bytes that it needs; 0 where that is not known.
+        instead: what to do without making room.
+    """
+    folder = _existing(path)
+    disk = next((p for p in (folder, *folder.parents) if os.path.ismount(p)), folder)
+    need = f"{_size(needed)} are needed, " if needed else ""
+    return DiskFullError(
+        f"the disk is full: {path} could not be written ({need}{_size(_free(path))} are free on {disk}). Make room, or "
+        f"{instead}; the same command then resumes."
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> Iterator[Path]:
+    """A temporary name beside `path`, for whoever writes files itself; it replaces `path` when the block succeeds.
+
+    Args:
+        path: of the file; its folder is made.
+        needed, instead: for the message, as in `no_room`.
+
+    Raises:
+        CirbenchError: `path` is no regular file.
+        DiskFullError: the disk is full.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    made = not path.parent.exists()
+    try:
+        if path.exists() and not path.is_file():
+            raise CirbenchError(f"{path} is not a regular file and is left as it is. Name another file.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         # mkstemp makes the file private to its owner; a record is as readable as any other file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        full = isinstance(error, Exception) and is_full(error, path)
+        told = no_room(path, needed, instead) if full else None
+        with contextlib.suppress(OSError):
+            if temporary is not None:
+                temporary.unlink()
+            if made:
+                path.parent.rmdir()
+        if told is not None:
+            raise told from None
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path, instead: str = ELSEWHERE) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` when the block succeeds and is removed when it fails.
+
+    Raises:
+        CirbenchError: `path` is no regular file.
+        DiskFullError: the disk is full.
+    """
+    with writing(path, instead=instead) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def allocate(path: Path) -> None:
+    """Give every byte of a sparse file its place on the disk.
+
+    A write into a memory map of a byte without one ends the process by SIGBUS where the disk is full.
+
+    Raises:
+        OSError: no room.
+    """
+    with path.open("rb+") as file:
+        size = os.fstat(file.fileno()).st_size
+        if hasattr(os, "posix_fallocate") and size:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+        for start in range(0, size, 1 << 20):  # a system, or a file system, without that call
+            file.seek(start)
+            block = file.read(1 << 20)
+            file.seek(start)
+            file.write(block)
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ class Random:
         device = batch.reference["pixels"].device
         images = batch.reference["pixels"].cpu().contiguous()
         return torch.stack([
-            self._direction(image.numpy().tobytes() + text.encode())
+            self._direction(image.numpy().tobytes() + text.encode("utf-8", "surrogatepass"))
             for image, text in zip(images, batch.words, strict=True)
         ]).to(device)
 

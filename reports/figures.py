@@ -19,6 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn
 
+from cirbench.files import writing
+
 from .analysis import Curve, Family, TrainingCurves
 from .modalities import WeightRow
 from .tables import CostRow, MainTable
@@ -250,13 +252,12 @@ def training_figures(name: str, rows: Sequence[TrainingCurves], part: str, unit:
 
 def save(figures: Sequence[Figure], folder: Path) -> list[Path]:
     """Every figure as PDF and PNG on white paper."""
-    folder.mkdir(parents=True, exist_ok=True)
     out = []
     for figure in figures:
         for kind in ("pdf", "png"):
             path = folder / f"{figure.name}.{kind}"
             meta = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            with _any_script():
-                figure.drawing.savefig(path, format=kind, dpi=200, facecolor="white", metadata=meta)
+            with _any_script(), writing(path) as temporary:
+                figure.drawing.savefig(temporary, format=kind, dpi=200, facecolor="white", metadata=meta)
             out.append(path)
     return out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cirbench.files import replacing
 from cirbench.types import CirbenchError
 
 
@@ -41,8 +42,8 @@ def command(name: str, out: Path) -> None:
     source = files("cirbench.methods").joinpath("_template.py").read_text(encoding="utf-8")
     title = "".join(part.capitalize() for part in stem.split("_"))
     source = source.replace("NAME: one sentence", f"{title}: one sentence").replace("./NAME.py", f"./{path.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r"\bTemplate\b", title, source), encoding="utf-8")
+    with replacing(path) as file:
+        file.write(re.sub(r"\bTemplate\b", title, source).encode())
     where = path if path.is_absolute() else f"./{path}"
     click.echo(f"{path}: a method that works. Next:\n  cirbench check {where}\n"
                f"  cirbench run --method {where} --dataset scenes")

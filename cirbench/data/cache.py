@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cirbench.files import replacing
 from cirbench.lease import lock
 
-__all__ = ["alone", "cache_dir", "renewing", "usable"]
+__all__ = ["ELSEWHERE", "alone", "cache_dir", "keep", "renewing", "usable"]
+
+#: What to do where the disk of the cache is full (files.no_room).
+ELSEWHERE = "set CIRBENCH_CACHE to a folder on a larger disk"
 
 #: Files made since `renewing` began, or None while existing files of the cache are used.
 _renewed: set[Path] | None = None
@@ -29,11 +33,21 @@ def alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
             held.enter_context(lock(mark))
-            for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a process that was killed while it wrote
+            for left in path.parent.glob(f"*{path.name}.*.tmp"):  # by a process that was killed while it wrote
                 left.unlink()
         yield
         with contextlib.suppress(OSError):
             mark.unlink()
+
+
+def keep(path: Path, array: np.ndarray) -> None:
+    """Write an array to the cache, whole or not at all.
+
+    Raises:
+        DiskFullError: no room.
+    """
+    with replacing(path, ELSEWHERE) as file:
+        np.save(file, array)
 
 
 @contextlib.contextmanager
@@ -61,7 +75,7 @@ def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bo
         return None
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # absent, or truncated by another program
+    except Exception:
+        return None  # absent, or damaged by another program: then reading may raise nearly anything
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     return array if fits and array.dtype == kind else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.data.cache import alone, cache_dir, usable
+from cirbench.data.cache import ELSEWHERE, alone, cache_dir, usable
+from cirbench.files import allocate, writing
 from cirbench.seeds import digest
-from cirbench.types import CirbenchError, ImageSource, Pixels
+from cirbench.types import ImageSource, Pixels
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,11 +57,14 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
     """
     image = image.convert("RGB")
     side: float
+    resize, _, first = resize.partition(":")
     between = PIL.Image.Resampling[interpolation.upper()]
-    if image.size == (size, size) and resize != "targetpad":
+    if image.size == (size, size) and resize != "targetpad" and not first:
         return image
+    shorter = int(first or size)
     if resize == "squash":
-        return image.resize((size, size), between)
+        image = image.resize((shorter, shorter), between)
+        return _centre(image, size) if first else image
     if resize == "pad":
         return _padded(image, size, between)
     if resize == "targetpad":
@@ -72,9 +75,13 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
     elif resize != "crop":
         raise ValueError(f"unknown resize {resize!r}; one of crop, squash, pad, targetpad")
     # torchvision's Resize: the shorter side exactly, the longer one rounded down.
-    width, height = (max(size, int(length * size / min(image.size))) for length in image.size)
-    image = image.resize((width, height), between)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    width, height = (max(shorter, int(length * shorter / min(image.size))) for length in image.size)
+    return _centre(image.resize((width, height), between), size)
+
+
+def _centre(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """torchvision's CenterCrop, which pads with zeros where the picture is smaller."""
+    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
 
@@ -112,29 +119,20 @@ class PixelStore:
 
     def _decode(self, source: ImageSource, image_ids: Sequence[str], path: Path, quiet: bool) -> None:
         size = self.pixels.size
-        path.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = len(image_ids) * size * size * 3, shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise CirbenchError(
-                f"{len(image_ids)} pictures of {size} px need {needed / 1e9:.1f} GB under {path.parent}, but only "
-                f"{free / 1e9:.1f} GB are free. Set CIRBENCH_CACHE to a larger disk."
-            )
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), size, size, 3))
+        needed = len(image_ids) * size * size * 3
+        with writing(path, needed, ELSEWHERE) as temporary:
+            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), size, size, 3))
+            allocate(temporary)
 
-        def one(row: int) -> None:
-            with source.open(image_ids[row]) as image:
-                out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
+            def one(row: int) -> None:
+                with source.open(image_ids[row]) as image:
+                    out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
 
-        try:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 jobs = pool.map(one, range(len(image_ids)))
                 for _ in tqdm(jobs, total=len(image_ids), desc="decoding pictures", disable=quiet, leave=False):
                     pass
             out.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
         """(B, 3, size, size) float32, normalised, channels last in memory; `flip` (B,) mirrors some of them."""

@@ -7,18 +7,15 @@ bytes with every version of numpy, Pillow and the C library; tests pin the hashe
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
 
 from cirbench import numerics
-from cirbench.data.cache import cache_dir, usable
+from cirbench.data.cache import alone, cache_dir, keep, usable
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 
@@ -244,20 +241,13 @@ class Pictures:
         painted = np.empty(shape, np.uint8)
         for row, (image_id, scene) in enumerate(self._scenes.items()):
             painted[row] = draw(scene, image_id, self.side, self.data_seed)
-        # Two processes may race; each writes a file of its own and the later rename wins with the same bytes.
-        # A cache that cannot be written (read-only home, full disk) costs time, not the run.
-        temporary = None
+        # Two processes may race; the later one writes the same bytes. A cache that cannot be written (read-only home,
+        # full disk) costs time, not the run.
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".scenes-", suffix=".npy")
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, painted)
-            temporary.replace(path)
+            with alone(path):
+                keep(path, painted)
             return np.load(path, mmap_mode="r")
-        except OSError:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+        except (OSError, CirbenchError):
             return painted
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cirbench.data.images import resized
+from cirbench.files import replacing
 from cirbench.models import small_clip
 from cirbench.models.small_clip import WordTokenizer, half
 from cirbench.models.small_cnn import MEAN as CNN_MEAN
@@ -299,9 +300,7 @@ def pretrain_cnn(
         quiet, tower="cirbench_smallcnn",
     )
     trunk = {k: v for k, v in model.visual.trunk.state_dict().items() if not k.startswith("head.")}
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    header = {"trained": repr(how)}
-    small_clip.replace(out / "model.safetensors", lambda path: path.write_bytes(pack(half(trunk), metadata=header)))
+    with replacing(Path(out) / "model.safetensors") as file:
+        file.write(pack(half(trunk), metadata={"trained": repr(how)}))
     parameters = sum(v.numel() for v in trunk.values() if v.is_floating_point())
     return Outcome(outcome.losses, outcome.seconds, outcome.recall, outcome.gallery, parameters)

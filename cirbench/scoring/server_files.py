@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cirbench.data.reading import read_json
+from cirbench.files import replacing
 from cirbench.settings import unknown
 from cirbench.types import CirbenchError, Split
 
@@ -119,10 +120,8 @@ def validate(path: Path, split: Split | None = None) -> Checked:
 
 
 def _write(path: Path, data: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(data, separators=(",", ":")).encode())
     return path
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from cirbench.files import is_full, no_room
 from cirbench.runs.planning import Plan
 from cirbench.runs.store import finished_run
 from cirbench.studies import design_file
@@ -42,7 +49,7 @@ def spawn(arguments: Mapping[str, Any], workers: int) -> list[subprocess.Popen[b
             env=environment,
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(arguments).encode())
+        process.stdin.write(json.dumps({**arguments, "parent": os.getpid()}).encode())
         process.stdin.close()
         out.append(process)
     return out
@@ -51,6 +58,8 @@ def spawn(arguments: Mapping[str, Any], workers: int) -> list[subprocess.Popen[b
 def worker(arguments: Mapping[str, Any] | None = None) -> None:
     """Main function of a worker process: read its orders, work, exit."""
     given = dict(arguments if arguments is not None else json.load(sys.stdin))
+    if (parent := given.pop("parent", None)) is not None:
+        _end_with(parent)
     options = given.pop("options")
     options["out"] = Path(options["out"])
     if given.get("root"):
@@ -60,8 +69,26 @@ def worker(arguments: Mapping[str, Any] | None = None) -> None:
         Worker(sweep, _due(sweep, Options(**options))).work()
     except CirbenchError as error:
         sys.exit(f"cirbench: {error}")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        sys.exit(f"cirbench: {no_room(options['out'] / 'sweeps')}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent ends, however that ends. Its run resumes from the last checkpoint."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; also where no Python code gets its turn
+
+    def watch() -> None:
+        while os.getppid() == parent and psutil.pid_exists(parent):  # Windows keeps the number of a dead parent
+            time.sleep(0.5)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def orders(arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -108,6 +135,8 @@ def start(
     except BaseException:
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.wait()
         raise
     data = view.publish()
     progress(data)

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import JournalStorage
 
-from cirbench import lease
+from cirbench.studies.journal import Journal
 from cirbench.types import CirbenchError
 
 __all__ = ["hide_password", "open_storage", "with_driver"]
-
-
-class _FileLock:
-    """A lock that the operating system frees when its holder is killed; Optuna's own would last 30 seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._held = path, contextlib.ExitStack()
-
-    def acquire(self) -> bool:
-        self._held.enter_context(lease.lock(self.path, needed="a sweep"))
-        return True
-
-    def release(self) -> None:
-        self._held.close()
 
 
 def hide_password(url: str) -> str:
@@ -53,8 +38,7 @@ def open_storage(folder: Path, url: str = "") -> Any:
     """
     if not url:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = cast(Any, _FileLock(folder / "journal.lock"))
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock))
+        return JournalStorage(Journal(folder / "journal.log"))
     shown = hide_password(url)
     if "://" not in url:
         raise CirbenchError(f"--storage {shown!r} is not a database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")

@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cirbench import lease
-from cirbench.files import write_json
+from cirbench.files import DiskFullError, write_json
 from cirbench.runs import planning
 from cirbench.runs.record import Record
 from cirbench.seeds import derive, digest
@@ -294,6 +294,8 @@ class Worker:
                 record = execution.run(self.sweep.plan(point, seed), options)
                 pruned = self.sweep.pruner == "wilcoxon"
                 return record, objective(record, self.sweep), blocks(record, self.sweep) if pruned else []
+            except DiskFullError:
+                raise  # every other point would fail by it as well
             except Exception as error:
                 trial.set_user_attr("error", f"seed {seed}, try {attempt + 1}: {type(error).__name__}: {error}"[:2000])
         return None
