@@ -75,14 +75,16 @@ def settle(dataset: Dataset, roles: Sequence[str], allowed: bool) -> tuple[Datas
     Raises:
         CirbenchError: pictures are missing and that was not allowed, or nothing would be left of a split or a group.
     """
+    from cirbench.data.image_files import FolderImages
+
     roles = [role for role in roles if role in dataset.splits]
     gone = find(dataset, roles, closely=allowed)
     if not gone:
         return dataset, None
     if not allowed:
-        root = getattr(dataset.images, "root", "DIR")
+        assert isinstance(dataset.images, FolderImages)  # pictures that are drawn are never missing
+        root, hint = dataset.images.root, dataset.images.elsewhere(gone[0])
         more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-        hint = getattr(dataset.images, "elsewhere", lambda _: "")(gone[0])
         raise CirbenchError(
             f"{len(gone)} pictures of {dataset.name} are missing under {root}: {', '.join(map(repr, gone[:5]))}{more}."
             f"{hint} "

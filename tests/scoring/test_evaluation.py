@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cirbench.scoring import evaluation
 from cirbench.scoring.evaluation import BATCH, Rows
-from cirbench.types import CirbenchError, Protocol, Query, Split
+from cirbench.types import CirbenchError, MethodError, Protocol, Query, Split
 
 
 class Feed:
@@ -89,26 +89,65 @@ def test_rows_are_single_strings_or_means_of_several() -> None:
 @pytest.mark.parametrize(("wrong", "received"), [
     (lambda n: torch.zeros(n), r"torch.float32 of shape \(128,\)"),
     (lambda n: torch.zeros(n - 1, 2), r"torch.float32 of shape \(127, 2\)"),
+    (lambda n: torch.zeros(n, 0), r"torch.float32 of shape \(128, 0\)"),
     (lambda n: torch.zeros(n, 2, dtype=torch.int64), r"torch.int64 of shape \(128, 2\)"),
-    (lambda n: np.zeros((n, 2)), "ndarray"),
-    (lambda n: None, "NoneType"),
+    (lambda n: torch.zeros(n, 2, device="meta"), r"torch.float32 of shape \(128, 2\) on the device meta"),
+    (lambda n: torch.zeros(n, 2).to_sparse(), "a tensor of layout torch.sparse_coo"),
+    (lambda n: torch.nested.nested_tensor([torch.zeros(2)] * n), "a nested tensor"),
+    (lambda n: np.zeros((n, 2)), "ndarray"), (lambda n: None, "NoneType"),
 ])
 def test_embeddings_of_another_kind_are_refused(wrong: Any, received: str) -> None:
+    class Wrong:
+        def encode_images(self, images: list[str]) -> Any:
+            return wrong(len(images))
+
+        def encode_queries(self, batch: list[tuple[str, str]]) -> Any:
+            return wrong(len(batch))
+
+    rule = r" for 128 items\. It must return a dense floating-point tensor of shape \(B, D\), one row an item\.$"
+    with pytest.raises(MethodError, match=f"in encode_images: `encode_images` returned {received}{rule}"):
+        evaluation.encode_gallery(Wrong(), Feed(), ["i1"])  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match=f"in encode_queries: `encode_queries` returned {received}{rule}"):
+        evaluation.encode_rows(Wrong(), Feed(), split_of([("1",)]), lambda q: [q.texts])  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="`it` returned NoneType for 3 items"):
+        evaluation.encoded(type("Call", (), {"__call__": lambda self, items: None})(), None, 3)
+
+
+def test_embeddings_that_change_their_width_or_are_not_finite_are_refused() -> None:
+    class Wrong:
+        def encode_images(self, images: list[str]) -> Tensor:
+            return torch.zeros(len(images), 2 + (images[0] == f"i{BATCH}"))
+
+        def encode_queries(self, batch: list[tuple[str, str]]) -> Tensor:
+            return torch.tensor([[float(w), 1.0] for _, w in batch])
+
+    with pytest.raises(MethodError, match=(
+        r"in encode_images: the embeddings of one batch have D = 2, those of another D = 3\. All must have the same\.$"
+    )):
+        evaluation.encode_gallery(Wrong(), Feed(), [f"i{n}" for n in range(BATCH + 1)])  # type: ignore[arg-type]
+    split = split_of([("1",), ("nan",), ("inf",), ("2",)])
+    with pytest.raises(MethodError, match=(
+        r"in encode_queries: 2 of 4 embeddings hold NaN or infinite values, so they cannot be ranked\. Does it divide by "
+        r"zero, or did training diverge\?$"
+    )):
+        evaluation.encode_rows(Wrong(), Feed(), split, lambda q: [q.texts])  # type: ignore[arg-type]
+
+
+def test_a_method_that_changes_the_process_is_refused() -> None:
+    def wrong(items: Any) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        return torch.zeros(3, 2)
+
+    with pytest.raises(MethodError, match=r"in wrong: it changed .*, which the whole process shares\. Leave it as it is\.$"):
+        evaluation.encoded(wrong, None, 3)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_embeddings_keep_no_gradient() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
     method: Any = Method()
-
-    def encode_images(given: Any) -> Any:
-        return wrong(len(given))
-
-    def encode_queries(given: Any) -> Any:
-        return wrong(len(given))
-
-    method.encode_images, method.encode_queries = encode_images, encode_queries
-    rule = r" for 128 items. It must return a dense floating-point tensor of shape \(B, D\), one row an item.$"
-    place = r"^test_evaluation.py, line \d+, in"
-    with pytest.raises(CirbenchError, match=f"{place} encode_images: `encode_images` returned {received}{rule}"):
-        evaluation.encode_gallery(method, Feed(), ["i1"])  # type: ignore[arg-type]
-    with pytest.raises(CirbenchError, match=f"{place} encode_queries: `encode_queries` returned {received}{rule}"):
-        evaluation.encode_rows(method, Feed(), split_of([("1",)]), lambda q: [q.texts])  # type: ignore[arg-type]
+    method.encode_images = lambda images: torch.ones(len(images), 2) * weight
+    assert not evaluation.encode_gallery(method, Feed(), ["i1"]).requires_grad  # type: ignore[arg-type]
 
 
 def test_the_gallery_holds_every_ranked_image_once() -> None:

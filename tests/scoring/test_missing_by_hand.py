@@ -231,6 +231,10 @@ def test_a_run_stops_or_goes_on_as_it_is_told(pictures: Path) -> None:
     said = str(refused.value)
     assert said.startswith(f"2 pictures of tiny are missing under {pictures}: 'c', 'e'. `cirbench data check tiny --root {pictures}` lists")
     assert said.endswith("lists them and what they imply. Fetch them, or go on without with --allow-missing; the record then says what is left out.")
+    (pictures / "other").mkdir()
+    (pictures / "other/c.jpg").write_bytes(encoded(noise(9), "JPEG"))
+    with pytest.raises(CirbenchError, match=r"'c', 'e'\. A file of that name is other/c.jpg\. `cirbench data check"):
+        missing_images.settle(dataset, ["report"], allowed=False)
     left, missing = missing_images.settle(dataset, ["report", "select"], allowed=True)
     assert missing is not None and missing.whole is dataset and missing.gone == {"c", "e"}
     assert missing.counts == {"images": 2, "ids": ["c", "e"], "queries_lost": {"report": 1}}

@@ -337,6 +337,9 @@ def test_server_files_are_put_together(tmp_path: Path) -> None:
         "hard/R@2": "the shortest list has 1 usable images, but 2 are needed",
         "hard/Rs@2": "the shortest list has 1 usable images, but 2 are needed of the query's subset",
     }
+    # The first file may be of another form: the second is read all the same.
+    other = score_rankings(dataset_of(plain, hard, OWN, name="cirr"), SPLIT, [lists(full, {"q0#other": "b", "q1#other": "c"}, "recall"), subset], ["hard"])
+    assert metrics(other, "hard") == metrics(alone, "hard")
     with pytest.raises(CirbenchError) as refused:
         score_rankings(cirr, SPLIT, [subset, lists(full, {"q1": "dc"}, "recall_subset")])
     assert str(refused.value) == f"{full}: query 'q1' is also in another file. Remove one of them."
