@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -21,8 +22,8 @@ import numpy as np
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "EPOCH", "DiskFullError", "allocate", "dumps", "is_full", "no_room", "replacing", "write_json", "write_jsonl",
-    "write_npz", "writing",
+    "EPOCH", "DiskFullError", "allocate", "as_numbers", "check_home", "dumps", "is_full", "no_room", "replacing",
+    "write_json", "write_jsonl", "write_npz", "writing",
 ]
 
 #: Zip members carry a time; a fixed one makes equal contents equal bytes.
@@ -166,6 +167,40 @@ def allocate(path: Path) -> None:
             block = file.read(1 << 20)
             file.seek(start)
             file.write(block)
+
+
+def as_numbers(log: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a log that can be written whatever it holds: what is no finite number becomes null."""
+    out = dict[str, Any]()
+    for name, value in log.items():
+        if isinstance(value, Mapping):
+            out[str(name)] = as_numbers(value)
+            continue
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+            value = value.item()  # of numpy or torch
+        out[str(name)] = value if isinstance(value, int | float) and math.isfinite(value) else None
+    return out
+
+
+def check_home(folder: Path, begun: os.stat_result) -> None:
+    """Refuse to go on writing to a folder that is another one than at the beginning.
+
+    Args:
+        folder: as it is named.
+        begun: what `folder.stat()` was then.
+
+    Raises:
+        CirbenchError: it was moved or deleted meanwhile.
+    """
+    try:
+        same = os.path.samestat(folder.stat(), begun)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise CirbenchError(
+            f"{folder} was moved or deleted while the run was working in it, so nothing more is written. If it was "
+            "moved, move it back; then repeat the command, which resumes from the last checkpoint in the folder."
+        )
 
 
 def _plain(value: Any) -> Any:

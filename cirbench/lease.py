@@ -173,8 +173,8 @@ def repeating(action: Any, seconds: float) -> Iterator[None]:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    except (FileNotFoundError, ValueError):
+        return None  # whoever may not read it must not take it over
 
 
 @contextlib.contextmanager
@@ -199,6 +199,8 @@ def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterato
         time.sleep(poll)
 
     def beat() -> None:
+        if not folder.is_dir():
+            return  # somebody moved or deleted it; the holder is told when it writes
         with lock(folder / "lease.lock"):
             found = _read(path)
             if found is not None and found.get("token") == mine["token"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -120,7 +121,9 @@ def _of_the_system(error: OSError) -> str:
         return f"standard output cannot be written: {error.strerror}."
     if error.filename is None:
         return ""
-    return f"{error.filename}: {error.strerror}. Name another place, or make room for it."
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    advice = "Name another place, or look at its permissions" if denied else "Name another place, or make room for it"
+    return f"{error.filename}: {error.strerror}. {advice}."
 
 
 class _Terminated(BaseException):
