@@ -51,10 +51,10 @@ def is_full(error: BaseException, path: Path | None = None) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno in FULL
-    if "No space left" in str(error) or "quota exceeded" in str(error):
+    if "No space left" in str(error) or "quota exceeded" in str(error):  # safetensors
         return True
-    # torch and safetensors: "file write failed".
-    return path is not None and "writ" in f"{type(error).__name__} {error}".lower() and _free(path) < NOTHING_LEFT
+    # torch: "unexpected pos 128 vs 0".
+    return path is not None and isinstance(error, RuntimeError) and _free(path) < NOTHING_LEFT
 
 
 def _existing(path: Path) -> Path:
@@ -70,7 +70,8 @@ def _free(path: Path) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{count / size:.{int(size > 1e3)}f} {unit}"
 
 
 def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullError:
@@ -85,8 +86,8 @@ def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullEr
     disk = next((p for p in (folder, *folder.parents) if os.path.ismount(p)), folder)
     need = f"{_size(needed)} are needed, " if needed else ""
     return DiskFullError(
-        f"the disk is full: {path} could not be written ({need}{_size(_free(path))} are free on {disk}). Make room, or "
-        f"{instead}; the same command then resumes."
+        f"the disk is full: {path} could not be written ({need}{_size(_free(path))} are free on {disk}). Make room and "
+        f"repeat the command, which resumes; or {instead}."
     )
 
 

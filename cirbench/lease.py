@@ -193,7 +193,12 @@ def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterato
         # No other process may replace a dead lease between our reading and replacing it.
         with lock(folder / "lease.lock"):
             if watch.dead(_read(path)):
-                write_json(path, mine)
+                try:
+                    write_json(path, mine)
+                except Exception:  # a full disk
+                    with contextlib.suppress(OSError):
+                        (folder / "lease.lock").unlink()
+                    raise
                 break
         waited = True
         time.sleep(poll)

@@ -116,7 +116,7 @@ def _of_the_system(error: OSError) -> str:
         with contextlib.suppress(OSError):
             # Standard output may be such a file: what waits for it would fail once more when Python ends.
             sys.stdout.flush()
-            return f"{error.strerror}: the disk is full. Make room; the same command then resumes."
+            return f"{error.strerror}: the disk is full. Make room and repeat the command, which resumes."
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return f"standard output cannot be written: {error.strerror}."
     if error.filename is None:

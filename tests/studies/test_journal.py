@@ -180,8 +180,8 @@ def test_workers_end_with_their_parent_in_the_middle_of_a_run(tmp_path: Path) ->
 def test_without_help_of_the_system_a_thread_watches_the_parent() -> None:
     code = (
         "import subprocess, sys, time\n"
-        "child = 'import os, sys, time; sys.platform = \"other\"\\n"
-        "from cirbench.studies.launch import _end_with\\n_end_with(os.getppid()); print(os.getpid(), flush=True)\\n"
+        "child = 'import os, sys, time\\nfrom cirbench.studies.launch import _end_with\\n"
+        "sys.platform = \"other\"; _end_with(os.getppid()); print(os.getpid(), flush=True)\\n"
         "time.sleep(600)'\n"
         "p = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE)\n"
         "print(p.stdout.readline().decode(), flush=True)"
