@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -21,8 +22,8 @@ import numpy as np
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "EPOCH", "DiskFullError", "allocate", "dumps", "is_full", "no_room", "replacing", "write_json", "write_jsonl",
-    "write_npz", "writing",
+    "EPOCH", "DiskFullError", "allocate", "as_numbers", "check_home", "dumps", "is_full", "no_room", "replacing",
+    "write_json", "write_jsonl", "write_npz", "writing",
 ]
 
 #: Zip members carry a time; a fixed one makes equal contents equal bytes.
@@ -50,10 +51,10 @@ def is_full(error: BaseException, path: Path | None = None) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno in FULL
-    if "No space left" in str(error) or "quota exceeded" in str(error):
+    if "No space left" in str(error) or "quota exceeded" in str(error):  # safetensors
         return True
-    # torch and safetensors: "file write failed".
-    return path is not None and "writ" in f"{type(error).__name__} {error}".lower() and _free(path) < NOTHING_LEFT
+    # torch: "unexpected pos 128 vs 0".
+    return path is not None and isinstance(error, RuntimeError) and _free(path) < NOTHING_LEFT
 
 
 def _existing(path: Path) -> Path:
@@ -69,7 +70,8 @@ def _free(path: Path) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{count / size:.{int(size > 1e3)}f} {unit}"
 
 
 def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullError:
@@ -84,8 +86,8 @@ def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullEr
     disk = next((p for p in (folder, *folder.parents) if os.path.ismount(p)), folder)
     need = f"{_size(needed)} are needed, " if needed else ""
     return DiskFullError(
-        f"the disk is full: {path} could not be written ({need}{_size(_free(path))} are free on {disk}). Make room, or "
-        f"{instead}; the same command then resumes."
+        f"the disk is full: {path} could not be written ({need}{_size(_free(path))} are free on {disk}). Make room and "
+        f"repeat the command, which resumes; or {instead}."
     )
 
 
@@ -166,6 +168,40 @@ def allocate(path: Path) -> None:
             block = file.read(1 << 20)
             file.seek(start)
             file.write(block)
+
+
+def as_numbers(log: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a log that can be written whatever it holds: what is no finite number becomes null."""
+    out = dict[str, Any]()
+    for name, value in log.items():
+        if isinstance(value, Mapping):
+            out[str(name)] = as_numbers(value)
+            continue
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+            value = value.item()  # of numpy or torch
+        out[str(name)] = value if isinstance(value, int | float) and math.isfinite(value) else None
+    return out
+
+
+def check_home(folder: Path, begun: os.stat_result) -> None:
+    """Refuse to go on writing to a folder that is another one than at the beginning.
+
+    Args:
+        folder: as it is named.
+        begun: what `folder.stat()` was then.
+
+    Raises:
+        CirbenchError: it was moved or deleted meanwhile.
+    """
+    try:
+        same = os.path.samestat(folder.stat(), begun)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise CirbenchError(
+            f"{folder} was moved or deleted while the run was working in it, so nothing more is written. If it was "
+            "moved, move it back; then repeat the command, which resumes from the last checkpoint in the folder."
+        )
 
 
 def _plain(value: Any) -> Any:

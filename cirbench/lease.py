@@ -177,8 +177,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A lease, or None where there is none: a file of another shape was not written by `held`, so nobody holds it."""
     try:
         found = json_text.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    except (FileNotFoundError, ValueError):
+        return None  # whoever may not read it must not take it over
     return found if isinstance(found, dict) and all(_fits(found.get(n), kind) for n, kind in SHAPE.items()) else None
 
 
@@ -203,12 +203,19 @@ def held(folder: Path, patience: float = PATIENCE, poll: float = 0.3) -> Iterato
         # No other process may replace a dead lease between our reading and replacing it.
         with lock(folder / "lease.lock"):
             if watch.dead(_read(path)):
-                write_json(path, mine)
+                try:
+                    write_json(path, mine)
+                except Exception:  # a full disk
+                    with contextlib.suppress(OSError):
+                        (folder / "lease.lock").unlink()
+                    raise
                 break
         waited = True
         time.sleep(poll)
 
     def beat() -> None:
+        if not folder.is_dir():
+            return  # somebody moved or deleted it; the holder is told when it writes
         with lock(folder / "lease.lock"):
             found = _read(path)
             if found is not None and found.get("token") == mine["token"]:

@@ -277,7 +277,7 @@ def _test_key(record: Record) -> str:
     for name in ("queries.jsonl", "gallery.json"):
         path = record.folder / name
         if not path.is_file():
-            raise CirbenchError(f"{path} is missing, so this run is incomplete. Delete it and repeat the run.")
+            raise CirbenchError(f"{path} is missing, so this run is incomplete. Copy it once more, or repeat the run.")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

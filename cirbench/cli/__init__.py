@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import importlib
 import os
 import re
@@ -138,12 +139,14 @@ def _of_the_system(error: OSError) -> str:
         with contextlib.suppress(OSError):
             # Standard output may be such a file: what waits for it would fail once more when Python ends.
             sys.stdout.flush()
-            return f"{error.strerror}: the disk is full. Make room; the same command then resumes."
+            return f"{error.strerror}: the disk is full. Make room and repeat the command, which resumes."
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return f"standard output cannot be written: {error.strerror}."
     if error.filename is None:
         return ""
-    return f"{error.filename}: {error.strerror}. Name another place, or make room for it."
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    advice = "Name another place, or look at its permissions" if denied else "Name another place, or make room for it"
+    return f"{error.filename}: {error.strerror}. {advice}."
 
 
 #: How torch says that a tensor cannot be allocated.

@@ -52,7 +52,8 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
     """
     from dataclasses import replace
 
-    from cirbench.data.download import fetch
+    from cirbench.data.download import FetchError, fetch
+    from cirbench.data.hosts import Hosts
     from cirbench.plugins import find_dataset
     from cirbench.types import CirbenchError
 
@@ -62,21 +63,32 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
         return
     if root.exists() and not root.is_dir():
         raise CirbenchError(f"--root {root} is a file; it must be the folder the data goes to.")
-    failures = []
+    failures, offline, hosts = list[str](), list[str](), Hosts()
     for item in spec.downloads:
         if annotations_only and item.pictures:
             continue
         urls = (*(f"{m.rstrip('/')}/{item.path}" for m in mirror), *item.urls)
         try:
-            state = fetch(replace(item, urls=urls), root, _progress(item.path))
+            state = fetch(replace(item, urls=urls), root, _progress(item.path), hosts)
+        except FetchError as error:
+            offline.append(item.path) if error.offline else failures.append(str(error))
+            continue
         except CirbenchError as error:
             failures.append(str(error))
             continue
         click.echo(f"{item.path}: {state}")
     if spec.manual:
         click.echo(f"by hand: {spec.manual}\nlayout under {root}: {spec.layout}\nlicence: {spec.licence}")
+    if offline:
+        # The cause first, and once: a terminal shows no end of a list of addresses.
+        why = "; ".join(f"{host} cannot be reached: {cause}" for host, cause in hosts.silent.items())
+        failures.insert(0, (
+            f"{why}, so {', '.join(offline[:3])}{f' and {len(offline) - 3} more' if offline[3:] else ''} could not be "
+            f"fetched. Repeat the command with a connection, or put them under {root} by hand."
+        ))
     if failures:
-        raise CirbenchError(f"{len(failures)} of {len(spec.downloads)} files are missing: " + " | ".join(failures))
+        count = len(failures) + max(len(offline) - 1, 0)
+        raise CirbenchError(f"{count} of {len(spec.downloads)} files are missing: " + " | ".join(failures))
 
 
 def _progress(name: str) -> Any:

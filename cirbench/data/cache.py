@@ -35,9 +35,11 @@ def alone(path: Path) -> Iterator[None]:
             held.enter_context(lock(mark))
             for left in path.parent.glob(f"*{path.name}.*.tmp"):  # by a process that was killed while it wrote
                 left.unlink()
-        yield
-        with contextlib.suppress(OSError):
-            mark.unlink()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                mark.unlink()
 
 
 def keep(path: Path, array: np.ndarray) -> None:

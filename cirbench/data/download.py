@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from cirbench import json_text
+from cirbench.data.hosts import Hosts
 from cirbench.lease import lock
 from cirbench.types import CirbenchError, Download
 
 CHUNK = 1 << 20
-TIMEOUT = 30
+#: Seconds without a byte.
+TIMEOUT = 10
 #: Called with (bytes so far, bytes in all or 0).
 Progress = Callable[[int, int], None]
 
@@ -107,21 +109,40 @@ def _explain(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def fetch(download: Download, root: Path, progress: Progress = lambda done, total: None) -> str:
+class FetchError(CirbenchError):
+    """No mirror served a file.
+
+    Attributes:
+        offline: no mirror could be reached at all.
+    """
+
+    offline = False
+
+
+def fetch(
+    download: Download, root: Path, progress: Progress = lambda done, total: None, hosts: Hosts | None = None
+) -> str:
     """One file under root, whole and checked; unpacked where it is an archive.
+
+    Args:
+        download: the file.
+        root: of the data.
+        progress: told how far it is.
+        hosts: what is known of the mirrors' hosts, so that several files do not wait for the same one.
 
     Returns:
         `present`, `fetched` or `unpacked`.
 
     Raises:
-        CirbenchError: no mirror served it, a wrong checksum, a full disk, an unsafe archive.
+        FetchError: no mirror served it.
+        CirbenchError: a wrong checksum, a full disk, an unsafe archive.
     """
     target = root / download.path
     if not target.resolve().is_relative_to(root.resolve()):
         raise CirbenchError(f"{download.path} leads out of {root}; it was not fetched.")
     # Two processes would write the same partial file: the second waits, and then finds what the first fetched.
     with _alone(target):
-        return _fetch(download, root, target, progress)
+        return _fetch(download, root, target, progress, hosts or Hosts())
 
 
 @contextlib.contextmanager
@@ -138,11 +159,11 @@ def _alone(target: Path) -> Iterator[None]:
                 mark.unlink()
 
 
-def _fetch(download: Download, root: Path, target: Path, progress: Progress) -> str:
+def _fetch(download: Download, root: Path, target: Path, progress: Progress, hosts: Hosts) -> str:
     if download.unpack and _marker(target).is_file():
         return "present"
     if not _whole(target, download):
-        _from_mirrors(download, target, progress)
+        _from_mirrors(download, target, progress, hosts)
         if not download.unpack:
             return "fetched"
     elif not download.unpack:
@@ -193,15 +214,21 @@ def _damage(path: Path, name: str) -> str:
     return ""
 
 
-def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
+def _from_mirrors(download: Download, target: Path, progress: Progress, hosts: Hosts) -> None:
     part = target.with_name(target.name + ".part")
-    failures = []
+    failures, silent = [], 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CirbenchError(f"{target.parent} cannot be created: {error.strerror}.") from None
     begun = _state(part).get("url")
     for url in sorted(download.urls, key=lambda u: u != begun):
+        try:
+            hosts.check(url)
+        except (OSError, ValueError) as error:
+            silent += isinstance(error, OSError)
+            failures.append(f"{url}: {error}")
+            continue
         try:
             _stream(url, part, progress)
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -211,6 +238,9 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
                     f"the disk is full: {part} holds {size} bytes so far. Make room "
                     "and repeat the command; it resumes from there."
                 ) from None
+            if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+                hosts.silence(url, f"nothing came for {TIMEOUT} seconds")
+                silent += 1
             failures.append(f"{url}: {_explain(error)}")
             continue
         if download.sha256:
@@ -226,10 +256,12 @@ def _from_mirrors(download: Download, target: Path, progress: Progress) -> None:
         part.replace(target)
         _forget(part)
         return
-    raise CirbenchError(
+    told = FetchError(
         f"{download.path} could not be fetched: {'; '.join(failures)}. Repeat the command, or put the file at "
         f"{target} by hand."
     )
+    told.offline = silent == len(failures) > 0
+    raise told
 
 
 # ------------------------------------------------------------------------------------- archives

@@ -209,6 +209,8 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {}).get("extra_state", "{}"))
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # not a mapping
+    except PermissionError as error:
+        raise CirbenchError(f"{path} cannot be read: {error.strerror or error}. Look at its permissions.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
     except Exception as error:

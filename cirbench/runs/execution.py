@@ -16,7 +16,7 @@ import torch
 from cirbench import lease
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
-from cirbench.files import write_jsonl, write_npz
+from cirbench.files import as_numbers, check_home, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.runs.blame import blaming
@@ -25,7 +25,7 @@ from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
-from cirbench.runs.recording import Answering, write_record
+from cirbench.runs.recording import Answering, check_queries, write_record
 from cirbench.runs.rehearsal import rehearse
 from cirbench.runs.store import finished_run, tidy
 from cirbench.runs.training import Trained, pick_device, train
@@ -106,7 +106,8 @@ def _run(
     planned: Plan, dataset: Dataset, absent: missing_images.Missing | None, identity: Identity, folder: Path,
     device: torch.device, options: Options,
 ) -> None:
-    started, began = datetime.now(UTC), time.perf_counter()
+    started, began, home = datetime.now(UTC), time.perf_counter(), folder.stat()
+    check_queries(dataset.splits["report"])  # before hours of training, not after
     make_deterministic(planned.seed)
     encoders = Encoders(derive(planned.seed, "weights"), declared=identity.inputs["weights"])
     method = build(planned, dataset, device, encoders=encoders)
@@ -121,7 +122,8 @@ def _run(
         )
     if trainable:
         trained = _train(planned, method, dataset, device, folder, options)
-    write_jsonl(folder / "training.jsonl", trained.log)
+    check_home(folder, home)
+    write_jsonl(folder / "training.jsonl", map(as_numbers, trained.log))
     seconds = {
         "train": trained.seconds, "epoch": trained.seconds / planned.train.epochs if trainable else 0.0,
         "cpu": trained.cpu, "validate": trained.validation,
@@ -145,7 +147,7 @@ def _run(
     }
     write_record(Answering(
         folder, planned, method, dataset, absent, device, options.quiet, options.command, options.export, head, seconds,
-        began,
+        began, home,
     ))
     tidy(folder)
 

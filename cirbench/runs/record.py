@@ -8,6 +8,7 @@ Only the standard library and numpy: listing a thousand runs must not cost an im
 from __future__ import annotations
 
 import contextlib
+import errno
 import lzma
 import struct
 import zipfile
@@ -279,10 +280,18 @@ def not_a_run(folder: Path) -> str:
 
 
 def _missing(path: Path) -> CirbenchError:
-    return CirbenchError(f"{path} is missing, so this run is incomplete. Delete {path.parent} and repeat the run.")
+    return CirbenchError(
+        f"{path} is missing, so this run is incomplete. If {path.parent} is a copy, copy it once more; if not, delete "
+        "it and repeat the run."
+    )
 
 
 def _broken(path: Path, error: Exception) -> CirbenchError:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a damaged archive asks for odd places
+        return CirbenchError(
+            f"{path} cannot be read: {error.strerror}. The run may be whole: leave it, and look at permissions, the "
+            "disk or the network."
+        )
     return CirbenchError(f"{path} is damaged: {error}. Delete {path.parent} and repeat the run.")
 
 

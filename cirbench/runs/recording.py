@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,14 @@ import torch
 
 from cirbench.data.batches import Feed
 from cirbench.data.images import webp
-from cirbench.files import write_json, write_jsonl, write_npz
+from cirbench.files import check_home, dumps, write_json, write_jsonl, write_npz
 from cirbench.runs import cost
 from cirbench.runs.planning import Plan, scored
 from cirbench.runs.record import SCHEMA, write_pictures
 from cirbench.scoring import evaluation, missing_images
-from cirbench.types import Dataset, Method, MethodError, OptionalHooks, QueryBatch, Split
+from cirbench.types import CirbenchError, Dataset, Method, MethodError, OptionalHooks, Query, QueryBatch, Split
 
-__all__ = ["Answering", "shares", "write_queries", "write_record"]
+__all__ = ["Answering", "check_queries", "shares", "write_queries", "write_record"]
 
 #: Queries whose pictures are kept with a record, and the side of a picture in pixels.
 PICTURES, PICTURE_SIDE = 200, 96
@@ -44,6 +45,7 @@ class Answering:
         head: entries of the record besides the measured ones: identity, labels, selection, notes.
         seconds: time spent before, by kind.
         began: `time.perf_counter()` when the run started.
+        home: `folder.stat()` when the run started; the folder must still be the same.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Answering:
     head: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    home: os.stat_result | None = None
 
 
 def write_record(ready: Answering) -> None:
@@ -79,6 +82,8 @@ def write_record(ready: Answering) -> None:
         head |= {"missing": ready.absent.counts, "notes": [*head.get("notes", ()), ready.absent.note()]}
         for name, beside in ready.absent.beside("report", split, protocols, result.arrays).items():
             result.protocols[name]["missing"] = beside
+    if ready.home is not None:
+        check_home(ready.folder, ready.home)
     write_queries(ready.folder, split)
     write_json(ready.folder / "gallery.json", result.gallery)
     arrays = dict(result.arrays)
@@ -90,7 +95,7 @@ def write_record(ready: Answering) -> None:
     write_pictures(ready.folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
     first = split.queries[0]
     text = dataset.forms[forms[0]](first)[0][0]
-    write_json(ready.folder / "record.json", {
+    record = {
         "schema": SCHEMA, "name": ready.folder.name, **head, "command": ready.command,
         "protocols": result.protocols, "default_protocol": protocols[0].name, "omitted": {**result.omitted, **left},
         "cost": {
@@ -101,18 +106,38 @@ def write_record(ready: Answering) -> None:
         },
         "environment": cost.environment(ready.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    })
+    }
+    if ready.home is not None:
+        check_home(ready.folder, ready.home)
+    write_json(ready.folder / "record.json", record)
 
 
 def write_queries(folder: Path, split: Split) -> None:
     """`queries.jsonl` of a record."""
-    write_jsonl(folder / "queries.jsonl", (
-        {
-            "id": q.id, "reference": q.reference, "texts": list(q.texts), "targets": list(q.targets[:50]),
-            "targets_total": len(q.targets), "group": q.group, "extra": dict(q.extra),
-        }
-        for q in split.queries
-    ))
+    write_jsonl(folder / "queries.jsonl", map(_row, split.queries))
+
+
+def check_queries(split: Split) -> None:
+    """Refuse queries that a record could not hold.
+
+    Raises:
+        CirbenchError: an extra field that is no JSON, such as NaN.
+    """
+    for query in split.queries:
+        try:
+            dumps(_row(query))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CirbenchError(
+                f"the query {query.id!r} has fields that cannot be written as JSON: {error}. Its extra fields are "
+                f"{str(dict(query.extra))[:200]}."
+            ) from None
+
+
+def _row(q: Query) -> dict[str, Any]:
+    return {
+        "id": q.id, "reference": q.reference, "texts": list(q.texts), "targets": list(q.targets[:50]),
+        "targets_total": len(q.targets), "group": q.group, "extra": dict(q.extra),
+    }
 
 
 def shares(method: OptionalHooks, batch: QueryBatch) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cirbench import process
 from cirbench.data.batches import Feed, Triplets
-from cirbench.files import writing
+from cirbench.files import check_home, writing
 from cirbench.runs.mutual_information import Bounds
 from cirbench.settings import TrainSettings, unknown
 from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
@@ -118,9 +118,10 @@ class _Checkpoint:
     """One file, replaced as a whole; loading runs no code."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.home = path, path.parent.stat()
 
     def save(self, state: dict[str, Any]) -> None:
+        check_home(self.path.parent, self.home)
         with writing(self.path) as temporary:
             torch.save(state, temporary)
 
@@ -129,6 +130,8 @@ class _Checkpoint:
             return None
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise  # it may be whole
         except Exception:
             # Only a disk fault leaves a damaged one (it is renamed when complete): then the run starts over.
             self.path.unlink()
@@ -246,6 +249,11 @@ def train(
     bar.close()
     if best_state is not None:
         method.load_state_dict(best_state)
+    if wrong := next((n for n, p in method.named_parameters() if p.requires_grad and not p.isfinite().all()), None):
+        raise CirbenchError(
+            f"training diverged in its last step: the weights {wrong!r} are not finite. Lower the learning rate, add "
+            "train.warmup or train.clip_norm, or turn train.amp off."
+        )
     method.eval()
     out.seconds, out.cpu = before + time.perf_counter() - began, used + time.process_time() - ticks
     return out

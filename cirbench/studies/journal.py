@@ -11,17 +11,37 @@ import os
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from cirbench import lease
 from cirbench.files import is_full, no_room, replacing
+from cirbench.types import CirbenchError
 
-__all__ = ["Journal", "mend"]
+__all__ = ["Journal", "open_journal"]
 
-#: Optuna's numbers of operations, which its files keep from version to version.
+#: Optuna's numbers of operations, which its files keep from version to version, and the number that each one names.
 CREATE_TRIAL, SET_STATE = 4, 6
+NAMES = {0: "op_code", 2: "study_id", 3: "study_id", CREATE_TRIAL: "study_id"} | dict.fromkeys(range(5, 10), "trial_id")
 NEEDED = "a sweep"
+#: What a file that could not be mended in place is kept as.
+DAMAGED = "journal.damaged.log"
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The storage in a journal file, mended; anew where even then Optuna cannot read it.
+
+    Raises:
+        CirbenchError: the folder cannot be locked, or its disk is full.
+    """
+    try:
+        return JournalStorage(Journal(path))
+    except (CirbenchError, OSError):
+        raise
+    except Exception:  # a hole in a line that is JSON all the same
+        with lease.lock(_mark(path), needed=NEEDED):
+            path.replace(path.with_name(DAMAGED))
+        return JournalStorage(Journal(path))
 
 
 class Journal(JournalFileBackend):
@@ -86,7 +106,9 @@ def _operation(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("op_code"), int) else None
+    if not isinstance(found, dict) or not isinstance(found.get("op_code"), int):
+        return None
+    return found if isinstance(found.get(NAMES.get(found["op_code"], "op_code")), int) else None
 
 
 def mend(path: Path) -> None:
@@ -115,7 +137,7 @@ def mend(path: Path) -> None:
             # New trials are all alike. Any place will do, since ids count them and nothing else.
             at = kept.index(made[0])
             kept[at:at] = [made[0]] * lost
-        path.replace(path.with_name("journal.damaged.log"))
+        path.replace(path.with_name(DAMAGED))
         with replacing(path) as out:
             out.writelines(map(_line, kept))
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalStorage
 
-from cirbench.studies.journal import Journal
+from cirbench.studies.journal import open_journal
 from cirbench.types import CirbenchError
 
 __all__ = ["hide_password", "open_storage", "with_driver"]
@@ -38,7 +37,7 @@ def open_storage(folder: Path, url: str = "") -> Any:
     """
     if not url:
         folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(Journal(folder / "journal.log"))
+        return open_journal(folder / "journal.log")
     shown = hide_password(url)
     if "://" not in url:
         raise CirbenchError(f"--storage {shown!r} is not a database URL. Write postgresql://USER:PASSWORD@HOST/DATABASE.")
