@@ -218,6 +218,20 @@ def status(root: Path) -> None:
     display.table(study.data, root)
 
 
+def selected(root: Path) -> None:
+    record(root)
+    design(root)
+    files.write_npz(root / "select.npz", {"rank/scenes": np.arange(1, 41, dtype=np.int32), "value/scenes/mAP@5": np.ones(40)})
+
+
+def blocks(root: Path) -> None:
+    """What a sweep with a pruner compares."""
+    from cirbench.studies import design_file, objective
+
+    found = objective.blocks(Record(root), design_file.read(str(root / "mine.toml")))
+    assert found and all(0 <= value <= 100 for value in found)
+
+
 DESIGN = """name = "mine"
 question = "?"
 dataset = "scenes"
@@ -360,6 +374,30 @@ def load_converted(root: Path) -> None:
     convert_dwc.load(root / "new")
 
 
+@cache
+def _planned() -> Any:
+    import tiny
+
+    planned = tiny.plan("concat", method__streams="clip")
+    module = find_dataset("scenes")
+    return planned, module.load(planned.knobs)
+
+
+def weights(root: Path) -> None:
+    from cirbench.runs.building import build, save_weights
+
+    save_weights(root / "model.safetensors", build(*_planned(), state={"a": [1]}))
+
+
+def load_weights(root: Path) -> None:
+    import torch
+
+    from cirbench.runs.building import load_method
+
+    planned, dataset = _planned()
+    load_method(planned, dataset, root / "model.safetensors", torch.device("cpu"))
+
+
 # ------------------------------------------------------------------------------------------ archives, caches, leases
 
 
@@ -447,6 +485,7 @@ READERS: tuple[Reader, ...] = (
     Reader("record-training", "training.jsonl", "jsonl", record, show),
     Reader("record-explain", "explain.json", "json", record, show),
     Reader("record-rankings", "rankings.npz", "npz", record, show),
+    Reader("record-select", "select.npz", "npz", selected, blocks),
     Reader("record-pictures", "pictures.zip", "zip", record, show),
     Reader("sweep", "sweeps/s/sweep.json", "json", sweep, status),
     Reader("sweep-design", "mine.toml", "toml", design, read_design),
@@ -458,6 +497,7 @@ READERS: tuple[Reader, ...] = (
     Reader("dwc-texts", "texts.json", "json", dwc, texts),
     Reader("dwc-converted", "new/converted.json", "json", converted, load_converted),
     Reader("dwc-weights", "new/model.safetensors", "weights", converted, load_converted),
+    Reader("run-weights", "model.safetensors", "weights", weights, load_weights),
     Reader("download-zip", "a.zip", "zip", archive, unpack("a.zip")),
     Reader("download-tar", "a.tar.gz", "bytes", tar, unpack("a.tar.gz")),
     Reader("download-state", "x.part.json", "json", lambda root: files.write_json(root / "x.part.json", {"url": "http://127.0.0.1/x", "tag": '"1"'}), state),
