@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 STAMP := $(VENV)/.installed
 
-.PHONY: demo install test test-all bench numerics lint clean
+.PHONY: demo install test test-all bench coverage mutation numerics lint clean
 
 install: $(STAMP)
 $(STAMP): pyproject.toml
@@ -39,6 +39,17 @@ test-all: install
 bench: install
 	$(BIN)/python -m pytest tests/perf --benchmark-enable --benchmark-only
 
+# Lines of cirbench/ (cli/ left out) that the fast tests run; fails below the share that pyproject.toml names.
+coverage: install
+	$(PYTEST) -m 'not slow' --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+
+# Changes the code that scores, thousands of times, and counts how often tests notice: docs/testing.md.
+mutation: install
+	$(BIN)/python -m pip install --quiet --editable '.[dev,mutation]'
+	rm -rf mutants
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/mutmut run --max-children $(JOBS)
+	$(BIN)/python tests/mutation_score.py
+
 # Shows that a change moves no number, or raises what moves: tests/numerics_check.py, CONTRIBUTING.md.
 numerics: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/numerics_check.py --raise '$(RAISE)' --why '$(WHY)'
@@ -48,4 +59,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* mutants

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import threading
@@ -20,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cirbench import json_text
 from cirbench.files import write_json
 from cirbench.types import CirbenchError
 
@@ -29,6 +29,9 @@ BEAT = 5.0
 """Seconds between two heartbeats."""
 PATIENCE = 60.0
 """Seconds without a heartbeat after which a worker of another machine counts as dead."""
+
+#: What a lease holds; `born` is null where a process cannot be looked at.
+SHAPE: Mapping[str, Any] = {"machine": str, "pid": int, "born": int | float | None, "token": str, "beat": int}
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +60,7 @@ def _born(pid: int) -> float | None:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             return None if fields[0] == "Z" else float(fields[19])
         return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
-    except psutil.Error:
+    except (psutil.Error, ValueError):  # none, or a number that no process can have
         return None
 
 
@@ -171,10 +174,17 @@ def repeating(action: Any, seconds: float) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """A lease, or None where there is none: a file of another shape was not written by `held`, so nobody holds it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json_text.parse(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None  # whoever may not read it must not take it over
+    return found if isinstance(found, dict) and all(_fits(found.get(n), kind) for n, kind in SHAPE.items()) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    number = isinstance(value, int | float)
+    return isinstance(value, kind) and not isinstance(value, bool) and (not number or abs(value) < 2**53)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cirbench import process
 from cirbench.settings import TUNE, Settings, unknown
-from cirbench.types import CirbenchError, DatasetSpec
+from cirbench.types import CirbenchError, DatasetSpec, Protocol
 
 #: Modules that loose method and dataset files imported before they moved into folders -> where they are.
 MOVED = {
@@ -80,17 +81,41 @@ def import_path(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _beside(path):
+        with _beside(path), _guarded(path):
             spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Import a plugin: whatever it raises is one message, and it may not change what other code shares with it.
+
+    Raises:
+        CirbenchError: it fails, or changes the state of the process (process.py).
+    """
+    before = process.state()
+    try:
+        with process.undisturbed():
+            yield
+            changed = process.changes(before)
     except CirbenchError:
         raise
-    except Exception as error:
-        sys.modules.pop(name, None)
+    except BaseException as error:
+        if process.is_interrupt(error):
+            raise
         hint = ""
         if isinstance(error, ModuleNotFoundError) and (error.name or "").removeprefix("cirbench.") in MOVED:
             hint = f" It is cirbench.{MOVED[str(error.name).removeprefix('cirbench.')]} now."
-        raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.{hint}") from error
-    return module
+        place = process.place_in(error.__traceback__, {path.resolve()})
+        where = f" ({place})" if place else ""
+        raise CirbenchError(f"{path} fails when imported: {process.described(error)}{where}.{hint}") from error
+    if changed:
+        raise CirbenchError(
+            f"{path} changes {changed} when imported, which everything else in the process shares. Leave it as it is."
+        )
 
 
 @contextlib.contextmanager
@@ -118,12 +143,8 @@ def _import(path: Path, module: str) -> ModuleType:
     """The whole file, torch and all; by its dotted name where it is part of a package."""
     if not module:
         return import_path(path)
-    try:
+    with contextlib.nullcontext() if module.startswith("cirbench.") else _guarded(path):
         return importlib.import_module(module)
-    except CirbenchError:
-        raise
-    except Exception as error:
-        raise CirbenchError(f"{path} fails when imported: {type(error).__name__}: {error}.") from error
 
 
 def _cheap(module: str) -> bool:
@@ -202,6 +223,8 @@ def _declarations(path: Path, source: str, module: str = "") -> dict[str, Any]:
         tree = ast.parse(source, filename=str(path))
     except SyntaxError as error:
         raise CirbenchError(f"{path}, line {error.lineno}: not valid Python: {error.msg}.") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a zero byte, or nested too deeply
+        raise CirbenchError(f"{path}: not valid Python: {process.described(error)}.") from None
     found, selected = ModuleType(f"cirbench_declarations_{path.stem}"), _select(tree)
     found.__file__ = str(path)
     # pydantic looks annotations up in the module that defines the class.
@@ -211,10 +234,13 @@ def _declarations(path: Path, source: str, module: str = "") -> dict[str, Any]:
             found = _import(path, module)
         else:
             body = ast.Module(body=selected, type_ignores=[])
-            exec(compile(body, str(path), "exec", dont_inherit=True), found.__dict__)
+            with process.undisturbed():
+                exec(compile(body, str(path), "exec", dont_inherit=True), found.__dict__)
     except CirbenchError:
         raise
-    except Exception:
+    except BaseException as error:
+        if process.is_interrupt(error):
+            raise
         # They need something that was left out, so the whole file is imported after all.
         found = _import(path, module)
     return {"__doc__": ast.get_docstring(tree), **{k: v for k, v in vars(found).items() if k in DECLARED}}
@@ -234,6 +260,7 @@ def _read(name: str, path: Path, module: str = "") -> MethodFile:
         )
     if "def build(" not in source:
         raise CirbenchError(f"{path} is not a method: it has no function build(config, encoders, train, state).")
+    _check_declared(path, source, found)
     doc = (found["__doc__"] or "").strip()
     return MethodFile(
         name=name, path=path, summary=doc.split("\n")[0], config=config, variants=found.get("VARIANTS", {}),
@@ -241,6 +268,34 @@ def _read(name: str, path: Path, module: str = "") -> MethodFile:
         tune=found.get("TUNE", {k: v for k, v in TUNE.items() if k in config.model_fields}), module=module,
         source=source,
     )
+
+
+#: Declaration -> an example; and whether its values are tables as well.
+_TABLES: Mapping[str, tuple[str, bool]] = {
+    "VARIANTS": ('{"narrow": {"dim": 64}}', True), "TRAIN": ('{"epochs": 10}', False),
+    "DATASETS": ('{"scenes": {"dim": 64}}', True), "TUNE": ('{"lr": {"low": 1e-4, "high": 1e-2}}', True),
+}
+
+
+def _check_declared(path: Path, source: str, found: Mapping[str, Any]) -> None:
+    """Refuse declarations that are no tables of names.
+
+    Raises:
+        CirbenchError: the line, what is expected and what is there.
+    """
+    lines = {name: node.lineno for node in ast.parse(source).body for name in _binds(node)}
+    for name, (example, nested) in _TABLES.items():
+        value = found.get(name, {})
+        wrong = [] if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) else [(name, value)]
+        if not wrong and nested:
+            tables = [(f"{name}[{k!r}]", v) for k, v in value.items()]
+            wrong = [(k, v) for k, v in tables if not (isinstance(v, Mapping) and all(isinstance(n, str) for n in v))]
+        if wrong:
+            key, received = wrong[0]
+            raise CirbenchError(
+                f"{path}, line {lines.get(name, 1)}: {key} is {type(received).__name__} {str(received)[:80]}; {name} "
+                f"must be a dict with names as keys, such as {name} = {example}."
+            )
 
 
 def _folder(package: str) -> Path:
@@ -251,14 +306,23 @@ def _folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _entry_points() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group="cirbench.methods")}
+def _entry_points() -> dict[str, list[str]]:
+    """Name -> the modules that installed packages give under it; more than one is a clash."""
+    found: dict[str, list[str]] = {}
+    for point in entry_points(group="cirbench.methods"):
+        module = point.value.split(":")[0].strip()
+        if module not in found.setdefault(point.name, []):
+            found[point.name].append(module)
+    return found
+
+
+def _builtin_names() -> list[str]:
+    return [p.stem.replace("_", "-") for p in _folder("cirbench.methods").glob("*.py") if p.stem[0] != "_"]
 
 
 def method_names() -> list[str]:
     """Built-in methods and those of installed packages, sorted."""
-    builtin = [p.stem.replace("_", "-") for p in _folder("cirbench.methods").glob("*.py") if p.stem[0] != "_"]
-    return sorted({*builtin, *_entry_points()})
+    return sorted({*_builtin_names(), *_entry_points()})
 
 
 @lru_cache(maxsize=256)
@@ -274,7 +338,7 @@ def find_method(name: str) -> MethodFile:
     """
     if name.endswith(".py") or "/" in name or "\\" in name:
         path = Path(name)
-        if not path.is_file():
+        if not path.is_file() or path.suffix != ".py":
             raise CirbenchError(
                 f"no method file at {name}. `cirbench new-method NAME` writes a template; "
                 "`cirbench list methods` shows what is built in."
@@ -286,18 +350,56 @@ def find_method(name: str) -> MethodFile:
         return _cached(name, path, f"cirbench.methods.{path.stem}", path.stat().st_mtime_ns)
     points = _entry_points()
     if name in points:
-        module = points[name].split(":")[0]
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise CirbenchError(f"the method {name!r} points to the module {module}, which is not installed.")
-        origin = Path(spec.origin)
-        return _cached(name, origin, module, origin.stat().st_mtime_ns)
+        origin = _origin(name, points[name])
+        return _cached(name, origin, points[name][0], origin.stat().st_mtime_ns)
     raise unknown("method", name, method_names(), "A path to a .py file works as well.")
 
 
+def _origin(name: str, modules: list[str]) -> Path:
+    """File of a method of an installed package.
+
+    Raises:
+        CirbenchError: two packages give a method of this name, or the one that does cannot be imported.
+    """
+    if len(modules) > 1:
+        raise CirbenchError(
+            f"the name {name!r} is given to methods by several installed packages: {', '.join(modules)}. Uninstall all "
+            "but one, or use a path."
+        )
+    try:
+        with process.undisturbed():
+            spec = importlib.util.find_spec(modules[0])  # this imports the package that holds the module
+    except BaseException as error:
+        if process.is_interrupt(error):
+            raise
+        raise CirbenchError(
+            f"the method {name!r} points to the module {modules[0]}, which fails when imported: "
+            f"{process.described(error)}. Repair or uninstall the package."
+        ) from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise CirbenchError(
+            f"the method {name!r} points to the module {modules[0]}, which is not installed as a .py file."
+        )
+    return Path(spec.origin)
+
+
 def methods() -> list[MethodFile]:
-    """All of them, by name."""
-    return [find_method(name) for name in method_names()]
+    """All that can be read, by name."""
+    return [method for _, method, _ in listed() if method is not None]
+
+
+def listed() -> list[tuple[str, MethodFile | None, str]]:
+    """(name, method, problem) of every method: one of an installed package that is broken has a problem instead."""
+    rows: list[tuple[str, MethodFile | None, str]] = []
+    for name in method_names():
+        try:
+            rows.append((name, find_method(name), ""))
+        except CirbenchError as error:
+            rows.append((name, None, str(error)))
+    for name, modules in _entry_points().items():
+        if name in _builtin_names():
+            rows.append((name, None, f"{', '.join(modules)}, of an installed package, has a built-in method's name."))
+    return rows
 
 
 def dataset_names() -> list[str]:
@@ -316,8 +418,14 @@ def find_dataset(name: str) -> ModuleType:
         if not path.is_file():
             raise CirbenchError(f"no dataset file at {name}. `cirbench list datasets` shows what is built in.")
         module = import_path(path.resolve())
-        if not isinstance(getattr(module, "SPEC", None), DatasetSpec) or not hasattr(module, "load"):
+        if not isinstance(getattr(module, "SPEC", None), DatasetSpec) or not callable(getattr(module, "load", None)):
             raise CirbenchError(f"{name} is not a dataset: it has no SPEC = DatasetSpec(...) and load(knobs, root).")
+        named: object = module.SPEC.protocols
+        if not isinstance(named, tuple | list) or not named or not all(isinstance(p, Protocol) for p in named):
+            raise CirbenchError(f"{name}: SPEC.protocols is {named!r:.80}; it must be a tuple of Protocol values.")
+        knobs = getattr(module, "Knobs", None)
+        if not (isinstance(knobs, type) and issubclass(knobs, Settings)):
+            raise CirbenchError(f"{name} is not a dataset: it has no class Knobs(Settings). An empty one will do.")
         return module
     if name not in dataset_names():
         raise unknown("dataset", name, dataset_names())

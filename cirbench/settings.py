@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from cirbench.types import CirbenchError
 
@@ -92,8 +93,9 @@ class TrainSettings(Settings):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choice most like `name`, or "" where none is close."""
-    found = difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.5)
-    return found[0] if found else ""
+    written = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), list(written), n=1, cutoff=0.5)
+    return written[found[0]] if found else ""
 
 
 def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> CirbenchError:
@@ -108,6 +110,36 @@ def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> Cir
     if then:
         parts.append(then)
     return CirbenchError(" ".join(parts))
+
+
+def shown(value: object, most: int = 120) -> str:
+    """`repr` of a value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        text = f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+#: A whole number of a field without an upper bound of its own: with more scenes, steps or columns no run would end.
+LARGEST = 10_000_000
+
+
+def _check_size(what: str, name: str, info: FieldInfo, value: object) -> None:
+    """Refuse whole numbers beyond anything that ends or fits into memory; a seed may have 63 bits.
+
+    Raises:
+        CirbenchError: the field, the value and the bound.
+    """
+    bounded = any(hasattr(bound, "le") or hasattr(bound, "lt") for bound in info.metadata)
+    if bounded or not isinstance(value, int) or isinstance(value, bool):
+        return
+    most = 2**63 - 1 if "seed" in name else LARGEST
+    if abs(value) > most:
+        raise CirbenchError(
+            f"{what}.{name} = {shown(value)} is too large: a whole number without a bound of its own is at most "
+            f"{most:,} ({info.description})."
+        )
 
 
 def parse_assignments(assignments: Sequence[str], scopes: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -133,9 +165,14 @@ def parse_assignments(assignments: Sequence[str], scopes: Sequence[str]) -> dict
             value = json.loads(raw)
         except json.JSONDecodeError:
             value = raw
+        except (ValueError, RecursionError):  # Python reads no number of thousands of digits, and no endless nesting
+            raise CirbenchError(
+                f"--set {key}=...: the value, {len(raw):,} characters long, is a number of too many digits or nested "
+                "too deeply."
+            ) from None
         if name in out[scope] and out[scope][name] != value:
             raise CirbenchError(
-                f"--set gives {key} twice: {out[scope][name]!r} and {value!r}. Keep one of them."
+                f"--set gives {key} twice: {shown(out[scope][name])} and {shown(value)}. Keep one of them."
             )
         out[scope][name] = value
     return out
@@ -166,8 +203,11 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
                 f"{what}.{name} = {str(value).lower()} is not a value of this field "
                 f"({kind.model_fields[name].description})."
             )
+        _check_size(what, name, kind.model_fields[name], value)
     try:
-        return kind(**merged)
+        made = kind(**merged)
+    except CirbenchError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "?"
@@ -175,8 +215,22 @@ def resolve(kind: type[Settings], what: str, *layers: Mapping[str, Any]) -> Sett
         wanted = f" ({info.description})" if info is not None and info.description else ""
         default = f" The default is {info.default!r}." if info is not None and info.default is not None else ""
         raise CirbenchError(
-            f"{what}.{name} = {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}.{wanted}{default}"
+            f"{what}.{name} = {shown(first.get('input'))}: {first['msg'][0].lower()}{first['msg'][1:]}."
+            f"{wanted}{default}"
         ) from None
+    except Exception as error:  # a validator of a plugin
+        raise CirbenchError(
+            f"{kind.__module__}.{kind.__qualname__} fails for these settings: {type(error).__name__}: {error}."
+        ) from error
+    for name, value in made.model_dump().items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise CirbenchError(
+                f"{what}.{name} = {shown(value)} cannot be kept in a record: values must be JSON (numbers, texts, "
+                "true, false, lists)."
+            ) from None
+    return made
 
 
 class StreamSettings(Settings):
@@ -187,7 +241,7 @@ class StreamSettings(Settings):
     """
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
@@ -199,7 +253,9 @@ class StreamSettings(Settings):
     )
     project: bool = Field(True, description="learn projections of CLIP's features; false uses them as they are")
     unit_features: bool = Field(True, description="scale vectors of the CLIP stream to unit length before composing")
-    cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
+    cnn: str = Field(
+        "resnet50.tv_in1k", description="timm CNN of the CNN stream: NAME.TAG, NAME:FILE, hf-hub:OWNER/NAME"
+    )
     cnn_size: int = Field(224, ge=16, description="CNN's input side in pixels")
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
         "bicubic", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}

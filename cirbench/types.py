@@ -8,8 +8,10 @@ Nothing here imports torch: naming, listing and checking things must stay cheap.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -19,11 +21,34 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+#: Characters of a message that are shown.
+MESSAGE = 4000
+
+
 class CirbenchError(Exception):
     """Bad input, reported in one message: what, the value received, the nearest valid one, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Values of files stand in messages; one of
+    thousands of characters is shown in part.
     """
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if len(said) <= MESSAGE else f"{said[: MESSAGE - 1100]} ... {said[-1000:]}"
+
+
+class MethodError(CirbenchError):
+    """A function of a plugin breaks its contract: file, line and name of the function, then what was expected.
+
+    Args:
+        function: of the plugin; anything callable.
+        message: what it did, what was expected, what was received.
+    """
+
+    def __init__(self, function: object, message: str) -> None:
+        code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)  # type: ignore[arg-type]
+        place = f"{PurePath(code.co_filename).name}, line {code.co_firstlineno}, in {code.co_name}: " if code else ""
+        super().__init__(place + message)
 
 
 # --------------------------------------------------------------------------------------- data
@@ -155,7 +180,7 @@ class Pixels:
     Attributes:
         size: side in pixels.
         resize: `crop` (shorter side to size, centre crop), `squash`, `pad` (square, zero), or `targetpad` (pad to
-            aspect 1.25, then crop; CLIP4Cir).
+            aspect 1.25, then crop; CLIP4Cir). `crop:S`, `squash:S` resize to S pixels, then cut out the centre.
         interpolation: `bicubic` or `bilinear`.
         mean, std: per channel, of values in 0..1.
     """

@@ -26,7 +26,7 @@ class Config(Settings):
     """Every knob, with default, bounds and a description; `--set method.dim=64` changes one."""
 
     # A field called `clip` is what --backbone replaces. The default is what a real dataset should use.
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones`)")
     dim: int = Field(512, ge=8, description="D, width of the embeddings")
     hidden: int = Field(1024, ge=8, description="width of the perceptron")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in the perceptron")

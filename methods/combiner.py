@@ -8,7 +8,7 @@ The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`ta
 no projection of the targets, and on FashionIQ no flips and the captions of a query drawn anew every epoch: a and b, b
 and a, a alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
 `like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under a sum, is the variant `clip4cir-1`
-of methods/sum.py; its CLIP is not carried over to this stage.
+of methods/sum.py; `--set method.clip=run:FOLDER` reads its CLIP into this stage.
 
 Differences from the paper and its code:
 - the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split,
@@ -36,7 +36,9 @@ class Config(StreamSettings):
     """The paper's values where they are not DWC's."""
 
     streams: Literal["both", "clip", "cnn"] = Field("clip", description="which streams are trained and ranked with")
-    clip: str = Field("RN50x4-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field(
+        "RN50x4-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)"
+    )
     clip_resize: Literal["crop", "squash", "pad", "targetpad"] | None = Field(
         "targetpad", description="how pictures are made square for CLIP; null for the model's own way"
     )

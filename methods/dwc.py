@@ -49,10 +49,10 @@ from cirbench.types import CirbenchError, Explanation, Frozen, Inputs, Pixels, Q
 
 
 class Config(Settings):
-    """Every knob of DWC, with the paper's value as default."""
+    """Every knob of DWC, with the released code's value as default; the list above says where not."""
 
     streams: Literal["both", "clip", "cnn"] = Field("both", description="which streams are trained and ranked with")
-    clip: str = Field("RN50-quickgelu:openai", description="CLIP, as MODEL:TAG, a packaged name or a folder")
+    clip: str = Field("RN50-quickgelu:openai", description="CLIP (`cirbench list backbones` has the forms of its name)")
     clip_size: int | None = Field(None, ge=16, description="CLIP's input side in pixels; null for its own")
     freeze_clip: bool = Field(True, description="keep CLIP frozen (its features are then computed once)")
     cnn: str = Field("resnet50.tv_in1k", description="timm CNN of the CNN stream")
@@ -129,7 +129,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"ssg-{likeness}": {"soft_label_similarity": likeness} for likeness in ("euclidean", "gaussian")},
     **{f"ssg-{source}": {"soft_label_source": source} for source in ("reference", "text", "teacher", "uniform")},
     "ssg-gradient": {"detach_soft_labels": False},
-    # Losses, and the other readings of the paper.
+    # Losses, and the released code's other readings.
     "symmetric": {"contrastive_direction": "symmetric"},
     "mutual-reference": {"teacher_image": "reference"},
     "mutual-tau-1": {"mutual_scale": 1.0},
@@ -143,11 +143,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: The paper's training settings; the released code runs up to 201 epochs and keeps the best on the test set.
+#: The release's batches; it runs 201 epochs and keeps the best on the test set, which is a recipe of `reproduce`.
 TRAIN = {"epochs": 50, "batch_size": 32}
 
-#: What a dataset needs beyond the paper's values. `scenes` is sized for two CPU cores.
-#: There the paper's weight of mutual enhancement lowers R@1 in so short a training (the teacher's softmax is softer
+#: What a dataset needs beyond the release's values. `scenes` is sized for two CPU cores.
+#: There the release's weight of mutual enhancement lowers R@1 in so short a training (the teacher's softmax is softer
 #: than the contrastive one); on `select`, 0.1 was chosen over 1 and over scale 30 with weight 1. The rates are the
 #: best on `select` of a grid run for every trained method (sweeps/rates.toml).
 DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dropout": 0.2, "mutual_weight": 0.1}}

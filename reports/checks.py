@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 
-import numpy as np
-
-from cirbench.runs.record import DAMAGE, Record
+from cirbench.runs.record import Record
 from cirbench.types import CirbenchError
 
 __all__ = ["check_arrays", "check_queries", "check_runs"]
@@ -58,7 +55,7 @@ def check_arrays(record: Record, queries: int, gallery: int) -> dict[str, int]:
     Raises:
         CirbenchError: naming the array.
     """
-    heads, out = _heads(record), {}
+    heads, out = record.rankings.heads(), {}
 
     def need(name: str, kinds: str, *shape: int) -> None:
         if name not in heads:
@@ -116,22 +113,3 @@ def _within(record: Record, name: str, least: int, count: int) -> None:
         raise _damaged(
             record, "rankings.npz", f"{name} holds {high if high >= count else low}, but places end at {count - 1}"
         )
-
-
-def _heads(record: Record) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of each array."""
-    out = {}
-    path = record.rankings.path
-    names = record.rankings.names  # a missing or broken file is named here
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in names:
-                with archive.open(f"{name}.npy") as member:
-                    version = np.lib.format.read_magic(member)
-                    old = version == (1, 0)
-                    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read(member)
-                    out[name] = (shape, dtype)
-    except DAMAGE as error:
-        raise _damaged(record, "rankings.npz", str(error)) from None
-    return out

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# For `make mutation`: the same inputs for every mutant, and no search for the smallest one that fails.
+hypothesis.settings.register_profile(
+    "mutation", derandomize=True, database=None, phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate)
+)
 
 # Threads are fixed before torch is imported: results are compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -33,6 +41,14 @@ def shared() -> Path:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests keep renders and features apart from the user's, and share them with each other."""
     os.environ["CIRBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as in a terminal; processes that only run tests ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

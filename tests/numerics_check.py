@@ -1,9 +1,10 @@
 """Shows that a change of the code moves no number, and says so in `cirbench/numerics.json` (`make numerics`).
 
 Small runs of every method (seeds 0 to 2) and of every dataset are made twice on this machine: by the sources of the last
-commit whose numbers are released, and by the sources as they are now. Everything that a run leaves is compared to the
-last bit: weights, losses, rankings, metrics. Where all is equal, the digests of the sources as they are now are added to
-the file. Where something moved, nothing is written, unless the part that moved is raised:
+commit whose numbers are released, and by the sources as they are now. Everything that a run left then is compared to the
+last bit: weights, losses, rankings, metrics; what it leaves in addition now, such as a new protocol, moves nothing. Where
+all is equal, the digests of the sources as they are now are added to the file. Where something moved, nothing is
+written, unless the part that moved is raised:
 
     make numerics                                        # prove a change harmless
     make numerics RAISE=methods/tirg WHY="dropout before the text layer, as in the release"
@@ -135,18 +136,18 @@ def fingerprint(folder: Path) -> dict[str, str]:
         return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    scored = {
-        name: {k: p[k] for k in ("queries", "gallery", "ties", "metrics")} for name, p in record["protocols"].items()
-    }
+    out = {"default protocol": record["default_protocol"]}
+    for name, p in record["protocols"].items():
+        out[f"metrics/{name}"] = sha({k: p[k] for k in ("queries", "gallery", "ties", "metrics")})
     steps = [json.loads(line) for line in (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()]
-    out = {"metrics": sha(scored), "losses": sha([{k: v for k, v in s.items() if k != "seconds"} for s in steps])}
+    out["losses"] = sha([{k: v for k, v in s.items() if k != "seconds"} for s in steps])
     weights = load_file(folder / "model.safetensors")
     out["weights"] = sha([(k, v.shape, v.tobytes()) for k, v in sorted(weights.items())])
     for name in ("rankings", "select"):
         path = folder / f"{name}.npz"
         if path.is_file():
             with np.load(path) as arrays:
-                out[name] = sha([(k, arrays[k].shape, arrays[k].tobytes()) for k in sorted(arrays.files)])
+                out |= {f"{name}/{k}": sha(arrays[k].shape, arrays[k].tobytes()) for k in arrays.files}
     return out
 
 
@@ -228,12 +229,16 @@ def compare(base: str, scratch: Path, snapshot: Path, tests: Path) -> list[tuple
     old, new = found
     out = []
     for label, method, dataset, _ in wanted:
-        if old[label] != new[label]:
-            same = isinstance(old[label], dict) and isinstance(new[label], dict)
-            keys = [k for k in new[label] if new[label][k] != old[label].get(k)] if same else [
-                f"{old[label]} | {new[label]}"]
+        if keys := moved(old[label], new[label]):
             out.append((label, method, dataset, ", ".join(keys)))
     return out
+
+
+def moved(old: dict[str, str] | str, new: dict[str, str] | str) -> list[str]:
+    """What a run of the old sources left that one of the new does not leave alike; or both messages."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [name for name, left in old.items() if new.get(name) != left]
+    return [] if old == new else [f"{old} | {new}"]
 
 
 def main() -> int:
@@ -272,7 +277,7 @@ def vouch(scratch: Path, parser: argparse.ArgumentParser, given: argparse.Namesp
         parser.error(f"no such part: {', '.join(bad)}. Parts: {', '.join(now)}")
     if raised and not given.why:
         parser.error("--raise needs --why: what moves, and why.")
-    changed = [p for p, found in now.items() if found not in known.get(p, {}).get("accepted", ())]
+    changed = [p for p, digest in now.items() if digest not in known.get(p, {}).get("accepted", ())]
     if not changed and not raised:
         print("every part computes a released number; nothing to do")
         return 0
@@ -281,15 +286,15 @@ def vouch(scratch: Path, parser: argparse.ArgumentParser, given: argparse.Namesp
         base = given.base or last_released(scratch / "log")
         if base is None:
             parser.error("no commit with released numbers was found. Name one with --base, or use --raise all.")
-        moved = compare(base, scratch, snapshot, tests)
+        found = compare(base, scratch, snapshot, tests)
         free = {p.partition("/")[2] for p in raised}
-        wrong = [m for m in moved if "harness" not in raised and not {m[1], m[2]} & free]
-        for label, _, _, what in moved:
+        wrong = [m for m in found if "harness" not in raised and not {m[1], m[2]} & free]
+        for label, _, _, what in found:
             print(f"  moved: {label}: {what}")
         if wrong:
             print(f"{len(wrong)} runs moved. Mend the change, or raise what moves on purpose (--raise PART --why REASON).")
             return 1
-        print(f"{len(moved)} small runs moved, as raised; all others are equal to the last bit")
+        print(f"{len(found)} small runs moved, as raised; all others are equal to the last bit")
     for part in sorted({*changed, *raised, *known}):
         if part not in now:  # a method or dataset that is gone
             known.pop(part)

@@ -13,6 +13,17 @@ def total(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     return np.array([i + t for i, t in zip(image, text, strict=True)])
 
 
+def slerp(image: np.ndarray, text: np.ndarray, alpha: float, near: float) -> np.ndarray:
+    """(sin((1 - alpha) theta) x + sin(alpha theta) t) / sin(theta) of unit x and t; the chord where |x . t| > near."""
+    x, t = unit(image), unit(text)
+    cosine = sum(i * j for i, j in zip(x, t, strict=True))
+    if abs(cosine) > near:
+        return unit(np.array([i + alpha * (j - i) for i, j in zip(x, t, strict=True)]))
+    theta = np.arccos(cosine)
+    first, second = np.sin((1 - alpha) * theta) / np.sin(theta), np.sin(alpha * theta) / np.sin(theta)
+    return unit(np.array([first * i + second * j for i, j in zip(x, t, strict=True)]))
+
+
 def concat(p: dict, image: np.ndarray, text: np.ndarray, layers: int) -> np.ndarray:
     """BN, ReLU, linear 2D -> 2D, BN, ReLU, linear 2D -> D; or one linear layer."""
     x = np.array([*image, *text])

@@ -14,7 +14,7 @@ CORE = ROOT / "cirbench"
 HEAVY = {"torch", "optuna", "pandas", "matplotlib", "seaborn", "open_clip", "timm", "scipy", "torchvision"}
 
 #: Modules at the root of the package, from the bottom up: each imports only what stands before it.
-WORDS = ("types", "seeds", "files", "settings", "numerics", "lease", "plugins")
+WORDS = ("types", "process", "seeds", "json_text", "files", "settings", "numerics", "lease", "plugins")
 
 #: Room -> the rooms it may import from, beside itself; `words` are the modules at the root of the package.
 ROOMS: dict[str, set[str]] = {
@@ -36,7 +36,7 @@ ONLY = {
     ("reports", "runs"): {"record", "record_lines", "record_types", "store", "study_types"},
     ("reports", "scoring"): {"metrics", "statistics"},
     ("reports", "words"): {"types", "settings", "plugins", "files"},
-    ("datasets", "words"): {"types", "settings", "seeds", "numerics"},
+    ("datasets", "words"): {"types", "settings", "seeds", "numerics", "json_text"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -71,3 +72,11 @@ def test_a_run_that_is_told_to_end_says_so_and_resumes(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "checkpoint.pt").is_file() and not (folder / "lease.json").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"machine": 3}', "[" * 100_000, '{"pid": 1e999}', '"x"'])
+def test_a_lease_of_another_shape_is_nobodys(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text(text)
+    with lease.held(tmp_path) as waited:
+        assert not waited and json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lease.json").exists()

@@ -288,3 +288,13 @@ def test_a_helper_of_a_loose_method_is_part_of_the_identity(tmp_path: Path) -> N
     assert ident() == before
     (tmp_path / "extra_part.py").write_text("scale = 1.01\n")
     assert ident() != before
+
+
+def test_what_is_left_in_addition_moves_no_number() -> None:
+    """A new protocol of a dataset is no other number of the old ones; one that is gone or differs is told."""
+    from numerics_check import moved
+
+    old = {"weights": "a", "metrics/one": "b", "metrics/two": "c"}
+    assert moved(old, {**old, "metrics/new": "d"}) == []
+    assert moved(old, {"weights": "a", "metrics/one": "x"}) == ["metrics/one", "metrics/two"]
+    assert moved("exit 2: refused", "exit 2: refused") == [] and moved(old, "exit 2: no") and moved("exit 2: no", old)

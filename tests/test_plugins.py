@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_new_method_works_as_written(mine: Path, capsys: pytest.CaptureFixture[s
 def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """docs/add-a-method.md: the composition as printed; and the printed parts of a CNN with words, put together."""
     page = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    parts, whole = re.findall(r"```python\n(.*?)```", page, re.S)
+    printed = re.findall(r"```python\n(.*?)```", page, re.S)
+    parts, whole = (next(text for text in printed if part in text) for part in ("encoders.lstm(", "class Config("))
     (tmp_path / "product.py").write_text(whole)
     assert exit_code("check", str(tmp_path / "product.py")) == 0, capsys.readouterr().out
     build, _, module = parts.partition("class Mine")
@@ -170,6 +172,61 @@ def test_method_of_another_package(package: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert exit_code("run", "-m", "their-idee", "-d", "scenes") == 2
     assert "Did you mean 'their-idea'?" in capsys.readouterr().err
+
+
+#: What is wrong with the module of an entry point, its value, and what `list` says of it.
+ENTRIES = [
+    ("a module that is not there", "their_package.nothing", "", "their_package.nothing, which is not installed"),
+    ("a package that is not there", "no_package.idea", "", "no_package.idea, which fails when imported: ModuleNotFoundError"),
+    ("a package that fails", "bad_package.idea", "raise RuntimeError('broken')", "RuntimeError: broken"),
+    ("a package that exits", "bad_package.idea", "raise SystemExit(0)", "it called sys.exit(0)"),
+    ("a module that is no method", "bad_package", "x = 1", "no class Config(Settings)"),
+    ("a module with a syntax error", "bad_package", "def", "not valid Python"),
+    ("a module of C", "math", "", "not installed as a .py file"),
+    ("a package that moves", "bad_package.idea", "import os; os.chdir('/')", "bad_package.idea, which is not installed"),
+]
+
+
+@pytest.mark.parametrize(("value", "source", "said"), [e[1:] for e in ENTRIES], ids=[e[0] for e in ENTRIES])
+def test_a_broken_package_does_not_hide_the_others(
+    value: str, source: str, said: str, package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loaded in ("bad_package", "bad_package.idea"):
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    (package / "bad_package").mkdir()
+    (package / "bad_package" / "__init__.py").write_text(source)
+    entries = next(package.glob("*.dist-info")) / "entry_points.txt"
+    entries.write_text(f"{entries.read_text()}poor-idea = {value}\n")
+    for what in ("methods", "variants"):
+        assert exit_code("list", what) == 0
+        out = capsys.readouterr().out
+        assert "dwc" in out and "their-idea" in out
+        (line,) = [line for line in out.splitlines() if line.startswith("poor-idea")]
+        assert "broken: " in line and said in line, line
+    assert exit_code("list", "methods", "--json") == 0
+    assert any(row["name"] == "poor-idea" and said in row["summary"] for row in json.loads(capsys.readouterr().out))
+    for words in (["list", "datasets"], ["list", "sweeps"], ["check", "./my_idea.py", "--variant", "short"]):
+        assert exit_code(*words) == 0, capsys.readouterr().out
+        capsys.readouterr()
+    for words in (["run", "-m", "poor-idea", "-d", "scenes"], ["check", "poor-idea"]):
+        assert exit_code(*words) == 2
+        assert said in (told := capsys.readouterr().err) and "Traceback" not in told
+
+
+def test_two_methods_of_one_name(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(package / "their_package" / "idea.py", package / "other_idea.py")
+    other = package / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[cirbench.methods]\ntheir-idea = other_idea\ndwc = other_idea\n")
+    assert exit_code("list", "methods") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"their-idea +broken: .*several installed packages: .*other_idea", out)
+    assert re.search(r"dwc +broken: other_idea, of an installed package, has a built-in method's name", out)
+    assert exit_code("run", "-m", "their-idea", "-d", "scenes") == 2
+    assert "several installed packages" in capsys.readouterr().err
+    assert exit_code("run", "-m", "other_idea.py", "-d", "scenes") == 2
+    assert "no method file at other_idea.py" in capsys.readouterr().err
 
 
 def _break(before: str, after: str) -> Callable[[str], str]:

@@ -10,13 +10,17 @@ import contextlib
 import errno
 import importlib
 import os
-import signal
+import re
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from cirbench import __version__
+from cirbench import __version__, process
+from cirbench.cli._shared import settle, short
 from cirbench.types import CirbenchError
 
 FOLDER = Path(__file__).parent
@@ -40,7 +44,7 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"cirbench.cli.{path.stem}")
         command: click.Command = getattr(module, path.stem.rstrip("_"), None) or module.command
-        return command
+        return settle(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -82,28 +86,47 @@ def main(args: list[str] | None = None) -> None:
         # What an encoding cannot hold (a lone surrogate; anything beyond ASCII in the locale C) is shown as \udc80.
         with contextlib.suppress(AttributeError, ValueError):  # no such stream, or not one of text
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, _terminate)
+    process.catch_signals()
+    debug = os.environ.get(process.DEBUG)
     try:
+        _readable(sys.argv[1:] if args is None else args)
         cli.main(args, standalone_mode=False, prog_name="cirbench")
-    except CirbenchError as error:
-        click.echo(f"cirbench: {error}", err=True)
+    except click.ClickException as error:
+        lines = click.exceptions.ClickException.format_message(error)
+        _fail(error, lines) if len(lines) > 2000 else error.show()
         sys.exit(2)
-    except OSError as error:
-        message = _of_the_system(error)
+    except (click.Abort, KeyboardInterrupt, process.Terminated) as error:
+        # click turns the end of a file into Abort as well.
+        early = next((e for e in (error, error.__cause__) if isinstance(e, EOFError)), None)
+        if early is not None:
+            _fail(early, "a file ended too early (EOFError); --debug shows where.")
+        ended = isinstance(error, process.Terminated)
+        click.echo(f"cirbench: {'terminated' if ended else 'interrupted'}; repeat the command to resume.", err=True)
+        sys.exit(143 if ended else 130)
+    except Exception as error:
+        message = _message(error)
         if not message:
             raise
-        click.echo(f"cirbench: {message}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("cirbench: interrupted; repeat the command to resume.", err=True)
-        sys.exit(130)
-    except _Terminated:
-        click.echo("cirbench: terminated; repeat the command to resume.", err=True)
-        sys.exit(143)
+        _fail(error, message)
+    finally:
+        if debug is None:  # --debug holds for one command
+            os.environ.pop(process.DEBUG, None)
+
+
+def _message(error: Exception) -> str:
+    """What to say of an error that is no fault of cirbench's code; "" for one that is."""
+    if isinstance(error, CirbenchError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _TOO_LARGE.search(str(error))):
+        return (
+            f"this does not fit into memory: {process.described(error)}. Lower the widths of the method, "
+            "train.batch_size or the size of the data."
+        )
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply to be read; --debug shows where."
+    return ""
 
 
 def _of_the_system(error: OSError) -> str:
@@ -126,9 +149,31 @@ def _of_the_system(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}. {advice}."
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as a scheduler sends it: what is open is closed, workers of a sweep end too."""
+#: How torch says that a tensor cannot be allocated.
+_TOO_LARGE = re.compile(
+    "can't allocate memory|not enough memory|out of memory|[Ss]torage size calculation overflowed|"
+    "multiplication overflow"
+)
 
 
-def _terminate(_number: int, _frame: object) -> None:
-    raise _Terminated
+def _fail(error: BaseException, message: str) -> NoReturn:
+    if os.environ.get(process.DEBUG):
+        traceback.print_exception(error)
+    click.echo(f"cirbench: {short(message)}", err=True)
+    sys.exit(2)
+
+
+def _readable(arguments: Sequence[str]) -> None:
+    """Refuse arguments that no file name, setting or message can hold.
+
+    Raises:
+        CirbenchError: a zero character, or bytes that are no text in the encoding of this system.
+    """
+    for text in arguments:
+        if "\0" in text:
+            raise CirbenchError(f"the argument {text!r:.200} holds a zero character (NUL). Leave it out.")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise CirbenchError(
+                f"the argument {text!r:.200} is not valid {sys.getfilesystemencoding()}. Rename the file, or set a "
+                "locale that its name is written in."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,7 +11,65 @@ from typing import Any
 
 import click
 
+from cirbench.process import DEBUG
+from cirbench.settings import shown
 from cirbench.types import CirbenchError
+
+#: Largest whole number that an option without a bound of its own takes: larger ones do not fit into 64 bits.
+LARGEST = 2**63 - 1
+
+
+class _Path(click.Path):
+    """A path; an empty one would silently be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not value.strip():
+            self.fail(f"{value!r} is empty. Name a path; the current folder is '.'.", param, ctx)
+        if isinstance(value, str) and any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
+            self.fail(f"{value[:40]!r}... has a part of more than 255 bytes, longer than any file name.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def settle(command: click.Command) -> click.Command:
+    """What holds for every command: it has `--debug`; no path is empty, no number is NaN, infinite or beyond 64 bits.
+
+    Settled in one place, so that it holds for an option that is added later.
+    """
+    if isinstance(command, click.Group):
+        for sub in command.commands.values():
+            settle(sub)
+        return command
+    if any(param.name == "debug" for param in command.params):
+        return command  # commands are kept by their modules
+    for param in command.params:
+        if type(param.type) is click.Path:
+            kept, param.type = vars(param.type), _Path()
+            vars(param.type).update(kept)
+        elif param.type.name.startswith(("integer", "float")):
+            param.callback = _sane if param.callback is None else param.callback
+    command.params.append(click.Option(
+        ["--debug"], is_flag=True, expose_value=False, is_eager=True, callback=_debug,
+        help="Show the traceback of an error as well.",
+    ))
+    return command
+
+
+def _sane(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A number, or several of a repeatable option, that somebody can have meant."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, int | float) and not abs(one) <= LARGEST:  # NaN is not either
+            raise click.BadParameter(f"{shown(one)}: a number must be finite and below 2^63 in size.", ctx, param)
+    return value
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[DEBUG] = "1"  # of this command, and of the processes that it starts
+
+
+def short(text: str, most: int = 2000) -> str:
+    """The text, its middle left out where it is longer than anybody reads."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} [...] {text[-most // 4 :]}"
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,9 +126,9 @@ def parse_seeds(seed: int | None, seeds: str | None) -> list[int]:
     try:
         found = [int(s) for s in seeds.split(",") if s.strip()]
     except ValueError:
-        raise CirbenchError(f"--seeds {seeds!r} is not a list of whole numbers such as 0,1,2.") from None
-    if not found or min(found) < 0:
-        raise CirbenchError(f"--seeds {seeds!r}: seeds must be >= 0, such as 0,1,2.")
+        raise CirbenchError(f"--seeds {short(seeds, 80)!r} is not a list of whole numbers such as 0,1,2.") from None
+    if not found or min(found) < 0 or max(found) > LARGEST:
+        raise CirbenchError(f"--seeds {short(seeds, 80)!r}: seeds must be >= 0 and below 2^63, such as 0,1,2.")
     if len(set(found)) < len(found):
         raise CirbenchError(f"--seeds {seeds!r} names a seed twice. Each seed is one run.")
     return found

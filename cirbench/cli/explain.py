@@ -13,7 +13,7 @@ QUERIES = 400
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--queries", "-n", type=click.IntRange(min=1), default=QUERIES, show_default=True,
+@click.option("--queries", "-n", type=click.IntRange(1, 1_000_000), default=QUERIES, show_default=True,
               help="Number of queries, spread over the groups of the dataset.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder that holds the dataset.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")

@@ -23,13 +23,14 @@ def command(what: str, method: str | None, as_json: bool) -> None:
 
     rows: list[tuple[str, str]]
     if what == "methods":
-        rows = [(m.name, m.summary) for m in plugins.methods()]
+        rows = [(name, found.summary if found else f"broken: {why}") for name, found, why in plugins.listed()]
     elif what == "variants":
-        found = [plugins.find_method(method)] if method else plugins.methods()
+        entries = [(method, plugins.find_method(method), "")] if method else plugins.listed()
         rows = [
-            (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v)}" for k, v in overrides.items()))
-            for m in found for name, overrides in m.variants.items()
+            (f"{m.name} {name}", ", ".join(f"{k}={json.dumps(v, default=str)}" for k, v in overrides.items()))
+            for _, m, _ in entries if m is not None for name, overrides in m.variants.items()
         ]
+        rows += [(name, f"broken: {why}") for name, m, why in entries if m is None]
     elif what == "sweeps":
         from cirbench.studies import design_file
 
@@ -37,15 +38,9 @@ def command(what: str, method: str | None, as_json: bool) -> None:
     elif what == "datasets":
         rows = [(n, plugins.find_dataset(n).SPEC.title) for n in plugins.dataset_names()]
     else:
-        rows = [
-            ("scenes-small", "ships with cirbench, trained on scenes (docs/pretrain.md)"),
-            ("scenes-medium", "ships with cirbench, trained on scenes (docs/pretrain.md)"),
-            ("DIR", "a folder that `cirbench pretrain clip` wrote"),
-            ("MODEL:TAG", "any open_clip model and weights, fetched on first use: RN50-quickgelu:openai (the paper's), "
-             "RN101-quickgelu:openai, RN50x4-quickgelu:openai, RN50x16-quickgelu:openai, ViT-B-32-quickgelu:openai, "
-             "ViT-B-16-quickgelu:openai, ViT-L-14-quickgelu:openai, ViT-B-16-SigLIP:webli, ..."),
-            ("MODEL:random", "the same architecture with random weights, for tests"),
-        ]
+        from cirbench.models.names import FORMS
+
+        rows = list(FORMS)
     if as_json:
         click.echo(json.dumps([{"name": n, "summary": t} for n, t in rows], indent=1))
     else:

@@ -27,17 +27,21 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Override a knob of the dataset."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
                      help="Folder to write to."),
-        click.option("--steps", type=click.IntRange(1), help="Optimiser steps, instead of --epochs."),
-        click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the pictures. [10]"),
-        click.option("--batch-size", type=click.IntRange(2), default=256, show_default=True, help="Pairs per step."),
+        click.option("--steps", type=click.IntRange(1, 10_000_000), help="Optimiser steps, instead of --epochs."),
+        click.option("--epochs", type=click.FloatRange(0, 100_000, min_open=True),
+                     help="Passes over the pictures. [10]"),
+        click.option("--batch-size", type=click.IntRange(2, 1_000_000), default=256, show_default=True,
+                     help="Pairs per step."),
         click.option("--side", type=click.IntRange(24, 384), help="Image side in pixels. [48 for scenes, else 64]"),
-        click.option("--lr", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True,
+        click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), default=2e-3, show_default=True,
                      help="Peak learning rate."),
-        click.option("--pictures", type=click.IntRange(2), default=30_000, show_default=True,
+        click.option("--pictures", type=click.IntRange(2, 10_000_000), default=30_000, show_default=True,
                      help="Pictures to generate, if the dataset is a generated one."),
         click.option("--flip", is_flag=True, help="Mirror half of the pictures; wrong if texts name left and right."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random draws."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads; another number may change the last bits."),
+        click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+                     help="Seed of all random draws."),
+        click.option("--threads", type=click.IntRange(1, 1024),
+                     help="CPU threads; another number may change the last bits."),
         click.option("--quiet", "-q", is_flag=True, help="No progress, no table."),
     ]):
         function = option(function)
@@ -85,9 +89,10 @@ def _pairs(
             pictures_of, captions = module.pretrain_pairs(pictures, seed, side, "train", bar.update)
         held_pictures, held_captions = module.pretrain_pairs(HELD_OUT, seed, side, "select")
         return Pairs(pictures_of, captions, dataset), Pairs(held_pictures, held_captions, dataset)
+    from cirbench.data.loading import load
     from cirbench.models.pretrain import pairs_of
 
-    return pairs_of(module.load(knobs, root), side, quiet), None
+    return pairs_of(load(module, knobs, root), side, quiet), None
 
 
 def _run(

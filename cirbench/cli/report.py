@@ -12,7 +12,7 @@ import click
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"),
               show_default=True, help="The page to write.")
 @click.option("--title", default="", help="Heading; by default the datasets.")
-@click.option("--max-mb", type=click.FloatRange(min=0.1), default=5.0, show_default=True,
+@click.option("--max-mb", type=click.FloatRange(0.1, 10_000), default=5.0, show_default=True,
               help="Largest page in MB; pictures that would exceed it are left out.")
 @click.option("--no-images", is_flag=True, help="Leave every picture out, for data that may not be redistributed.")
 @click.option("--figures", type=click.Path(path_type=Path, file_okay=False),

@@ -29,7 +29,9 @@ Examples:
 @click.option("--method", "-m", required=True, help="Name (`cirbench list methods`) or path of a .py file.")
 @click.option("--dataset", "-d", required=True, help="Name (`cirbench list datasets`).")
 @click.option("--variant", default="", help="A named set of overrides (`cirbench list variants`).")
-@click.option("--backbone", default="", help="CLIP to use instead: MODEL:TAG, a packaged name, or a folder.")
+@click.option("--backbone", default="", metavar="NAME",
+              help="Encoder to use instead: MODEL:TAG, MODEL:FILE, a packaged name, a folder, hf-hub:OWNER/NAME, "
+              "run:FOLDER or timm:NAME (`cirbench list backbones`).")
 @click.option("--recipe", default="", metavar="DATASET",
               help="Use the method's sizes and rates for this dataset: `scenes` fits two CPU cores.")
 @click.option("--seed", type=int, default=None, help="Training seed. [0]")
@@ -37,7 +39,7 @@ Examples:
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Override a field; repeatable.")
 @click.option("--force", is_flag=True, help="Run again even if a record exists.")
 @click.option("--export-embeddings", is_flag=True, help="Also write embeddings.npz, as `cirbench score` reads it.")
-@click.option("--explain", type=click.IntRange(min=1), metavar="N",
+@click.option("--explain", type=click.IntRange(1, 1_000_000), metavar="N",
               help="Also store words and regions of N queries, as `cirbench explain` does.")
 @scoring_options
 @run_options

@@ -31,8 +31,10 @@ Examples:
 @click.option("--method-variant", default="", help="Variant of that method.")
 @click.option("--seeds", default=None, help="Such as 0,1,2: every point runs once per seed.")
 @click.option("--set", "sets", multiple=True, metavar="SCOPE.FIELD=VALUE", help="Fix a field for every point.")
-@click.option("--trials", type=int, default=None, help="Number of points; of a grid, the first ones.")
-@click.option("--timeout", type=float, default=None, help="Seconds after which no further point is started.")
+@click.option("--trials", type=click.IntRange(1, 10_000), default=None,
+              help="Number of points; of a grid, the first ones.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=None,
+              help="Seconds after which no further point is started.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Worker processes.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and a time estimate from a few measured steps.")
 @click.option("--retry-failed", is_flag=True, help="Run points that failed before once more.")

@@ -77,7 +77,7 @@ def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bo
         return None
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # absent, or truncated by another program
+    except Exception:
+        return None  # absent, or damaged by another program: then reading may raise nearly anything
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
     return array if fits and array.dtype == kind else None

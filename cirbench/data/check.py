@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cirbench.data.image_files import DESCRIBED, FolderImages, Reading, decode
+from cirbench.data.loading import load
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
 from cirbench.types import CirbenchError, Dataset
@@ -153,7 +154,7 @@ def check(
     knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
     counts = _counts(module, root, knobs)
     try:
-        dataset: Dataset = module.load(knobs, root)
+        dataset = load(module, knobs, root)
     except CirbenchError as error:
         if not counts:
             raise

@@ -16,11 +16,10 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from cirbench import json_text
 from cirbench.data.hosts import Hosts
 from cirbench.lease import lock
 from cirbench.types import CirbenchError, Download
@@ -41,13 +40,14 @@ def sha256_of(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _state(part: Path) -> dict[str, Any]:
+def _state(part: Path) -> dict[str, str]:
     """The state of a partial file; only the server it came from can resume it."""
     try:
-        found: dict[str, Any] = json.loads(part.with_name(part.name + ".json").read_text(encoding="utf-8"))
+        found = json_text.parse(part.with_name(part.name + ".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    whole = isinstance(found, dict) and all(isinstance(v, str) and v.isprintable() for v in found.values())
+    return found if whole else {}
 
 
 def _forget(part: Path) -> None:
@@ -207,8 +207,9 @@ def _damage(path: Path, name: str) -> str:
             with tarfile.open(path) as tar:
                 tar.getmembers()
         elif name.endswith(".json"):
-            json.loads(path.read_bytes())
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
+            json_text.parse(path.read_text(encoding="utf-8-sig"))
+    except Exception as error:
+        # A damaged archive may raise nearly anything.
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
     return ""
 
@@ -273,12 +274,28 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
+def _check_room(archive: Path, folder: Path, size: int) -> None:
+    """A small archive may hold far more than a disk."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise CirbenchError(
+            f"{archive} holds {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free under {folder.parent}; nothing was "
+            "unpacked."
+        )
+
+
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for entry in file.infolist():
             _safe(entry.filename, archive)
             if (entry.external_attr >> 16) & 0o170000 == 0o120000:
                 raise CirbenchError(f"{archive}: the entry {entry.filename!r} is a link; nothing was unpacked.")
+            if entry.flag_bits & 1:
+                raise CirbenchError(
+                    f"{archive}: the entry {entry.filename!r} is encrypted; nothing was unpacked. Unpack it by hand "
+                    "with its password."
+                )
+        _check_room(archive, folder, sum(entry.file_size for entry in file.infolist()))
         file.extractall(folder)
 
 
@@ -289,6 +306,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             _safe(entry.name, archive)
             if not (entry.isfile() or entry.isdir()):
                 raise CirbenchError(f"{archive}: the entry {entry.name!r} is a link or a device; nothing was unpacked.")
+        _check_room(archive, folder, sum(entry.size for entry in members))
         for entry in members:
             place = folder / _safe(entry.name, archive)
             if entry.isdir():
@@ -326,10 +344,13 @@ def unpack(archive: Path, folder: Path) -> None:
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise CirbenchError(f"{archive} is damaged ({error}). Delete it and repeat the command.") from None
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise CirbenchError(f"{archive} could not be unpacked: {why}. Nothing half-unpacked is left behind.") from None
+    except CirbenchError:
+        raise
+    except Exception as error:
+        # A damaged archive may raise nearly anything.
+        raise CirbenchError(f"{archive} is damaged ({error}). Delete it and repeat the command.") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Frozen features, computed once and kept on disk.
 
 The key holds what can change a feature: the weights, the code of the encoder, the kind of device and on a CPU the
-number of threads, the input size, transform and statistics, the pictures themselves (their fingerprint, and the code
-that decodes them) or the strings, and whether pictures were mirrored.
+number of threads and the instruction set, the input size, transform and statistics, the pictures themselves (their
+fingerprint, and the code that decodes them) or the strings, and whether pictures were mirrored.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ BATCH = 256
 
 
 def _place(encoder: Encoder, *key: object) -> Path:
-    # A GPU (TF32) or another number of threads may round products differently: a run must get what it would have
-    # computed itself.
+    # A GPU (TF32), another number of threads or another instruction set rounds products differently: a run must get
+    # what it would have computed itself.
     device = next(encoder.parameters()).device.type
-    where = [device, *([torch.get_num_threads()] if device == "cpu" else [])]
+    cpu = [torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
+    where = [device, *(cpu if device == "cpu" else [])]
     code = [numerics.of_part("encoders"), numerics.of_class(type(encoder))]
     return cache_dir() / "features" / f"{digest([encoder.key, where, code, *key])[:32]}.npy"
 

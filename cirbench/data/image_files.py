@@ -364,7 +364,7 @@ def _files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if not e.name.startswith("._") and _is_file(e))
-    except OSError:
+    except (OSError, ValueError):  # absent, or a name that no folder can have
         return []
 
 

@@ -57,11 +57,14 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
     """
     image = image.convert("RGB")
     side: float
+    resize, _, first = resize.partition(":")
     between = PIL.Image.Resampling[interpolation.upper()]
-    if image.size == (size, size) and resize != "targetpad":
+    if image.size == (size, size) and resize != "targetpad" and not first:
         return image
+    shorter = int(first or size)
     if resize == "squash":
-        return image.resize((size, size), between)
+        image = image.resize((shorter, shorter), between)
+        return _centre(image, size) if first else image
     if resize == "pad":
         return _padded(image, size, between)
     if resize == "targetpad":
@@ -72,9 +75,13 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
     elif resize != "crop":
         raise ValueError(f"unknown resize {resize!r}; one of crop, squash, pad, targetpad")
     # torchvision's Resize: the shorter side exactly, the longer one rounded down.
-    width, height = (max(size, int(length * size / min(image.size))) for length in image.size)
-    image = image.resize((width, height), between)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    width, height = (max(shorter, int(length * shorter / min(image.size))) for length in image.size)
+    return _centre(image.resize((width, height), between), size)
+
+
+def _centre(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """torchvision's CenterCrop, which pads with zeros where the picture is smaller."""
+    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
 

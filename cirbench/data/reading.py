@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cirbench import json_text
 from cirbench.settings import nearest, unknown
 from cirbench.types import CirbenchError
 
@@ -30,8 +31,13 @@ def read_text(path: Path) -> str:
         raise CirbenchError(f"{path} is a folder, expected a file.") from None
     except OSError as error:
         raise CirbenchError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if not data.strip():
+    text = _decoded(data, path) if data.strip() else ""
+    if not text.strip():
         raise CirbenchError(f"{path} is empty ({len(data)} bytes). Fetch it again.")
+    return text
+
+
+def _decoded(data: bytes, path: Path) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         # "Unicode text" of Excel.
         try:
@@ -51,7 +57,12 @@ def read_text(path: Path) -> str:
 
 
 def _parse(text: str, where: str) -> Any:
-    """The value of a JSON text; NaN and infinity are refused, and so are repeated keys of one object."""
+    """The value of a JSON text; what JSON lacks, repeated keys of one object and texts that are no UTF-8 are refused.
+
+    Raises:
+        CirbenchError: such a value.
+        json.JSONDecodeError: no JSON at all.
+    """
 
     def constant(name: str) -> Any:
         raise CirbenchError(f"{where}: holds {name}, which is not JSON and not a usable value.")
@@ -64,7 +75,14 @@ def _parse(text: str, where: str) -> Any:
             raise CirbenchError(f"{where}: the key {twice!r} occurs twice in one object; only one of them can count.")
         return out
 
-    return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+    try:
+        value = json_text.parse(text, constant, pairs)
+        json_text.check_texts(text, value)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise CirbenchError(f"{where}: {error}. Correct the file, or fetch it again.") from None
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -77,8 +95,6 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         cut = " The file seems cut off: fetch it again." if error.pos >= len(text.rstrip()) - 1 else ""
         raise CirbenchError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.{cut}") from None
-    except RecursionError:
-        raise CirbenchError(f"{path}: nested too deeply to be an annotation file.") from None
 
 
 def read_list(path: Path) -> list[Any]:
@@ -124,8 +140,6 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
             value = _parse(line, f"{path}, line {number}")
         except json.JSONDecodeError as error:
             raise CirbenchError(f"{path}, line {number}: not valid JSON: {error.msg}.") from None
-        except RecursionError:
-            raise CirbenchError(f"{path}, line {number}: nested too deeply to be an annotation.") from None
         if not isinstance(value, dict):
             raise CirbenchError(f"{path}, line {number}: an object {{...}} is expected, found {kind(value)}.")
         out.append((number, value))
@@ -169,6 +183,14 @@ def kind(value: Any) -> str:
     return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
+def shown(value: Any) -> str:
+    """Part of a value for a message, or its type: a pickled number may be too long to have a text."""
+    try:
+        return repr(str(value)[:40])
+    except (ValueError, RecursionError):
+        return type(value).__name__
+
+
 def unique(names: Iterable[Hashable], what: str) -> None:
     """Raise for a repeated name."""
     seen: set[Hashable] = set()
@@ -187,12 +209,13 @@ def get(entry: Any, key: str, want: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(entry, dict):
         raise CirbenchError(f"{where}: an object is expected, found {kind(entry)}.")
     if key not in entry:
-        near = nearest(key, entry)
+        keys = sorted(name for name in entry if isinstance(name, str))
+        near = nearest(key, keys)
         guess = f" Did you mean {near!r}?" if near else ""
-        raise CirbenchError(f"{where}: no key {key!r} (it has {', '.join(sorted(entry)) or 'none'}).{guess}")
+        raise CirbenchError(f"{where}: no key {key!r} (it has {', '.join(keys) or 'none'}).{guess}")
     value = entry[key]
     if not isinstance(value, want) or (isinstance(value, bool) and want is not bool):
-        raise CirbenchError(f"{where}: {key!r} is {kind(value)} ({str(value)[:40]!r}), another type is expected.")
+        raise CirbenchError(f"{where}: {key!r} is {kind(value)} ({shown(value)}), another type is expected.")
     return value
 
 
@@ -201,7 +224,7 @@ def strings(entry: Any, key: str, where: str) -> tuple[str, ...]:
     value = get(entry, key, list, where)
     for item in value:
         if not isinstance(item, str):
-            raise CirbenchError(f"{where}: {key!r} holds {kind(item)} ({str(item)[:40]!r}), only strings are expected.")
+            raise CirbenchError(f"{where}: {key!r} holds {kind(item)} ({shown(item)}), only strings are expected.")
     return tuple(value)
 
 

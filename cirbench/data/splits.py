@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cirbench.data.loading import load
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
 from cirbench.types import CirbenchError, Dataset, Split
@@ -28,9 +29,9 @@ def load_named(
     knobs = resolve(module.Knobs, "data", parse_assignments(sets, ("data",))["data"])
     official = getattr(module, "load_split", None)
     if official is None or split in (ROLES if not whole else ROLES[1:]):
-        data: Dataset = module.load(knobs, root)
+        data = load(module, knobs, root)
         if split not in data.splits:
             raise CirbenchError(f"{data.name} has no split {split!r}; it has {', '.join(data.splits)}.")
         return data, data.splits[split]
-    data = official(knobs, root, split)
+    data = load(module, knobs, root, split)
     return data, data.splits[split]

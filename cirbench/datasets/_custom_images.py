@@ -37,6 +37,10 @@ def in_folder(root: Path, manual: str) -> tuple[dict[str, str], list[str]]:
         if file.suffix.lower() not in EXTENSIONS:
             others[file.suffix.lower() or "no ending"] += 1
             continue
+        if path != path.encode(errors="replace").decode():
+            raise CirbenchError(
+                f"custom: the name of the picture {os.fsencode(path)!r} is not UTF-8, so it cannot be an id. Rename it."
+            )
         image_id = nfc(file.stem)
         if image_id in paths:
             raise CirbenchError(

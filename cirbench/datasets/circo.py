@@ -17,6 +17,7 @@ SPLITS = ("val", "test")
 COCO = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
 COCO_PLACES = (COCO, "annotations/image_info_unlabeled2017.json", "image_info_unlabeled2017.json")
 _RAW = "https://raw.githubusercontent.com/miccunifi/CIRCO/main/annotations"
+_CONCEPT = "CONCEPT is what reference and target share, as annotated (shared_concept); other methods do not read it"
 
 SPEC = DatasetSpec(
     name="circo",
@@ -29,6 +30,11 @@ SPEC = DatasetSpec(
         ),
         Protocol("circo-drop", METRICS, hit="first", summary="mAP@5", known_as=("covr",),
                  note="as circo-keep, but the reference is taken out"),
+        Protocol("circo-keep-magiclens", METRICS, form="magiclens", drop_reference=False, hit="first", summary="mAP@5",
+                 known_as=("magiclens",), note=f"as circo-keep, but the text is `find CONCEPT but TEXT`; {_CONCEPT}"),
+        Protocol("circo-keep-megapairs", METRICS, form="megapairs", drop_reference=False, hit="first", summary="mAP@5",
+                 known_as=("bge-vl", "mmret"),
+                 note=f"as circo-keep, but the text is `Find a picture that also CONCEPT, but TEXT.`; {_CONCEPT}"),
     ),
     counts={"val queries": 220, "val targets": 916, "test queries": 800},
     files=("annotations/val.json", "annotations/test.json", COCO),
@@ -49,6 +55,20 @@ SPEC = DatasetSpec(
     ),
     template=("COCO2017_unlabeled/unlabeled2017/{path}", "unlabeled2017/{path}", "images/{path}"),
 )
+
+
+# The texts of MagicLens and of MegaPairs (its models are BGE-VL, once called MMRet), whose grammar is their authors'.
+
+
+def _magiclens(query: Query) -> list[list[str]]:
+    return [[f"find {query.extra['shared_concept']} but {query.texts[0]}"]]
+
+
+def _megapairs(query: Query) -> list[list[str]]:
+    return [[f"Find a picture that also {query.extra['shared_concept']}, but {query.texts[0]}."]]
+
+
+FORMS = {"text": c.plain, "magiclens": _magiclens, "megapairs": _megapairs}
 
 
 class Knobs(Settings):
@@ -125,7 +145,7 @@ def _dataset(knobs: Knobs, root: Path, split: Split, files: list[Path]) -> Datas
     notes = () if knobs.gallery == "coco" else ("gallery: the annotated pictures alone, not the published protocol",)
     return Dataset(
         "circo", {split.name: split}, FolderImages(root, SPEC.template, paths, "circo"), SPEC.protocols,
-        c.annotations_fingerprint("circo", files, knobs.identity()), forms={"text": c.plain}, notes=notes,
+        c.annotations_fingerprint("circo", files, knobs.identity()), forms=FORMS, notes=notes,
     )
 
 

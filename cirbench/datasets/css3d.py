@@ -10,6 +10,9 @@ import pickle
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+from cirbench import json_text
 from cirbench.data import reading
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
@@ -36,6 +39,7 @@ SPEC = DatasetSpec(
     ),
     template=("images/{id}", "css_images/{id}", "CSS/images/{id}"),
 )
+_LISTS = (list, tuple, range, np.ndarray)
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
@@ -67,15 +71,14 @@ class _Plain(pickle.Unpickler):
 
 
 def _array(file: IO[bytes], path: Path) -> Any:
-    import numpy as np
-
     # `_read_array_header` guesses nothing: the three functions below are numpy's documented reader of headers.
     try:
         version = np.lib.format.read_magic(file)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)
-    except ValueError as error:
-        raise CirbenchError(f"{path} is not an .npy file: {error}. Fetch it again.") from None
+    except Exception as error:
+        # numpy evaluates the head as Python text, so a damaged one may raise nearly anything.
+        raise CirbenchError(f"{path} is not an .npy file: {str(error)[:200]}. Fetch it again.") from None
     if shape != () or dtype != np.dtype(object):
         raise CirbenchError(f"{path}: one pickled object is expected, found an array {shape} of {dtype}.")
     try:
@@ -84,7 +87,7 @@ def _array(file: IO[bytes], path: Path) -> Any:
         raise
     except Exception as error:
         # A damaged pickle may raise nearly any exception.
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {str(error)[:200]}"
         raise CirbenchError(f"{path}: the pickle is damaged ({what}). Fetch it again.") from None
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
 
@@ -103,10 +106,18 @@ def read(root: Path) -> tuple[dict[str, Any], Path]:
     return data, path
 
 
+def _label(value: Any, where: str) -> str:
+    """A label as text; images of one label are right answers for each other."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
+    if not whole and not (isinstance(value, str) and not json_text.odd_text(value)):
+        raise CirbenchError(f"{where}: the label {reading.shown(value)} is neither text nor a whole number.")
+    return str(value)
+
+
 def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tuple[list[Query], tuple[str, ...]]:
     count = len(part["objects_img"])
     ids = tuple(f"css_{name}_{n:06d}" for n in range(count))
-    labels = [str(label) for label in part.get("labels", range(count))]
+    labels = [_label(label, where) for label in reading.get({"labels": range(count), **part}, "labels", _LISTS, where)]
     if len(labels) != count:
         raise CirbenchError(f"{where}: {len(labels)} labels for {count} images.")
     groups: dict[str, list[str]] = {}
@@ -118,13 +129,16 @@ def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tupl
         at = f"{where}, modification {m}"
         sources, targets = reading.get(mod, "from", list, at), reading.get(mod, "to", list, at)
         text = reading.get(mod, "to_str", str, at)
+        if why := json_text.odd_text(text):
+            raise CirbenchError(f"{at}: {why}.")
         if not crossed and len(sources) != len(targets):
             raise CirbenchError(f"{at}: {len(sources)} sources and {len(targets)} targets, expected equal numbers.")
         pairs = [(s, t) for s in sources for t in targets] if crossed else list(zip(sources, targets, strict=True))
         for source, target in pairs:
             for index in (source, target):
-                if not isinstance(index, int) or not 0 <= index < count:
-                    raise CirbenchError(f"{at}: image {index!r} does not exist; there are {count}.")
+                if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
+                    shown = reading.shown(index).strip("'")
+                    raise CirbenchError(f"{at}: image {shown} does not exist; there are {count}.")
             queries.append(Query(
                 str(len(queries)), ids[source], (text,), hits[labels[target]],
                 extra={"target": ids[target], "label": labels[target]},

@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from cirbench import json_text
 from cirbench.data import reading
 from cirbench.data.image_files import FolderImages, nfc
 from cirbench.datasets import _common as c
@@ -14,6 +15,8 @@ from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol, Query, Split
 
 METRICS = ("R@1", "R@5", "R@10", "R@50")
+#: How deep the fields of a query may be nested that are kept and not read.
+DEPTH = 50
 
 SPEC = DatasetSpec(
     name="custom",
@@ -84,6 +87,8 @@ def _query(entry: dict[str, Any], where: str, fallback: str) -> Query:
         if "id" in entry else fallback
     known = {"id", "reference", "text", "texts", "targets", "group"}
     extra = {key: value for key, value in entry.items() if key not in known}
+    if json_text.depth(extra) > DEPTH:
+        raise CirbenchError(f"{where}: further fields are nested more than {DEPTH} deep, and are kept in every record.")
     if "members" in entry:
         extra["members"] = [nfc(member) for member in reading.strings(entry, "members", where)]
     return Query(

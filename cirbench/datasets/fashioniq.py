@@ -1,8 +1,8 @@
-"""FashionIQ (Wu et al., CVPR 2021): two captions per query, three categories, six text forms and two galleries."""
+"""FashionIQ (Wu et al., CVPR 2021): two captions per query, three categories, nine text forms and three galleries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,12 +17,14 @@ from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protoc
 CATEGORIES = ("dress", "shirt", "toptee")
 METRICS = ("R@10", "R@50", "mean(R@10,R@50)")
 
-#: Who reports which of the 24 combinations.
+#: Who reports which of the 24 combinations, and the three forms that are scored as their only authors report them.
 KNOWN = {
     "fiq-original-keep-ab": ("clip4cir",), "fiq-original-keep-avg": ("searle", "lincir"),
     "fiq-original-keep-ba": ("pic2word",), "fiq-original-drop-ab": ("covr",),
     "fiq-original-drop-both": ("artemis", "cosmo"), "fiq-val-drop-each": ("val",),
     "fiq-val-drop-tokens": ("dwc", "clvc-net"),
+    "fiq-original-keep-comma": ("bge-vl", "mmret"), "fiq-original-drop-run-on": ("dcnet",),
+    "fiq-pooled-keep-and-it": ("composeae",),
 }
 _SAYS = {
     "original": "gallery: the split file", "val": "gallery: the val queries' own images (5 to 10 points easier)",
@@ -30,13 +32,17 @@ _SAYS = {
     "ab": "text `a and b`", "ba": "text `b and a`", "both": "`a and b` and `b and a` as two queries",
     "avg": "embeddings of both orders averaged", "each": "each caption as a query of its own",
     "tokens": "text `<BOS> a <AND> b <EOS>`",
+    "pooled": "gallery: the split files of all categories together",
+    "comma": "text `a, and b`, nothing stripped", "run-on": "the words of both captions in a row",
+    "and-it": "text `CATEGORY a and it b` in lower case",
 }
 
 
 def _protocols() -> tuple[Protocol, ...]:
     out = []
     forms = ("ab", "ba", "both", "avg", "each", "tokens")
-    for gallery, kept, form in product(("original", "val"), ("keep", "drop"), forms):
+    alone = (("original", "keep", "comma"), ("original", "drop", "run-on"), ("pooled", "keep", "and-it"))
+    for gallery, kept, form in (*product(("original", "val"), ("keep", "drop"), forms), *alone):
         name = f"fiq-{gallery}-{kept}-{form}"
         out.append(Protocol(
             name, METRICS, form=form, gallery=gallery, drop_reference=kept == "drop", average="groups",
@@ -141,13 +147,32 @@ def _tokens(query: Query) -> list[list[str]]:
     return [[f"<BOS> {a} <AND> {b} <EOS>"]]
 
 
+def _comma(query: Query) -> list[list[str]]:
+    """BGE-VL: the captions as annotated; double blanks stay."""
+    a, b = query.texts
+    return [[f"{a}, and {b}"]]
+
+
+def _run_on(query: Query) -> list[list[str]]:
+    """DCNet: one word after the other, hyphens parted, full stops dropped."""
+    said = " ".join(query.texts).replace("-", " ").replace(".", "")
+    return [[" ".join(said.lower().split())]]
+
+
+def _and_it(query: Query) -> list[list[str]]:
+    """ComposeAE, one model for all categories: the captions as annotated behind the name of the category."""
+    a, b = query.texts
+    return [[f"{query.group} {a} and it {b}".lower()]]
+
+
 def _four_ways(query: Query) -> list[list[str]]:
     """For training (`train.form`): both orders and each caption alone, an empty one too (CLIP4Cir)."""
     return [*_both(query), *([text] for text in _clean(query))]
 
 
 FORMS = {
-    "ab": _ab, "ba": _ba, "both": _both, "avg": _avg, "each": _each, "tokens": _tokens, "four-ways": _four_ways,
+    "ab": _ab, "ba": _ba, "both": _both, "avg": _avg, "each": _each, "tokens": _tokens, "comma": _comma,
+    "run-on": _run_on, "and-it": _and_it, "four-ways": _four_ways,
 }
 
 
@@ -194,7 +219,17 @@ def _official(root: Path, name: str, split: str, cats: Sequence[str]) -> tuple[S
         files += read
         galleries["original"][cat] = gallery
         galleries["val"][cat] = c.images_of(mine)
-    return Split(name, tuple(queries), galleries), files
+    return Split(name, tuple(queries), {**galleries, "pooled": _pooled(galleries["original"])}), files
+
+
+def _pooled(original: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """One gallery for all queries; a picture of two categories stands in it once."""
+    return {"": tuple(dict.fromkeys(image for images in original.values() for image in images))}
+
+
+def _scored(knobs: Knobs) -> tuple[Protocol, ...]:
+    """All protocols, less those that rank pictures of all categories where only one is loaded."""
+    return tuple(p for p in SPEC.protocols if p.gallery != "pooled" or knobs.category == "all")
 
 
 def _cats(knobs: Knobs) -> tuple[str, ...]:
@@ -211,7 +246,7 @@ def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:
     c.choose(SPLITS, name, "fashioniq")
     split, files = _official(folder, name, name, _cats(knobs))
     fingerprint = c.annotations_fingerprint("fashioniq", files, {"category": knobs.category})
-    return Dataset("fashioniq", {name: split}, _images(folder), SPEC.protocols, fingerprint, forms=FORMS)
+    return Dataset("fashioniq", {name: split}, _images(folder), _scored(knobs), fingerprint, forms=FORMS)
 
 
 def counts(knobs: Knobs, root: Path) -> dict[str, int | str]:
@@ -238,7 +273,7 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     splits = {"train": Split("train", tuple(rest))}
     if carved:
         own = {cat: c.images_of(q for q in carved if q.group == cat) for cat in _cats(knobs)}
-        splits["select"] = Split("select", tuple(carved), {"original": own, "val": own})
+        splits["select"] = Split("select", tuple(carved), {"original": own, "val": own, "pooled": _pooled(own)})
     splits["report"] = report
     # The release shares pictures between categories; `carve` keeps train and select apart, not those and val.
     asked, ranked, notes = set(c.images_of(report.queries)), set(report.images()), []
@@ -252,7 +287,7 @@ def load(knobs: Knobs, root: Path | None = None) -> Dataset:
     if not carved:
         notes.append(c.not_carved(train.queries, knobs.select_share))
     return Dataset(
-        "fashioniq", splits, _images(folder), SPEC.protocols,
+        "fashioniq", splits, _images(folder), _scored(knobs),
         c.annotations_fingerprint("fashioniq", [*files, *train_files], knobs.identity()), forms=FORMS,
         notes=tuple(notes),
     )

@@ -78,6 +78,8 @@ def _image(entry: Any, where: str) -> str:
     image, box = reading.get(entry, "image_id", int, where), reading.get(entry, "instance_bbox", list, where)
     if len(box) != 4:
         raise c.CirbenchError(f"{where}: instance_bbox has {len(box)} numbers, 4 are expected (x, y, w, h).")
+    for number in box:
+        reading.get({"instance_bbox": number}, "instance_bbox", (int, float), where)
     return f"{image}@{','.join(str(b) for b in box)}"
 
 

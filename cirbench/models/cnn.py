@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cirbench.data.images import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from cirbench.models.weights import ASSETS, PACKAGED_CNN, fetching, reason
-from cirbench.settings import unknown
+from cirbench.models.hub import reason
+from cirbench.models.names import PACKAGED_CNN, parse
+from cirbench.models.timm_models import check_timm, make_body
+from cirbench.models.weights import ASSETS
 from cirbench.types import CirbenchError, Pixels
 
 __all__ = ["Cnn", "CnnInfo", "check_cnn", "load_cnn"]
@@ -23,12 +24,8 @@ def check_cnn(name: str) -> None:
     Raises:
         CirbenchError: unknown name, with the nearest ones.
     """
-    if name in PACKAGED_CNN:
-        return
-    import timm
-
-    if not timm.is_model(name):
-        raise unknown("CNN", name, [*PACKAGED_CNN, *timm.list_models(f"*{name.split('.')[0][:6]}*")[:8]])
+    if name not in PACKAGED_CNN:
+        check_timm(parse(name))
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     """A timm CNN as a feature map, trainable.
 
     Args:
-        name: timm model name with its weights tag, or `scenes-cnn`.
+        name: `scenes-cnn`, or one of the forms of timm_models.py, with or without `timm:`.
         size: input side in pixels.
         pretrained: with the weights of its tag; without, as initialised from torch's seed.
         statistics: `imagenet`, `clip`, or `model` (the model's own), the mean and spread pictures are normalised by.
@@ -64,10 +61,9 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     Raises:
         CirbenchError: unknown name (with the nearest), no feature map, or weights that cannot be fetched.
     """
-    import timm
-
     check_cnn(name)
     if name in PACKAGED_CNN:
+        import timm
         from safetensors.torch import load_file
 
         import cirbench.models.small_cnn  # noqa: F401  registers the architecture with timm
@@ -79,8 +75,9 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
             )
     else:
         try:
-            with fetching() if pretrained else contextlib.nullcontext():
-                body = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            body = make_body(parse(name), pretrained)
+        except CirbenchError:
+            raise
         except Exception as error:
             raise CirbenchError(
                 f"the weights of the CNN {name!r} could not be loaded: {reason(error)} They are fetched once and kept; "

@@ -18,11 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cirbench import plugins
+from cirbench import json_text, plugins
 from cirbench.data.file_hashes import file_sha256
+from cirbench.data.reading import read_json
 from cirbench.files import dumps, replacing, writing
 from cirbench.models.lstm_text import build_vocabulary
 from cirbench.seeds import digest
+from cirbench.settings import resolve
 from cirbench.types import CirbenchError
 
 #: The file by which `cirbench eval` recognises a folder of converted weights.
@@ -100,10 +102,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ):
         raise CirbenchError(f"{path} holds no `model_state_dict` of tensors, which released checkpoints have.")
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or _repeats(value):
+            raise CirbenchError(f"{path}: {name} is no plain tensor of numbers, so the checkpoint cannot be used.")
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise CirbenchError(f"{path}: {name} holds NaN or infinite values, so the checkpoint cannot be used.")
     # Saved from several GPUs every name begins with `module.`, from a compiled model with `_orig_mod.`.
-    return {_bare(k): v for k, v in state.items()}
+    out = {_bare(k): v for k, v in state.items()}
+    if len(out) != len(state):
+        raise CirbenchError(f"{path} holds a tensor both with and without the prefix of a wrapper (module.).")
+    return out
+
+
+def _repeats(value: Tensor) -> bool:
+    """Whether a tensor has more values than the file: a repeated one may be of any size."""
+    return value.numel() * value.element_size() > value.untyped_storage().nbytes()
 
 
 def _bare(name: str) -> str:
@@ -155,6 +167,11 @@ def rename(stream: str, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Ten
                 _inception(theirs, ours, state, out)
             except KeyError as error:
                 raise CirbenchError(f"the CNN checkpoint lacks {error.args[0]}; nothing was written.") from None
+            except RuntimeError as error:
+                raise CirbenchError(
+                    f"the branches of {theirs} in the CNN checkpoint do not fit together ({error}). Nothing was "
+                    "written."
+                ) from None
     names = CLIP_NAMES if stream == "clip" else CNN_NAMES
     for name in list(state):
         block, _, leaf = name.rpartition(".")
@@ -195,10 +212,7 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         CirbenchError: not a JSON list of strings.
     """
-    try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CirbenchError(f"--texts {path} cannot be read as JSON: {error}.") from None
+    texts = read_json(path)
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise CirbenchError(f"--texts {path} is not a JSON list of strings, the training texts in order.")
     return texts
@@ -210,21 +224,34 @@ def _config(parts: Mapping[str, dict[str, Tensor]], backbone: str) -> dict[str, 
     fields = {k: v for k, v in found.variants["as-released"].items() if "." not in k}
     fields["streams"] = "both" if len(parts) == 2 else next(iter(parts))
     if "clip" in parts:
-        weight = parts["clip"]["clip.img_fc.0.weight"]
-        width = weight.shape[1]
+        clip_dim, width = _matrix(parts["clip"], "clip.img_fc.0.weight")
         if not backbone and width not in BY_WIDTH:
             raise CirbenchError(
                 f"the CLIP stream reads features {width} wide; name their CLIP with --backbone"
                 + (f": {AMBIGUOUS[width]}." if width in AMBIGUOUS else ".")
             )
-        fields |= {"clip": backbone or BY_WIDTH[width], "clip_dim": weight.shape[0]}
+        fields |= {"clip": backbone or BY_WIDTH[width], "clip_dim": clip_dim}
     if "cnn" in parts:
         # The weights are in the checkpoint, so none are fetched.
         fields |= {
-            "cnn": "resnet50.tv_in1k", "cnn_pretrained": False, "cnn_dim": parts["cnn"]["cnn.img_fc.weight"].shape[0],
-            "word_dim": parts["cnn"]["cnn.text.embedding_layer.weight"].shape[1],
+            "cnn": "resnet50.tv_in1k", "cnn_pretrained": False,
+            "cnn_dim": _matrix(parts["cnn"], "cnn.img_fc.weight")[0],
+            "word_dim": _matrix(parts["cnn"], "cnn.text.embedding_layer.weight")[1],
         }
-    return found.config(**fields).model_dump()
+    return resolve(found.config, "method", fields).model_dump()
+
+
+def _matrix(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Rows and columns of a weight.
+
+    Raises:
+        CirbenchError: there is none, or it is no matrix.
+    """
+    shape = tuple(tensors[name].shape) if name in tensors else None
+    if shape is None or len(shape) != 2:
+        what = "is missing" if shape is None else f"has shape {shape}, not (rows, columns)"
+        raise CirbenchError(f"the checkpoint is not one of the DWC release: {name} {what}. Nothing was written.")
+    return shape
 
 
 class _Width:
@@ -262,15 +289,15 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
         if texts is None:
             raise CirbenchError("--cnn needs --texts, the training texts in order: word ids depend on it.")
         state["vocabulary"] = build_vocabulary(read_texts(texts))
-        rows = len(parts["cnn"].get("cnn.text.embedding_layer.weight", ()))
+        rows = _matrix(parts["cnn"], "cnn.text.embedding_layer.weight")[0]
         if rows != len(state["vocabulary"]):
             raise CirbenchError(
                 f"the checkpoint has {rows} word embeddings, but the texts in {texts} give a vocabulary "
                 f"of {len(state['vocabulary'])}. Give all texts that it was trained on."
             )
     config = _config(parts, backbone)
-    width = parts["clip"]["clip.img_fc.0.weight"].shape[1] if "clip" in parts else None
-    _check(tensors, _build(config, width, state).state_dict())
+    width = _matrix(parts["clip"], "clip.img_fc.0.weight")[1] if "clip" in parts else None
+    _check(tensors, _shapes(config, width, state))
     ready = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     sources = {name: file_sha256(path) for name, path in (("clip", clip), ("cnn", cnn), ("texts", texts)) if path}
     inputs = {
@@ -292,12 +319,24 @@ def _build(config: Mapping[str, Any], width: int | None, state: Mapping[str, Any
 
     found = plugins.find_method("dwc")
     module, encoders = found.load(), Encoders()
-    fields: Any = found.config(**config)
+    fields: Any = resolve(found.config, "method", config)
+    if (width is None) != (fields.streams == "cnn"):
+        raise CirbenchError(f"the settings say streams={fields.streams}, and the tensors are of other streams.")
     cnn = words = None
     if fields.streams != "clip":
         cnn = encoders.cnn(fields.cnn, fields.cnn_size, False, fields.cnn_statistics)
-        words = encoders.lstm(state["vocabulary"], fields.word_dim, fields.cnn_dim)
+        known = state.get("vocabulary")
+        if not isinstance(known, list) or not all(isinstance(word, str) for word in known):
+            raise CirbenchError("the weights hold no vocabulary of the CNN stream. Convert the checkpoints again.")
+        words = encoders.lstm(known, fields.word_dim, fields.cnn_dim)
     return module.Dwc(fields, None if width is None else _Width(width), cnn, words)
+
+
+def _shapes(config: Mapping[str, Any], width: int | None, state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The tensors that a DWC of these settings has, without their values: a damaged file may ask for any size."""
+    with torch.device("meta"):
+        expected: Mapping[str, Tensor] = _build(config, width, state).state_dict()
+    return expected
 
 
 def load(folder: Path | str) -> Any:
@@ -308,13 +347,14 @@ def load(folder: Path | str) -> Any:
     """
     mark, weights = Path(folder) / MARK, Path(folder) / "model.safetensors"
     try:
-        config = json.loads(mark.read_text(encoding="utf-8"))["inputs"]["config"]
+        config = dict(json_text.parse(mark.read_text(encoding="utf-8"))["inputs"]["config"])
         with safe_open(weights, "pt") as file:
-            state = json.loads(file.metadata()["extra_state"])
+            state = dict(json_text.parse(file.metadata()["extra_state"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # not a mapping
     except Exception as error:
         raise CirbenchError(f"{folder} is not a complete folder of `cirbench convert-dwc`: {error}.") from None
-    first = tensors.get("clip.img_fc.0.weight")
-    method = _build(config, None if first is None else first.shape[1], state)
+    width = _matrix(tensors, "clip.img_fc.0.weight")[1] if "clip.img_fc.0.weight" in tensors else None
+    _check(tensors, _shapes(config, width, state))
+    method = _build(config, width, state)
     method.load_state_dict(tensors)
     return method.eval()

@@ -8,10 +8,12 @@ from typing import Any
 from cirbench.models.clip import Clip, load_clip
 from cirbench.models.cnn import Cnn, load_cnn
 from cirbench.models.lstm_text import LstmText
+from cirbench.models.names import parse
+from cirbench.models.timm_models import ImageEncoder, load_image_encoder
 from cirbench.models.weights import tensors_sha256, weights_files
 from cirbench.types import CirbenchError
 
-__all__ = ["Clip", "Cnn", "Encoders"]
+__all__ = ["Clip", "Cnn", "Encoders", "ImageEncoder"]
 
 
 class Encoders:
@@ -30,6 +32,7 @@ class Encoders:
         self.seed, self.declared = seed, declared
         self.loaded: dict[str, str] = {}
         self._clips: dict[tuple[Any, ...], Clip] = {}
+        self._images: dict[tuple[Any, ...], ImageEncoder] = {}
 
     def _allow(self, name: str) -> None:
         """Refuse weights outside the run's identity: if they changed in place, the run would keep its id."""
@@ -50,6 +53,17 @@ class Encoders:
         if frozen:
             self._clips[key] = clip
         return clip
+
+    def image(self, name: str, image_size: int | None = None) -> Clip | ImageEncoder:
+        """A frozen encoder of pictures, for a method that reads no text with it: a CLIP, or any model of timm."""
+        if not parse(name).timm:
+            return self.clip(name, image_size=image_size)
+        self._allow(name)
+        key = (name, image_size)
+        if key not in self._images:
+            self._images[key] = load_image_encoder(name, self.seed, image_size)
+            self.loaded[name] = f"sha256:{tensors_sha256(self._images[key])[:32]}"
+        return self._images[key]
 
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
         """See `load_cnn`."""

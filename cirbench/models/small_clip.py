@@ -12,17 +12,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from open_clip.model import CLIP
-from safetensors import SafetensorError
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from safetensors.torch import save as pack
 from torch import Tensor
 
 import cirbench.models.small_cnn  # noqa: F401  registers the image towers with timm
+from cirbench.data.reading import get, read_json
 from cirbench.files import replacing
+from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError
 
 FORMAT = 1
@@ -36,6 +38,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "small": {"embed_dim": 128, "tower": "cirbench_smallcnn", "width": 64, "heads": 4, "layers": 2},
     "medium": {"embed_dim": 192, "tower": "cirbench_smallcnn_wide", "width": 128, "heads": 4, "layers": 2},
 }
+Positive = Annotated[float, Field(gt=0)]
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -155,6 +158,74 @@ def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
 
 
+class _Image(Settings):
+    """Image tower, as open_clip names its settings."""
+
+    timm_model_name: Literal["cirbench_smallcnn", "cirbench_smallcnn_wide"]
+    timm_pool: str
+    timm_proj: str
+    image_size: int = Field(ge=8, le=1024)
+
+
+class _Text(Settings):
+    """Text tower. A name of published weights is no setting of it: open_clip would fetch them."""
+
+    context_length: int = Field(ge=3, le=1024)
+    vocab_size: int = Field(ge=4, le=1_000_000)
+    width: int = Field(ge=1, le=1024)
+    heads: int = Field(ge=1, le=64)
+    layers: int = Field(ge=1, le=24)
+    pool_type: Literal["argmax"]
+
+
+class _Model(Settings):
+    """Arguments of `open_clip.model.CLIP`, within what a small CLIP may be."""
+
+    embed_dim: int = Field(ge=1, le=4096)
+    vision_cfg: _Image
+    text_cfg: _Text
+
+
+class _Described(Settings):
+    """`clip.json`."""
+
+    format: int
+    model: _Model
+    image_size: int = Field(ge=8, le=1024)
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    trained: dict[str, Any] = Field(default_factory=dict)
+
+
+def _described(path: Path) -> _Described:
+    """`clip.json`, checked.
+
+    Raises:
+        CirbenchError: another format, or a field that is missing, of another type or out of range.
+    """
+    found = read_json(path)
+    version = get(found, "format", int, str(path))
+    if version != FORMAT:
+        raise CirbenchError(
+            f"{path} has format {version}; this cirbench reads {FORMAT}. Train it again, or use the cirbench that "
+            "wrote it."
+        )
+    try:
+        out = _Described(**found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CirbenchError(
+            f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]} ({str(first.get('input'))[:60]} is given). "
+            "Restore the file, or train the CLIP again with `cirbench pretrain clip`."
+        ) from None
+    if out.image_size != out.model.vision_cfg.image_size:
+        raise CirbenchError(
+            f"{path}: image_size is {out.image_size}, and that of the model is {out.model.vision_cfg.image_size}."
+        )
+    return out
+
+
 def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
     """The model in float32 and evaluation mode, its tokenizer, and embed_dim, image_size, mean, std.
 
@@ -168,14 +239,9 @@ def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
             f"{folder} is not a small CLIP: {missing[0]} is missing. A complete folder holds {', '.join(FILES)}; "
             "`cirbench pretrain clip --dataset D --root R --out DIR` writes one."
         )
+    described = _described(folder / "clip.json")
+    config = described.model.model_dump()
     try:
-        described = json.loads((folder / "clip.json").read_text())
-        config = described["model"]
-        if described["format"] != FORMAT:
-            raise CirbenchError(
-                f"{folder / 'clip.json'} has format {described['format']!r}; this cirbench reads {FORMAT}. "
-                "Train it again, or use the cirbench that wrote it."
-            )
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
         tokenizer = WordTokenizer(words, config["text_cfg"]["context_length"])
         if len(tokenizer) != config["text_cfg"]["vocab_size"]:
@@ -187,10 +253,14 @@ def load(folder: str | Path) -> tuple[CLIP, WordTokenizer, dict[str, Any]]:
             model = CLIP(**config)
         state = load_file(folder / "model.safetensors")
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-        info = {"embed_dim": config["embed_dim"], **{k: described[k] for k in ("image_size", "mean", "std")}}
+        if not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
+            raise CirbenchError(f"{folder / 'model.safetensors'} holds NaN or infinite values. Restore it.")
+        info = {"embed_dim": config["embed_dim"], "image_size": described.image_size}
+        info |= {"mean": list(described.mean), "std": list(described.std)}
     except CirbenchError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        # open_clip and timm check little of what they are given: a damaged file may raise nearly anything.
         first = (str(error).splitlines() or [""])[0][:200]
         raise CirbenchError(
             f"the small CLIP in {folder} cannot be read: {type(error).__name__}: {first}. "

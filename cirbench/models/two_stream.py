@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cirbench.models.encoders import Clip, Cnn, Encoders
+from cirbench.models.encoders import Clip, Cnn, Encoders, ImageEncoder
 from cirbench.models.layers import (
     GeM,
     adam,
@@ -40,7 +40,7 @@ ComposeMap = Callable[[int, int], nn.Module]
 class ClipVectors(nn.Module):
     """CLIP features as one image vector and one text vector, (B, D), of unit length where the config says so."""
 
-    def __init__(self, config: StreamSettings, clip: Clip) -> None:
+    def __init__(self, config: StreamSettings, clip: Clip | ImageEncoder) -> None:
         super().__init__()
         self.dim, self.unit = config.clip_dim if config.project else clip.dim, config.unit_features
         self.image_fc: nn.Module = nn.Identity()
@@ -94,7 +94,7 @@ class Streams(nn.Module):
 
     Args:
         config: fields.
-        clip, cnn, words: the encoders, None for a stream that is off.
+        clip, cnn, words: the encoders, None for a stream that is off; an image encoder where no text is read.
         compose: makes the composition of each stream.
         uses_image, uses_text: the inputs that the composition reads; the other is not computed.
         compose_map: makes the CNN stream's composition where it edits the feature map, which is then pooled and
@@ -102,7 +102,8 @@ class Streams(nn.Module):
     """
 
     def __init__(
-        self, config: StreamSettings, clip: Clip | None, cnn: Cnn | None, words: LstmText | None, compose: Compose,
+        self, config: StreamSettings, clip: Clip | ImageEncoder | None, cnn: Cnn | None, words: LstmText | None,
+        compose: Compose,
         uses_image: bool = True, uses_text: bool = True, compose_map: ComposeMap | None = None,
     ) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class Streams(nn.Module):
         if clip is not None:
             self.vectors["clip"] = ClipVectors(config, clip)
             images["clip"] = Frozen(clip) if self.trained_clip is None else clip.pixels
-            if self.trained_clip is None:
+            if self.trained_clip is None and isinstance(clip, Clip):
                 texts["clip"] = Frozen(clip)
         if cnn is not None and words is not None:
             self.vectors["cnn"] = CnnVectors(config, cnn, words)
@@ -259,9 +260,13 @@ def build_streams(
     compose_map: ComposeMap | None = None,
 ) -> Streams:
     """The streams of a config around a composition; `kind` is `Streams` or a subclass with more outputs."""
-    clip = cnn = words = None
+    clip: Clip | ImageEncoder | None = None
+    cnn = words = None
     if config.streams != "cnn":
-        clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
+        if uses_text or not config.freeze_clip:
+            clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
+        else:
+            clip = encoders.image(config.clip, config.clip_size)
         if config.clip_resize not in (None, clip.pixels.resize):
             clip = copy.copy(clip)  # other preprocessing, the same weights
             clip.pixels = dataclasses.replace(clip.pixels, resize=str(config.clip_resize))

@@ -1,15 +1,9 @@
-"""Where weights come from and what identifies them: files on this machine by content, published ones by name."""
+"""What identifies weights: files on this machine and of the hub by content, published tags by name."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-import socket
-import textwrap
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +11,36 @@ import torch
 from torch import nn
 
 from cirbench.data.file_hashes import file_sha256s
+from cirbench.models.hub import folder_of
+from cirbench.models.names import PACKAGED, PACKAGED_CNN, WEIGHTS, is_file, listed, parse
+from cirbench.models.trained_run import trained_run
 from cirbench.seeds import digest
+from cirbench.types import CirbenchError
 
-__all__ = [
-    "ASSETS", "PACKAGED", "PACKAGED_CNN", "fetching", "reason", "tensors_sha256", "weights_files", "weights_id",
-    "weights_in",
-]
+__all__ = ["ASSETS", "PACKAGED", "PACKAGED_CNN", "tensors_sha256", "weights_files", "weights_id", "weights_in"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
-#: CLIPs that ship with the package.
-PACKAGED = ("scenes-small", "scenes-medium")
-PACKAGED_CNN = ("scenes-cnn",)
-
-
-#: Endings of files that hold weights.
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
 def weights_files(name: str) -> list[Path]:
-    """The local files behind a name of weights; none for weights that are published under a name.
+    """The files behind a name of weights; none for a tag, and for a text that names no weights.
 
-    A packaged name, a folder with files of weights in it (all of its files count), or one such file.
+    A folder's files all count where it is named by its path alone (a method may read any of them); with `local-dir:`
+    and `hf-hub:` those that its weights, preprocessing and tokenizer are read from.
+
+    Raises:
+        CirbenchError: a prefix says what is meant, and it is not there or cannot be fetched.
     """
-    if name in (*PACKAGED, *PACKAGED_CNN):
-        return sorted(p for p in (ASSETS / name).iterdir() if p.is_file())
+    found = parse(name)
+    if found.kind == "packaged":
+        return sorted(p for p in (ASSETS / found.model).iterdir() if p.is_file())
+    if found.kind == "run":
+        return trained_run(found).files
+    if found.kind in ("local-dir", "hf-hub"):
+        folder = folder_of(found)
+        return listed(folder) if folder is not None else []
+    if found.kind == "file":
+        return [found.path] if is_file(found.path) else []
     path = Path(name)
     try:
         if path.is_file():
@@ -57,13 +57,23 @@ def weights_id(name: str) -> str:
     files = weights_files(name)
     if not files:
         return name
+    found = parse(name)
+    try:
+        hashes = file_sha256s(files)
+    except OSError as error:
+        raise CirbenchError(f"the weights {name} cannot be read: {error}. Check its permissions.") from None
+    if found.kind == "run":
+        # Other weights of that run's method, its name and its id count as little as its path.
+        run = trained_run(found)
+        return "sha256:" + digest(["run", run.base_id or run.base, run.size, run.resize, hashes[-1]])[:32]
     # Names of files in a folder count, the folder's own path does not.
-    named = [(p.name if len(files) > 1 else "", sha) for p, sha in zip(files, file_sha256s(files), strict=True)]
-    return "sha256:" + digest(named)[:32]
+    named = [(p.name if len(files) > 1 else "", sha) for p, sha in zip(files, hashes, strict=True)]
+    # One file may be read into several architectures.
+    return "sha256:" + digest([found.model, named] if found.kind == "file" else named)[:32]
 
 
 def weights_in(values: Any) -> dict[str, str]:
-    """Every string in some settings that names local weights -> the hash of their content."""
+    """Every string in some settings that names weights on this machine or of the hub -> the hash of their content."""
     if isinstance(values, str):
         return {values: weights_id(values)} if weights_files(values) else {}
     parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
@@ -77,33 +87,3 @@ def tensors_sha256(module: nn.Module) -> str:
         hasher.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
-
-
-@contextlib.contextmanager
-def fetching() -> Iterator[None]:
-    """Load weights by name without the libraries' own logs; an error is reported once, by the caller.
-
-    Where the Hugging Face hub cannot be reached its cache is read at once, instead of after a minute of retries.
-    """
-    from huggingface_hub import constants
-
-    was, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    try:
-        if not urllib.request.getproxies():
-            socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = was
-        logging.disable(disabled)
-
-
-def reason(error: Exception) -> str:
-    """The first line of a library's error message, shortened."""
-    said = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {textwrap.shorten(said.rstrip('.'), 200, placeholder=' ..')}."
-
-

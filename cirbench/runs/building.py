@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,29 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cirbench import process
 from cirbench.files import writing
 from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
 from cirbench.models.encoders import Encoders
+from cirbench.models.names import PREFIXES
 from cirbench.runs.planning import Plan, training_form
 from cirbench.seeds import derive
-from cirbench.types import CirbenchError, Dataset, Method, TrainView
+from cirbench.types import (
+    CirbenchError,
+    Dataset,
+    Frozen,
+    Inputs,
+    Method,
+    MethodError,
+    Pixels,
+    TrainView,
+)
 
-__all__ = ["build", "check_backbones", "load_method", "make_deterministic", "save_weights", "train_view"]
+__all__ = [
+    "build", "check_backbones", "load_method", "make_deterministic", "packed", "preprocessing", "save_weights",
+    "train_view",
+]
 
 
 def make_deterministic(seed: int) -> None:
@@ -34,13 +49,26 @@ def make_deterministic(seed: int) -> None:
 def check_backbones(config: Mapping[str, Any]) -> None:
     """Refuse names of encoders that cannot be loaded, before anything is done.
 
+    Weights that are named by a repository of the hub are fetched here, before pictures are read.
+
     Raises:
         CirbenchError: an unknown CLIP or CNN, with the nearest one.
     """
-    if config.get("clip") and config.get("streams") != "cnn":
-        check_clip(str(config["clip"]))
-    if config.get("cnn") and config.get("streams") != "clip":
-        check_cnn(str(config["cnn"]))
+    for name, other, check in (("clip", "cnn", check_clip), ("cnn", "clip", check_cnn)):
+        if config.get(name) is None or config.get("streams") == other:
+            continue
+        if not str(config[name]).strip():
+            raise CirbenchError(f"method.{name} is empty. Name one (`cirbench list backbones`).")
+        check(str(config[name]))
+    for field, value in config.items():
+        if field not in ("clip", "cnn") and isinstance(value, str) and value.startswith(PREFIXES):
+            check_clip(value)
+
+
+def preprocessing(method: Method) -> dict[str, dict[str, Any]]:
+    """What is done to the pictures of each of a method's inputs, for the record."""
+    pixels = {name: w.encoder.pixels if isinstance(w, Frozen) else w for name, w in method.inputs.images.items()}
+    return {name: asdict(wanted) for name, wanted in pixels.items()}
 
 
 def train_view(dataset: Dataset, form: str) -> TrainView:
@@ -72,26 +100,103 @@ def build(
     """
     encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
     view = train_view(dataset, training_form(planned, dataset))
-    method: Method = planned.method.load().build(config or planned.config, encoders, view, state)
-    absent = [name for name in ("inputs", "encode_queries", "encode_images") if not hasattr(method, name)]
-    if absent:
-        raise CirbenchError(
-            f"{planned.method.path}: build returned {type(method).__name__}, which has no {', '.join(absent)}. It must "
-            "return the method (`Method` in types.py)."
-        )
+    make, before = planned.method.load().build, process.state()
+    method: Method = make(config or planned.config, encoders, view, state)
+    if changed := process.changes(before):
+        raise MethodError(make, f"it changed {changed}, which the whole process shares. Leave it as it is.")
+    _check_parts(make, method)
     if isinstance(method, torch.nn.Module) and device is not None:
         method.to(device)
     return method
 
 
+#: What a method must have, and what it may have, as functions.
+HOOKS = ("encode_queries", "encode_images")
+OPTIONAL = ("losses", "optimizers", "score", "modality_weights", "contrasts", "explain", "extra_state")
+
+
+def _check_parts(make: Any, method: Any) -> None:
+    """What `build` returned has the parts of a method, and they are of the right kind.
+
+    Raises:
+        MethodError: the part, what is expected and what is there.
+    """
+    absent = [name for name in ("inputs", *HOOKS) if not hasattr(method, name)]
+    if absent:
+        raise MethodError(
+            make, f"build returned {type(method).__name__}, which has no {', '.join(absent)}. It must return the "
+            "method (`Method` in types.py)."
+        )
+    for name in (*HOOKS, *OPTIONAL):
+        if hasattr(method, name) and not callable(getattr(method, name)):
+            raise MethodError(make, f"`{name}` of the method is {getattr(method, name)!r:.60}; it must be a function.")
+    if hasattr(method, "losses") and not hasattr(method, "optimizers"):
+        raise MethodError(method.losses, "the method has `losses` but no `optimizers`, so nothing can be trained.")
+    inputs = method.inputs
+    if not isinstance(inputs, Inputs):
+        kind = type(inputs).__name__
+        raise MethodError(make, f"`inputs` of the method is {kind}; it must be Inputs(images=..., texts=...).")
+    for part, kinds in (("images", (Pixels, Frozen)), ("texts", (Frozen,))):
+        wanted, named = getattr(inputs, part), " or ".join(kind.__name__ for kind in kinds)
+        if not isinstance(wanted, Mapping):
+            raise MethodError(make, f"inputs.{part} is {type(wanted).__name__}; it must be a dict of {named}.")
+        for name, value in wanted.items():
+            if not isinstance(value, kinds):
+                raise MethodError(make, f"inputs.{part}[{name!r}] is {type(value).__name__}; it must be {named}.")
+            if isinstance(value, Frozen) and not hasattr(value.encoder, "dim"):
+                kind = type(value.encoder).__name__
+                raise MethodError(make, f"inputs.{part}[{name!r}] holds {kind}, which is no encoder (types.py).")
+            if isinstance(value, Pixels) and (type(value.size) is not int or not 1 <= value.size <= 16_384):
+                raise MethodError(
+                    make, f"inputs.{part}[{name!r}]: size is {value.size!r:.60}; it must be a whole number of pixels."
+                )
+
+
+def packed(method: Method) -> tuple[dict[str, torch.Tensor], str]:
+    """All that is saved of a method: its tensors on the CPU, and its extra state as JSON.
+
+    Raises:
+        MethodError: `state_dict` or `extra_state` returns something that cannot be saved.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    if isinstance(method, torch.nn.Module):
+        stored = set[int]()
+        held: Any = method.state_dict()
+        if not isinstance(held, Mapping):
+            kind = type(held).__name__
+            raise MethodError(method.state_dict, f"`state_dict` returned {kind}; it must be a dict of tensors.")
+        for name, value in held.items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+                layout = getattr(value, "layout", None)
+                received = f"a tensor of layout {layout}" if layout else type(value).__name__
+                raise MethodError(
+                    method.state_dict, f"`state_dict` holds {received} under {name!r}; only dense tensors can be saved."
+                    " Keep other values in `extra_state`."
+                )
+            tensor = value.detach().cpu().contiguous()
+            # Weights that are tied share memory, which the file format refuses: each name gets a copy of its own.
+            shared = tensor.untyped_storage().data_ptr()
+            tensors[name] = tensor.clone() if shared in stored else tensor
+            stored.add(shared)
+    if not hasattr(method, "extra_state"):
+        return tensors, json.dumps({})
+    extra = method.extra_state()
+    try:
+        if not isinstance(extra, Mapping):
+            raise TypeError(f"it is {type(extra).__name__}")
+        return tensors, json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MethodError(
+            method.extra_state, f"`extra_state` must return a dict of JSON values (numbers, texts, lists): {error}. "
+            "Tensors belong into buffers."
+        ) from None
+
+
 def save_weights(path: Path, method: Method) -> None:
     """Weights as safetensors, with the method's extra state in the header."""
-    tensors = {}
-    if isinstance(method, torch.nn.Module):
-        tensors = {k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}
-    state = method.extra_state() if hasattr(method, "extra_state") else {}
+    tensors, extra = packed(method)
     with writing(path) as temporary:
-        save_file(tensors, temporary, {"extra_state": json.dumps(state)})
+        save_file(tensors, temporary, {"extra_state": extra})
 
 
 def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.device) -> Method:

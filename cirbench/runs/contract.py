@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import os
 import socket
 import tempfile
 import time
@@ -26,12 +27,15 @@ from torch import Tensor
 from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
 from cirbench.models.weights import weights_in
+from cirbench.process import DEBUG, is_interrupt, undisturbed
 from cirbench.runs import planning
+from cirbench.runs.blame import failure
 from cirbench.runs.building import build, load_method, make_deterministic, save_weights
-from cirbench.runs.training import take_step
+from cirbench.runs.recording import shares
+from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
 from cirbench.scoring.ranking import checked
-from cirbench.types import CirbenchError, Dataset, Frozen, Pixels, TrainBatch
+from cirbench.types import CirbenchError, Dataset, MethodError, TrainBatch
 
 #: A `scenes` small enough to be generated in a moment.
 DATA: Mapping[str, Any] = {
@@ -99,12 +103,6 @@ class Subject:
         make_deterministic(self.seed)
         declared = weights_in(self.planned.config.model_dump())
         made: Any = build(self.planned, self.dataset, state=state, declared=declared)
-        require(made is not None, "`build` returned None. It must return the method.")
-        for name in ("inputs", "encode_queries", "encode_images"):
-            require(hasattr(made, name), f"the method has no `{name}`; types.py describes `Method`.")
-        for kind, wanted in (("images", made.inputs.images), ("texts", made.inputs.texts)):
-            for name, value in wanted.items():
-                require(isinstance(value, Pixels | Frozen), f"inputs.{kind}[{name!r}] must be Pixels or Frozen.")
         return made.eval() if isinstance(made, torch.nn.Module) else made
 
     def feed(self, made: Any, role: str = "report") -> Feed:
@@ -177,22 +175,16 @@ def embeddings(subject: Subject) -> None:
     feed, queries = subject.feed(made), subject.dataset.splits["report"].queries[:QUERIES]
     references, words = [q.reference for q in queries], [q.texts[0] for q in queries]
     with torch.inference_mode():
-        together = made.encode_queries(feed.queries(references, words))
-        images = made.encode_images(feed.images(references))
+        images = evaluation.encoded(made.encode_images, feed.images(references), QUERIES)
+        together = evaluation.encoded(made.encode_queries, feed.queries(references, words), QUERIES)
+        for function, found in ((made.encode_images, images), (made.encode_queries, together)):
+            if not bool(torch.isfinite(found).all()):
+                raise MethodError(function, f"`{function.__name__}` returned NaN or infinite values.")
         pairs = list(zip(references, words, strict=True))
         one_by_one = torch.cat([made.encode_queries(feed.queries([r], [w])) for r, w in pairs])
         backwards = made.encode_images(feed.images(references[::-1])).flip(0)
         single = torch.cat([made.encode_images(feed.images([r])) for r in references])
-    for name, found in (("encode_queries", together), ("encode_images", images)):
-        require(isinstance(found, Tensor) and found.ndim == 2, f"{name} must return a (B, D) tensor.")
-        require(len(found) == QUERIES, f"{name} returned {len(found)} rows for {QUERIES} inputs.")
-        require(bool(torch.isfinite(found).all()), f"{name} returned NaN or infinite values.")
-        require(found.is_floating_point(), f"{name} returned {found.dtype}; embeddings must be floating point.")
-    if not hasattr(made, "score"):
-        require(
-            together.shape[1] == images.shape[1],
-            f"queries have D = {together.shape[1]} and images D = {images.shape[1]}; a dot product needs equal D.",
-        )
+    evaluation.fit(made, together, images)
     # padding_mask=False is a deliberate choice: then a text depends on the longest text of its batch.
     if getattr(subject.planned.config, "padding_mask", True):
         _same(together, one_by_one, "a query's embedding depends on the other queries of its batch")
@@ -217,9 +209,7 @@ def _evidence(made: Any, feed: Feed, references: Sequence[str], words: Sequence[
     """A method's optional outputs have the shapes that runs and reports expect."""
     batch = feed.queries(references, words)
     if hasattr(made, "modality_weights"):
-        for name, share in made.modality_weights(batch).items():
-            good = isinstance(share, Tensor) and share.shape == (QUERIES,) and bool(((share >= 0) & (share <= 1)).all())
-            require(good, f"modality_weights must return a ({QUERIES},) tensor of shares 0..1 for {name!r}.")
+        shares(made, batch)
     if hasattr(made, "contrasts"):
         own = torch.eye(QUERIES, dtype=torch.bool)
         train = TrainBatch(batch.reference, batch.text, batch.words, feed.images(references), own)
@@ -268,7 +258,7 @@ def losses_fall(subject: Subject) -> None:
     made.train()
     triplets = Triplets(subject.dataset, "text", BATCH, subject.planned.train.flip, 0)
     batch = next(triplets.epoch(0, subject.feed(made, "train")))
-    optimizers = dict(made.optimizers())
+    optimizers = optimizers_of(made)
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for step in range(STEPS):
@@ -356,17 +346,20 @@ class Outcome:
 
 
 def _problem(check: Callable[[Subject], None], subject: Subject) -> str:
+    problem = ""
     with no_network() as tried:
         try:
-            check(subject)
+            with undisturbed():
+                check(subject)
         except CirbenchError as error:
             problem = str(error)
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)
-            own = [f for f in where if Path(f.filename) == subject.found.path] or where[-1:]
-            problem = f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
-        else:
-            problem = ""
+        except BaseException as error:
+            problem = "" if is_interrupt(error) else failure(subject.found, error)
+            if not problem:
+                raise
+            problem = f"it failed {problem}"
+            if os.environ.get(DEBUG):
+                traceback.print_exception(error)
     if tried:
         return f"it connects to {tried[0]}. On scenes a method must run offline, with the packaged weights. {problem}"
     return problem

@@ -148,7 +148,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "cirbench": cirbench.__version__, "python": platform.python_version(), **found, "commit": commit(),
         "machine": {
-            "system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu,
         },
         "threads": torch.get_num_threads(), "device": str(device),

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cirbench.models.clip import clip_folder
+from cirbench.models.clip import without_weights
 from cirbench.models.encoders import Encoders
+from cirbench.models.names import PREFIXES
 from cirbench.runs import cost, planning
+from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, train_view
 from cirbench.runs.planning import Plan
-from cirbench.runs.training import keep_freed_memory, pick_device, take_step
+from cirbench.runs.rehearsal import noise_images, noise_texts
+from cirbench.runs.training import keep_freed_memory, optimizers_of, pick_device, take_step
 from cirbench.scoring import evaluation
 from cirbench.types import Frozen, QueryBatch, TrainBatch
 
@@ -55,8 +58,9 @@ def _random_weights(planned: Plan) -> Any:
     """The plan's config with random weights, so that nothing is fetched: time and memory do not depend on values."""
     fields: dict[str, Any] = {}
     config = planned.config.model_dump()
-    if config.get("clip") and clip_folder(config["clip"]) is None:
-        fields["clip"] = config["clip"].partition(":")[0] + ":random"
+    for name, value in config.items():
+        if isinstance(value, str) and (value.startswith(PREFIXES) or (name == "clip" and value)):
+            fields[name] = without_weights(value)
     if "cnn_pretrained" in config:
         fields["cnn_pretrained"] = False
     return planned.config.model_copy(update=fields)
@@ -71,6 +75,12 @@ def _median(times: list[float]) -> float:
 
 
 def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool = True) -> Estimate:
+    """`_measure`, with what a method of somebody else raises as one message."""
+    with blaming(planned.method):
+        return _measure(planned, device, repeats, quiet)
+
+
+def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
     """Measure a few steps; the dataset's annotations are read, its pictures are not.
 
     Args:
@@ -87,16 +97,10 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     method = build(planned, dataset, where, encoders=Encoders(0), config=_random_weights(planned))
 
     def images(count: int) -> dict[str, torch.Tensor]:
-        return {
-            name: torch.randn(count, wanted.encoder.dim, device=where) if isinstance(wanted, Frozen)
-            else torch.randn(count, 3, wanted.size, wanted.size, device=where)
-            for name, wanted in method.inputs.images.items()
-        }
+        return noise_images(method.inputs, count, where)
 
     def texts(count: int) -> tuple[dict[str, torch.Tensor], list[str]]:
-        words = [known[n % len(known)] for n in range(count)]
-        names = method.inputs.texts.items()
-        return {name: torch.randn(count, wanted.encoder.dim, device=where) for name, wanted in names}, words
+        return noise_texts(method.inputs, known, count, where)
 
     bar = tqdm(desc="measuring", unit="step", disable=quiet, leave=False)
 
@@ -116,7 +120,7 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
         size = settings.batch_size
         text, words = texts(size)
         batch = TrainBatch(images(size), text, words, images(size), torch.eye(size, dtype=torch.bool, device=where))
-        optimizers = dict(method.optimizers())
+        optimizers = optimizers_of(method)
         if where.type == "cpu":
             settings = settings.model_copy(update={"amp": "off" if settings.amp == "fp16" else settings.amp})
         method.train()  # type: ignore[attr-defined]

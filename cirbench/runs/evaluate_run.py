@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from cirbench.runs.execution import places
 from cirbench.runs.identity import id_of, identify, run_name
 from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
-from cirbench.runs.record_types import CODE
+from cirbench.runs.record_lines import parse_json
+from cirbench.runs.record_types import CODE, Fields
 from cirbench.runs.recording import Answering, write_record
 from cirbench.runs.store import tidy
 from cirbench.runs.training import pick_device
@@ -53,9 +53,17 @@ def _weights_of(folder: Path) -> Record | Converted:
     if not mark.is_file():
         return Record(folder)
     try:
-        return Converted(folder, json.loads(mark.read_text(encoding="utf-8")))
-    except ValueError as error:
+        o = Fields(parse_json(mark.read_text(encoding="utf-8")))
+        inputs, selection = o.part("inputs"), o.part("selection")
+        for part, names in ((o, ("id", "name", "variant")), (inputs, ("method", "dataset")), (selection, ("rule",))):
+            for name in names:
+                part.text(name)
+        for name in ("config", "train", "data"):
+            inputs.mapping(name)
+        inputs.whole("seed")
+    except (OSError, ValueError) as error:
         raise CirbenchError(f"{mark} is damaged: {error}. Convert the checkpoints again.") from None
+    return Converted(folder, o.value)
 
 
 def plan_eval(
@@ -148,7 +156,7 @@ def evaluate_run(
             "split": "report", "started": started.isoformat(timespec="seconds"), "notes": [*dataset.notes, source],
         }
         write_record(Answering(
-            folder, planned, method, dataset, absent, where, quiet, command, head=head,
+            folder.absolute(), planned, method, dataset, absent, where, quiet, command, head=head,
             seconds={"train": 0.0, "epoch": 0.0}, began=began,
         ))
     return Record(folder)

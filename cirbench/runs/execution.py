@@ -20,12 +20,13 @@ from cirbench.files import as_numbers, check_home, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.runs.blame import blaming
-from cirbench.runs.building import build, check_backbones, make_deterministic, save_weights
+from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
 from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
 from cirbench.runs.recording import Answering, check_queries, write_record
+from cirbench.runs.rehearsal import rehearse
 from cirbench.runs.store import finished_run, tidy
 from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
@@ -82,7 +83,9 @@ def run(planned: Plan, options: Options = Options()) -> Record:
             elif is_finished(folder):  # by another process, while this one waited for the lease
                 return Record(folder)
             with renewing() if options.force else contextlib.nullcontext(), blaming(planned.method):
-                return _run(planned, dataset, absent, identity, folder, device, options)
+                # Absolute: a method may change the working folder.
+                _run(planned, dataset, absent, identity, folder.absolute(), device, options)
+                return Record(folder)
     except CirbenchError:
         with contextlib.suppress(OSError):  # remove the folder if nothing was written to it
             folder.rmdir()
@@ -102,12 +105,14 @@ def _clear(folder: Path) -> None:
 def _run(
     planned: Plan, dataset: Dataset, absent: missing_images.Missing | None, identity: Identity, folder: Path,
     device: torch.device, options: Options,
-) -> Record:
+) -> None:
     started, began, home = datetime.now(UTC), time.perf_counter(), folder.stat()
     check_queries(dataset.splits["report"])  # before hours of training, not after
     make_deterministic(planned.seed)
     encoders = Encoders(derive(planned.seed, "weights"), declared=identity.inputs["weights"])
     method = build(planned, dataset, device, encoders=encoders)
+    form = planning.training_form(planned, dataset)
+    rehearse(method, evaluation.texts_of(dataset, dataset.splits["report"], [form]), device)
     trained = Trained()
     trainable = hasattr(method, "losses") and planned.train.epochs > 0
     if trainable and "train" not in dataset.splits:
@@ -132,7 +137,8 @@ def _run(
         notes.append("The checkpoint was chosen on the reported split (test-oracle).")
     head = {
         "id": identity.id, "inputs": identity.inputs, "variant": planned.variant, "overrides": dict(planned.overrides),
-        **places(planned), "loaded": encoders.loaded, "select": selected, "split": "report",
+        **places(planned), "loaded": encoders.loaded, "preprocessing": preprocessing(method), "select": selected,
+        "split": "report",
         "selection": {
             "rule": planned.train.selection if trainable else "untrained", "epoch": trained.epoch,
             "metric": dataset.protocols[0].summary if trained.best is not None else None, "value": trained.best,
@@ -144,7 +150,6 @@ def _run(
         began, home,
     ))
     tidy(folder)
-    return Record(folder)
 
 
 def _train(

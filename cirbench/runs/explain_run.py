@@ -12,13 +12,15 @@ from tqdm import tqdm
 from cirbench.data.batches import Feed
 from cirbench.files import write_json
 from cirbench.runs import planning
+from cirbench.runs.blame import blaming
 from cirbench.runs.building import load_method
 from cirbench.runs.evaluate_run import plan_eval
 from cirbench.runs.identity import identify
+from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record
 from cirbench.runs.training import pick_device
 from cirbench.scoring import evaluation
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, Dataset
 
 __all__ = ["explain_run", "sample"]
 
@@ -71,6 +73,14 @@ def explain_run(
         if record.data["schema"] == 1 and planned.facts.needs_root:
             why = "cannot be compared with those of {}: its record has only sizes. Repeat the run."
         raise CirbenchError(f"the pictures of {planned.facts.name} {why.format(record.name)}")
+    with blaming(planned.method):
+        return _explain(planned, dataset, record, count, where, quiet)
+
+
+def _explain(
+    planned: Plan, dataset: Dataset, record: Record, count: int, where: torch.device, quiet: bool
+) -> dict[str, Any]:
+    folder = record.folder.absolute()
     method = load_method(planned, dataset, folder / "model.safetensors", where)
     if not hasattr(method, "explain"):
         raise CirbenchError(f"the method {planned.method.name} has no `explain`, so nothing can be computed.")

@@ -9,8 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from cirbench import numerics, plugins
+from cirbench.data import loading
+from cirbench.scoring import metrics
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol
+
+#: Values of `Protocol.hit` and `Protocol.average` (scoring/protocol_scoring.py).
+HITS, AVERAGES = ("targets", "first", "graded"), ("queries", "groups")
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,13 @@ def load(planned: Plan) -> Dataset:
     Raises:
         CirbenchError: unreadable data, or an empty split.
     """
-    dataset: Dataset = planned.dataset.load(planned.knobs, planned.root)
+    dataset = loading.load(planned.dataset, planned.knobs, planned.root)
+    if "report" not in dataset.splits:
+        raise CirbenchError(
+            f"{dataset.name} has no split 'report', so nothing can be reported; it has {', '.join(dataset.splits)}."
+        )
+    for protocol in dataset.protocols:
+        _check_metrics(protocol, dataset.name)
     for role in ("train", "report"):
         # Evaluation-only datasets have no train split; `run` refuses to train on them.
         if role in dataset.splits and not dataset.splits[role].queries:
@@ -166,6 +177,29 @@ def load(planned: Plan) -> Dataset:
     if planned.train.selection == "select" and not (dataset.splits.get("select") and dataset.splits["select"].queries):
         raise CirbenchError(f"train.selection=select, but {dataset.name} has no select split. Use selection=last.")
     return dataset
+
+
+def _check_metrics(protocol: Protocol, dataset: str) -> None:
+    """Refuse names that scoring would stumble over after training.
+
+    Raises:
+        CirbenchError: an unknown metric, hit rule or average, or a summary that is no metric of the protocol.
+    """
+    where = f"the protocol {protocol.name} of {dataset}"
+    if not protocol.metrics:
+        raise CirbenchError(f"{where} has no metrics. Name at least one, such as R@1.")
+    for name in protocol.metrics:
+        try:
+            for part in metrics.parts(name):
+                metrics.parse(part)
+        except (TypeError, ValueError) as error:
+            raise CirbenchError(f"{where}: {error}.") from None
+    if protocol.summary not in protocol.metrics:
+        raise unknown(f"summary of {where}", str(protocol.summary), protocol.metrics)
+    if protocol.hit not in HITS:
+        raise unknown(f"hit rule of {where}", str(protocol.hit), HITS)
+    if protocol.average not in AVERAGES:
+        raise unknown(f"average of {where}", str(protocol.average), AVERAGES)
 
 
 def scored(planned: Plan, dataset: Dataset) -> tuple[list[Protocol], dict[str, str]]:

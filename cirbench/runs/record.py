@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cirbench.data.arrays import head_of, read_member
 from cirbench.files import EPOCH, dumps, replacing
 from cirbench.runs.record_lines import check_training, is_evidence, parse_json
 from cirbench.runs.record_types import RunData, read_run
@@ -37,7 +38,9 @@ READABLE = (1, 2)
 """Versions it reads. Schema 2 added the definition of each protocol (docs/records.md)."""
 
 #: What reading a damaged archive may raise: a flipped bit can make it look encrypted or use an unknown compression.
-DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError, RuntimeError)
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, ValueError, EOFError, KeyError, RuntimeError,
+)
 
 # ------------------------------------------------------------------------------------------ writing
 
@@ -95,7 +98,12 @@ class Rankings(Mapping[str, np.ndarray]):
         if name not in self.names:
             raise KeyError(name)
         with _archive(self.path) as archive:
-            return np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+            return read_member(archive, name)
+
+    def heads(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of each array; none is read."""
+        with _archive(self.path) as archive:
+            return {name: head_of(archive, name) for name in self.names}
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -124,9 +132,9 @@ class Pictures(Mapping[str, bytes]):
         if not self.path.is_file():
             return {}
         with _archive(self.path) as archive:
-            names = json.loads(archive.read("index.json").decode("utf-8", "surrogatepass"))
-        if not isinstance(names, dict):
-            raise _broken(self.path, ValueError("index.json is not an object"))
+            names = parse_json(archive.read("index.json").decode("utf-8", "surrogatepass"))
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise _broken(self.path, ValueError("index.json is not an object of file names"))
         return names
 
     def __getitem__(self, image_id: str) -> bytes:

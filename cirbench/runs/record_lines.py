@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
+from cirbench import json_text
 from cirbench.runs.record_types import Fields, is_number
 
 __all__ = ["check_training", "is_evidence", "parse_json"]
@@ -23,7 +23,7 @@ def parse_json(text: str) -> Any:
         odd.append(name)
         return math.nan
 
-    value = json.loads(text, parse_constant=refuse)
+    value = json_text.parse(text, refuse)
     if odd:
         raise ValueError(f"{_place_of_nan(value) or 'it'} is {odd[0]}, which is not JSON")
     return value
@@ -31,13 +31,13 @@ def parse_json(text: str) -> Any:
 
 def _place_of_nan(value: Any) -> str | None:
     """Path of the first NaN in a JSON value, None without one."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else None
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, entry in entries:
-        place = _place_of_nan(entry)
-        if place is not None:
-            return f"{name}.{place}" if place else str(name)
+    todo = [("", value)]
+    while todo:
+        place, found = todo.pop()
+        if isinstance(found, float) and math.isnan(found):
+            return place
+        entries = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        todo += [(f"{place}.{name}" if place else str(name), entry) for name, entry in entries][::-1]
     return None
 
 

@@ -46,7 +46,7 @@ class Fields:
 
     def __init__(self, value: Any, place: str = "") -> None:
         if not isinstance(value, dict):
-            raise ValueError(f"{place} is {kind(value)}, not an object")
+            raise ValueError(f"{place or 'it'} is {kind(value)}, not an object")
         self.value: dict[str, Any] = value
         self.place = place
 

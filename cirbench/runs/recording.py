@@ -20,9 +20,9 @@ from cirbench.runs import cost
 from cirbench.runs.planning import Plan, scored
 from cirbench.runs.record import SCHEMA, write_pictures
 from cirbench.scoring import evaluation, missing_images
-from cirbench.types import CirbenchError, Dataset, Method, OptionalHooks, Query, Split
+from cirbench.types import CirbenchError, Dataset, Method, MethodError, OptionalHooks, Query, QueryBatch, Split
 
-__all__ = ["Answering", "check_queries", "write_queries", "write_record"]
+__all__ = ["Answering", "check_queries", "shares", "write_queries", "write_record"]
 
 #: Queries whose pictures are kept with a record, and the side of a picture in pixels.
 PICTURES, PICTURE_SIDE = 200, 96
@@ -140,19 +140,40 @@ def _row(q: Query) -> dict[str, Any]:
     }
 
 
+def shares(method: OptionalHooks, batch: QueryBatch) -> dict[str, torch.Tensor]:
+    """Stream -> (B,) shares that a method's `modality_weights` returns, checked.
+
+    Raises:
+        MethodError: not a dict of tensors of shape (B,) with values from 0 to 1.
+    """
+    found: Any = method.modality_weights(batch)
+    if not isinstance(found, Mapping):
+        raise MethodError(
+            method.modality_weights, f"`modality_weights` returned {type(found).__name__}; it must return a dict, "
+            "stream -> tensor of shape (B,)."
+        )
+    for name, share in found.items():
+        count, received = len(batch.words), type(share).__name__
+        if isinstance(share, torch.Tensor):
+            received = f"{share.dtype} of shape {tuple(share.shape)}"
+            if share.shape == (count,) and bool(((share >= -1e-6) & (share <= 1 + 1e-6)).all()):
+                continue
+            received += "" if share.shape != (count,) else " with values outside 0..1"
+        raise MethodError(
+            method.modality_weights, f"the method's `modality_weights` returned {received} for {name!r} and {count} "
+            "queries. It must return the image's share per query, 0..1, shape (B,)."
+        )
+    return dict(found)
+
+
 def _weights(method: Method, feed: Feed, dataset: Dataset, split: Split, form: str) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         for start in range(0, len(split.queries), evaluation.BATCH):
             queries = split.queries[start : start + evaluation.BATCH]
             batch = feed.queries([q.reference for q in queries], [dataset.forms[form](q)[0][0] for q in queries])
-            for name, weight in cast(OptionalHooks, method).modality_weights(batch).items():
-                if tuple(weight.shape) != (len(queries),):
-                    raise CirbenchError(
-                        f"the method's `modality_weights` returned shape {tuple(weight.shape)} for {name!r} and "
-                        f"{len(queries)} queries. It must return the image's share per query, shape (B,)."
-                    )
-                parts.setdefault(name, []).append(weight.float().cpu().numpy())
+            for name, weight in shares(cast(OptionalHooks, method), batch).items():
+                parts.setdefault(name, []).append(weight.detach().float().cpu().numpy())
     return {f"weight/{name}": np.concatenate(values) for name, values in parts.items()}
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cirbench import process
 from cirbench.data.batches import Feed, Triplets
 from cirbench.files import check_home, writing
 from cirbench.runs.mutual_information import Bounds
 from cirbench.settings import TrainSettings, unknown
-from cirbench.types import CirbenchError, Method, TrainBatch
+from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
 
 
 @dataclass
@@ -163,14 +164,14 @@ def train(
             f"{triplets.batch_size}. Lower --set train.batch_size."
         )
     if not isinstance(method, nn.Module):
-        raise CirbenchError(
-            f"a method with `losses` must be a torch.nn.Module, since its weights are saved; this one is a "
-            f"{type(method).__name__}."
+        raise MethodError(
+            method.losses, "a method with `losses` must be a torch.nn.Module, since its weights are saved; this one is "
+            f"a {type(method).__name__}."
         )
     if settings.amp == "fp16" and device.type != "cuda":
         raise CirbenchError("train.amp=fp16 needs a CUDA device. Use train.amp=bf16 or off.")
     keep_freed_memory()
-    optimizers = dict(method.optimizers())
+    optimizers = optimizers_of(method)
     base = {name: [group["lr"] for group in opt.param_groups] for name, opt in optimizers.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
     checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
@@ -212,7 +213,7 @@ def train(
         for step, batch in enumerate(triplets.epoch(epoch, feed, start_step), start_step):
             tick = time.perf_counter()
             factor = learning_rate(settings, epoch * triplets.steps + step, total)
-            logs: dict[str, float] = {}
+            logs: dict[str, Any] = {}
             for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, base[name], strict=True):
                     group["lr"] = rate * factor
@@ -258,10 +259,61 @@ def train(
     return out
 
 
+def optimizers_of(method: Method) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a method that is trained.
+
+    Raises:
+        MethodError: not a dict of optimizers, or one whose weights are not the method's, so that they would be lost.
+    """
+    found: Any = method.optimizers()
+    if not isinstance(found, Mapping):
+        raise MethodError(
+            method.optimizers, f"`optimizers` returned {type(found).__name__}; it must return a dict, name -> "
+            "torch.optim.Optimizer."
+        )
+    own = {id(p) for p in method.parameters()} if isinstance(method, nn.Module) else set()
+    for name, optimizer in found.items():
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise MethodError(
+                method.optimizers, f"`optimizers` holds {type(optimizer).__name__} under {name!r}; it must be a "
+                "torch.optim.Optimizer."
+            )
+        foreign = [tuple(p.shape) for g in optimizer.param_groups for p in g["params"] if id(p) not in own]
+        if foreign:
+            raise MethodError(
+                method.optimizers, f"the optimizer {name!r} has {len(foreign)} weights that are not parameters of the "
+                f"method (the first has shape {foreign[0]}), so they would not be saved. Make them part of the method."
+            )
+    return dict(found)
+
+
+def _logged(method: Method, name: str, logs: Any, place: str) -> dict[str, Any]:
+    """The logs of one loss as plain numbers; a tensor of one number counts as a number, one that is not finite as None.
+
+    Raises:
+        MethodError: not a dict of numbers.
+    """
+    out = dict[str, Any]()
+    wrong = None if isinstance(logs, Mapping) else type(logs).__name__
+    for key, value in logs.items() if isinstance(logs, Mapping) else ():
+        single = hasattr(value, "item") and math.prod(getattr(value, "shape", (2,))) == 1
+        one = value.item() if single else value
+        if not isinstance(key, str) or not isinstance(one, int | float):
+            wrong = f"{type(value).__name__} under {key!r:.60}"
+            break
+        out[key] = one if math.isfinite(one) else None  # JSON has no NaN, and a log must never cost a run
+    if wrong:
+        raise MethodError(
+            method.losses, f"the logs of {name!r} at {place} hold {wrong}; `losses` must yield a dict of names and "
+            "numbers."
+        )
+    return out
+
+
 def take_step(
     method: Method, batch: TrainBatch, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device,
     settings: TrainSettings, scaler: torch.amp.GradScaler | None = None, place: str = "the first step",
-) -> list[tuple[str, torch.Tensor, Mapping[str, float]]]:
+) -> list[tuple[str, torch.Tensor, Mapping[str, Any]]]:
     """One training step: every loss that the method yields is stepped before the next is asked for.
 
     Args:
@@ -279,36 +331,52 @@ def take_step(
     Raises:
         CirbenchError: a loss that is not a finite scalar with a gradient, or an unknown optimizer name.
     """
-    out: list[tuple[str, torch.Tensor, Mapping[str, float]]] = []
+    out: list[tuple[str, torch.Tensor, Mapping[str, Any]]] = []
     dtype = torch.bfloat16 if settings.amp == "bf16" else torch.float16
+    before = process.state()
     with torch.autocast(device.type, dtype, enabled=settings.amp != "off"):
-        for step in method.losses(batch):
+        steps = method.losses(batch)
+        if not isinstance(steps, Iterable) or isinstance(steps, torch.Tensor | str | Mapping):
+            raise MethodError(
+                method.losses, f"`losses` returned {type(steps).__name__} at {place}; it must yield (optimizer name, "
+                "loss, logs)."
+            )
+        for step in steps:
             if not isinstance(step, tuple) or len(step) != 3:
-                raise CirbenchError(
-                    f"`losses` yielded {str(step)[:80]!r} at {place}; it must yield (optimizer name, loss, logs)."
+                raise MethodError(
+                    method.losses, f"`losses` yielded {str(step)[:80]!r} at {place}; it must yield (optimizer name, "
+                    "loss, logs)."
                 )
             name, loss, logs = step
-            if name not in optimizers:
-                raise unknown("optimizer", str(name), optimizers, f"`losses` yields it at {place}.")
+            if not isinstance(name, str) or name not in optimizers:
+                told = unknown("optimizer", str(name)[:80], optimizers, f"`losses` yields it at {place}.")
+                raise MethodError(method.losses, str(told))
             if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
                 received = f"{loss!r}"
                 if isinstance(loss, torch.Tensor):
                     received = f"a tensor of shape {tuple(loss.shape)}"
                     received += "" if loss.requires_grad else " without a gradient"
-                raise CirbenchError(
-                    f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar tensor with a "
-                    "gradient."
+                raise MethodError(
+                    method.losses, f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar "
+                    "tensor with a gradient."
                 )
+            logs = _logged(method, name, logs, place)
             if not torch.isfinite(loss):
-                raise CirbenchError(
-                    f"the loss of {name!r} is {loss.item()} at {place}. Lower its learning rate, add train.warmup or "
-                    "train.clip_norm, or turn train.amp off."
+                raise MethodError(
+                    method.losses, f"the loss of {name!r} is {loss.item()} at {place}. Lower its learning rate, add "
+                    "train.warmup or train.clip_norm, or turn train.amp off."
                 )
             with torch.autocast(device.type, enabled=False):
                 _apply(optimizers[name], loss, scaler, settings.clip_norm)
             # Stepped weights must not be read from autocast's cache of cast weights.
             torch.clear_autocast_cache()
             out.append((name, loss.detach(), logs))
+    if optimizers and not out:  # a variant without weights has neither
+        raise MethodError(method.losses, f"`losses` yielded nothing at {place}, so nothing is trained.")
+    if changed := process.changes(before):
+        raise MethodError(
+            method.losses, f"it changed {changed} at {place}, which the whole process shares. Leave it as it is."
+        )
     if scaler is not None and scaler.is_enabled():
         scaler.update()
     return out

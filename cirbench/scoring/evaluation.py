@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cirbench import process
 from cirbench.data.batches import Feed
 from cirbench.scoring import protocol_scoring
 from cirbench.scoring.ranking import Ranks, Score, dot, rank
-from cirbench.types import CirbenchError, Dataset, Method, Protocol, Query, Split
+from cirbench.types import CirbenchError, Dataset, Method, MethodError, Protocol, Query, QueryBatch, Split
 
 #: Images or queries encoded at once. The last batch is padded to it, so that no embedding depends on the batch size.
 BATCH = 128
@@ -119,36 +120,65 @@ def score(
     return out
 
 
-def _batched(count: int, what: str, quiet: bool, encode: Callable[[list[int]], Tensor]) -> Tensor:
-    parts = []
+def _batched(
+    count: int, what: str, quiet: bool, function: Callable[..., Tensor], batch: Callable[[list[int]], Any]
+) -> Tensor:
+    parts: list[Tensor] = []
     with torch.inference_mode():
         for start in tqdm(range(0, count, BATCH), desc=what, disable=quiet, leave=False):
             rows = list(range(start, min(start + BATCH, count)))
             padded = rows + [rows[0]] * (BATCH - len(rows))
-            parts.append(_checked(encode(padded), what)[: len(rows)].float())
-    return torch.cat(parts) if parts else torch.zeros((0, 1))
+            found = encoded(function, batch(padded), BATCH)
+            if parts and parts[0].shape[1] != found.shape[1]:
+                raise MethodError(
+                    function, f"the embeddings of one batch have D = {parts[0].shape[1]}, those of another D = "
+                    f"{found.shape[1]}. All must have the same."
+                )
+            parts.append(found[: len(rows)].detach().float())
+    whole = torch.cat(parts) if parts else torch.zeros((0, 1))
+    finite = torch.isfinite(whole).all(1)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise MethodError(
+            function, f"{bad} of {len(finite)} embeddings hold NaN or infinite values, so they cannot be ranked. Does "
+            "it divide by zero, or did training diverge?"
+        )
+    return whole
 
 
-def _checked(found: object, what: str) -> Tensor:
-    """What a method encoded `BATCH` items to.
+def encoded(function: Callable[..., Tensor], items: Any, count: int) -> Tensor:
+    """What `encode_queries` or `encode_images` of a method makes of some items, checked.
+
+    Args:
+        function: the method's.
+        items: its argument.
+        count: how many items there are, B.
 
     Raises:
-        CirbenchError: it is no floating-point tensor of shape (B, D).
+        MethodError: no dense floating-point tensor of shape (B, D), or the state of the process was changed.
     """
-    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == BATCH and found.is_floating_point():
-        return found
-    name = "encode_images" if what == "gallery" else "encode_queries"
-    received = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    raise CirbenchError(
-        f"the method's `{name}` returned {received} for {BATCH} items. It must return a floating-point tensor of shape "
-        f"(B, D), one row an item."
+    before = process.state()
+    found: object = function(items)
+    if changed := process.changes(before):
+        raise MethodError(function, f"it changed {changed}, which the whole process shares. Leave it as it is.")
+    received = type(found).__name__
+    if isinstance(found, Tensor) and (found.is_nested or found.layout != torch.strided):
+        received = "a nested tensor" if found.is_nested else f"a tensor of layout {found.layout}"
+    elif isinstance(found, Tensor):
+        real = found.device.type != "meta"
+        if real and found.ndim == 2 and len(found) == count and found.shape[1] and found.is_floating_point():
+            return found
+        received = f"{found.dtype} of shape {tuple(found.shape)}{'' if real else ' on the device meta'}"
+    raise MethodError(
+        function, f"`{getattr(function, '__name__', 'it')}` returned {received} for {count} items. It must return a "
+        "dense floating-point tensor of shape (B, D), one row an item."
     )
 
 
 def encode_gallery(method: Method, feed: Feed, gallery: Sequence[str], quiet: bool = True) -> Tensor:
     """(N, D) embeddings of the gallery."""
     return _batched(
-        len(gallery), "gallery", quiet, lambda rows: method.encode_images(feed.images([gallery[r] for r in rows]))
+        len(gallery), "gallery", quiet, method.encode_images, lambda rows: feed.images([gallery[r] for r in rows])
     )
 
 
@@ -157,17 +187,15 @@ def encode_rows(method: Method, feed: Feed, split: Split, form: Form, quiet: boo
     rows = [(n, tuple(row)) for n, query in enumerate(split.queries) for row in form(query)]
     pairs = list(dict.fromkeys((n, text) for n, row in rows for text in row))
 
-    def encode(batch: list[int]) -> Tensor:
-        return method.encode_queries(
-            feed.queries([split.queries[pairs[b][0]].reference for b in batch], [pairs[b][1] for b in batch])
-        )
+    def queries(batch: list[int]) -> QueryBatch:
+        return feed.queries([split.queries[pairs[b][0]].reference for b in batch], [pairs[b][1] for b in batch])
 
-    encoded = _batched(len(pairs), "queries", quiet, encode)
+    made = _batched(len(pairs), "queries", quiet, method.encode_queries, queries)
     place = {pair: n for n, pair in enumerate(pairs)}
     if all(len(row) == 1 for _, row in rows):
-        embeddings = encoded[torch.tensor([place[(n, row[0])] for n, row in rows], dtype=torch.int64)]
+        embeddings = made[torch.tensor([place[(n, row[0])] for n, row in rows], dtype=torch.int64)]
     else:
-        embeddings = torch.stack([encoded[[place[(n, t)] for t in row]].mean(0) for n, row in rows])
+        embeddings = torch.stack([made[[place[(n, t)] for t in row]].mean(0) for n, row in rows])
     return Rows(np.array([n for n, _ in rows], dtype=np.int64), embeddings)
 
 
@@ -183,6 +211,24 @@ def feed_of(
     return Feed(dataset, split.images(), texts_of(dataset, split, forms), method.inputs, device, quiet=quiet)
 
 
+def fit(method: Method, queries: Tensor, images: Tensor) -> None:
+    """(R, D) queries and (N, D) images of one method can be compared.
+
+    Raises:
+        MethodError: they lie on different devices, or have different D and the method has no `score` of its own.
+    """
+    if queries.device != images.device:
+        raise MethodError(
+            method.encode_queries, f"the embeddings of queries are on the device {queries.device}, those of images on "
+            f"{images.device}. Both must be where the inputs are."
+        )
+    if not hasattr(method, "score") and queries.shape[1] != images.shape[1]:
+        raise MethodError(
+            method.encode_queries, f"the embeddings of queries have D = {queries.shape[1]}, those of images D = "
+            f"{images.shape[1]}; a dot product needs equal D."
+        )
+
+
 def evaluate(
     method: Method, feed: Feed, dataset: Dataset, split: Split, protocols: Sequence[Protocol], quiet: bool = True
 ) -> tuple[Evaluation, Tensor, dict[str, Rows]]:
@@ -194,4 +240,6 @@ def evaluate(
     forms = dict.fromkeys(p.form for p in protocols)
     rows = {form: encode_rows(method, feed, split, dataset.forms[form], quiet) for form in forms}
     scoring = getattr(method, "score", dot)
+    for part in rows.values():
+        fit(method, part.embeddings, images)
     return score(split, protocols, gallery, images, rows, scoring), images, rows

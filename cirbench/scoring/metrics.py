@@ -6,6 +6,7 @@ CIR's Recall@K is what information retrieval calls Success@K: the share of queri
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -51,7 +52,7 @@ def recall_at(ranks: np.ndarray, k: int) -> float:
         >>> recall_at(np.array([1, 5, 0]), 5)
         66.66666666666667
     """
-    return 100.0 * float(np.count_nonzero(hits(ranks, k))) / len(ranks) if len(ranks) else float("nan")
+    return 100.0 * float(np.count_nonzero(hits(ranks, k))) / len(ranks) if len(ranks) else math.nan
 
 
 def average_precision_at(target_ranks: np.ndarray, targets: int, k: int) -> float:
@@ -67,7 +68,7 @@ def average_precision_at(target_ranks: np.ndarray, targets: int, k: int) -> floa
         0.8333333333333333
     """
     if targets == 0:
-        return float("nan")
+        return math.nan
     found = np.sort(target_ranks[(target_ranks >= 1) & (target_ranks <= k)])
     return float(np.sum(np.arange(1, len(found) + 1) / found)) / min(targets, k)
 
@@ -75,13 +76,13 @@ def average_precision_at(target_ranks: np.ndarray, targets: int, k: int) -> floa
 def median_rank(ranks: np.ndarray) -> float:
     """Median rank of the best target, over rows that have one; NaN for none."""
     found = ranks[ranks >= 1]
-    return float(np.median(found)) if len(found) else float("nan")
+    return float(np.median(found)) if len(found) else math.nan
 
 
 def mean_rank(ranks: np.ndarray) -> float:
     """Mean rank of the best target, over rows that have one; NaN for none."""
     found = ranks[ranks >= 1]
-    return float(np.mean(found)) if len(found) else float("nan")
+    return float(np.mean(found)) if len(found) else math.nan
 
 
 def of_ranks(name: str, ranks: np.ndarray) -> float:

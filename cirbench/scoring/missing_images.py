@@ -75,14 +75,16 @@ def settle(dataset: Dataset, roles: Sequence[str], allowed: bool) -> tuple[Datas
     Raises:
         CirbenchError: pictures are missing and that was not allowed, or nothing would be left of a split or a group.
     """
+    from cirbench.data.image_files import FolderImages
+
     roles = [role for role in roles if role in dataset.splits]
     gone = find(dataset, roles, closely=allowed)
     if not gone:
         return dataset, None
     if not allowed:
-        root = getattr(dataset.images, "root", "DIR")
+        assert isinstance(dataset.images, FolderImages)  # pictures that are drawn are never missing
+        root, hint = dataset.images.root, dataset.images.elsewhere(gone[0])
         more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-        hint = getattr(dataset.images, "elsewhere", lambda _: "")(gone[0])
         raise CirbenchError(
             f"{len(gone)} pictures of {dataset.name} are missing under {root}: {', '.join(map(repr, gone[:5]))}{more}."
             f"{hint} "
@@ -111,10 +113,10 @@ def _less(query: Query, gone: Collection[str]) -> Query:
     """The query without the missing pictures."""
 
     def left(ids: tuple[str, ...]) -> tuple[str, ...]:
-        return ids if not any(i in gone for i in ids) else tuple(i for i in ids if i not in gone)
+        return tuple(i for i in ids if i not in gone)
 
     extra = query.extra
-    if any(m in gone for m in extra.get("members", ())):
+    if "members" in extra:
         extra = {**extra, "members": [m for m in extra["members"] if m not in gone]}
     candidates = None if query.candidates is None else left(query.candidates)
     return replace(query, targets=left(query.targets), candidates=candidates, extra=extra)
@@ -176,16 +178,15 @@ def losses(dataset: Dataset, split: Split, protocol: Protocol, gone: Collection[
         groups.setdefault(query.group, []).append(query)
     out = {}
     for group, queries in groups.items():
-        lost = [is_lost(q, gone, first) for q in queries]
-        kept = [q for q, is_gone in zip(queries, lost, strict=True) if not is_gone]
-        rows = [len(form(q)) for q in queries]
+        kept = [q for q in queries if not is_lost(q, gone, first)]
+        rows = sum(len(form(q)) for q in queries)
         if protocol.gallery == "own":
-            gallery = max((sum(i in gone for i in q.candidates or ()) for q in queries), default=0)
+            gallery = max(sum(i in gone for i in q.candidates or ()) for q in queries)
         else:
             galleries = split.galleries.get(protocol.gallery, {})
             gallery = sum(i in gone for i in galleries.get(group, galleries.get("", ())))
         out[group] = Loss(
-            sum(rows), sum(n for n, is_gone in zip(rows, lost, strict=True) if is_gone),
+            rows, rows - sum(len(form(q)) for q in kept),
             sum(len(form(q)) for q in kept if any(t in gone for t in wanted(q))),
             gallery, max((sum(i in gone for i in protocol_scoring.subset_of(q)) for q in kept), default=0),
         )

@@ -11,6 +11,7 @@ Hit rules (`Protocol.hit`):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
@@ -124,18 +125,18 @@ def values(
     out: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(part for metric in protocol.metrics for part in metrics.parts(metric)):
         kind, k = metrics.parse(name)
-        source = ranks.get({"R": EVERY if graded else BEST, "Rs": SUBSET, "mAP": EVERY}.get(kind, ""))
+        if not k:
+            continue
+        source = ranks.get({"R": EVERY if graded else BEST, "Rs": SUBSET, "mAP": EVERY}[kind])
         if source is None:
             continue
         if kind == "mAP":
             assert source.every is not None
             pairs = zip(queries, source.every, strict=True)
-            precisions = [metrics.average_precision_at(r, len(q.targets), k) for q, r in pairs]
-            out[name] = np.array(precisions, dtype=np.float64)
+            out[name] = np.array([metrics.average_precision_at(r, len(q.targets), k) for q, r in pairs])
         elif graded:
             assert source.every is not None
-            worth = [_worth(q, r, k, known) for q, r in zip(queries, source.every, strict=True)]
-            out[name] = np.array(worth, dtype=np.float64)
+            out[name] = np.array([_worth(q, r, k, known) for q, r in zip(queries, source.every, strict=True)])
         else:
             out[name] = metrics.hits(source.best, k).astype(np.float64)
     return out
@@ -169,13 +170,13 @@ def summarise(
         if kind in ("MdR", "MR"):
             return metrics.of_ranks(name, best[mask])
         part = found[name][mask]
-        return 100.0 * float(np.mean(part)) if len(part) else float("nan")
+        return 100.0 * float(np.mean(part)) if len(part) else math.nan
 
     def both(name: str, one: Callable[[str], float]) -> float | None:
         parts = metrics.parts(name)
         if any(metrics.parse(p)[1] and p not in found for p in parts):
             return None
-        return float(np.mean([one(p) for p in parts])) if parts != [name] else one(name)
+        return float(np.mean([one(p) for p in parts]))
 
     out: dict[str, float] = {}
     single: dict[str, float] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, MethodError
 
 #: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
 #: round differently in its last bit, which would break ties by position.
@@ -99,10 +99,11 @@ class _Scores:
                 continue
             block = self._block(start)
             if bool(block.isnan().any()):  # comparisons with NaN are false, so it would rank after everything
-                raise CirbenchError(
+                told = (
                     f"NaN among the scores of gallery images {start} to {start + block.shape[1] - 1}, which cannot be "
                     "ranked. Do embeddings overflow, or does the method's `score` divide by zero?"
                 )
+                raise CirbenchError(told) if self.padded else MethodError(self.score, told)
             if self.kept is not None:
                 self.kept.append(block)
             yield start, block
@@ -116,14 +117,17 @@ def checked(score: Score, queries: Tensor, gallery: Tensor) -> Tensor:
     """
     found, wanted = score(queries, gallery), (queries.shape[0], gallery.shape[0])
     good = isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == wanted
+    good = good and found.layout == torch.strided and found.device == queries.device
     if good and wanted[0] == wanted[1] > 1:
         # A square shape cannot show a transposed result; a single query can.
         good = tuple(score(queries[:1], gallery).shape) == (1, wanted[1])
     if not good:
-        received = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise CirbenchError(
-            f"the method's `score` returned {received} for {wanted[0]} queries and {wanted[1]} gallery images. It must "
-            f"return a floating-point tensor of shape (B, N) = {wanted}, one row per query."
+        received = type(found).__name__
+        if isinstance(found, Tensor):
+            received = f"{found.dtype} of shape {tuple(found.shape)} on {found.device}"
+        raise MethodError(
+            score, f"the method's `score` returned {received} for {wanted[0]} queries and {wanted[1]} gallery images. "
+            f"It must return a floating-point tensor of shape (B, N) = {wanted}, one row per query."
         )
     return found
 
@@ -241,12 +245,10 @@ def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor
         values, index = values.gather(1, order), index.gather(1, order)
     order = values.sort(dim=1, descending=True, stable=True).indices
     values, index = values.gather(1, order), index.gather(1, order)
-    index = torch.where(torch.isinf(values) & (values < 0), -1, index)
-    if index.shape[1] < k:
-        missing = k - index.shape[1]
-        index = torch.nn.functional.pad(index, (0, missing), value=-1)
-        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
-    return index, values
+    index = torch.where(values == -torch.inf, -1, index)
+    missing = k - index.shape[1]
+    index = torch.nn.functional.pad(index, (0, missing), value=-1)
+    return index, torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
 
 
 def rank(

@@ -7,6 +7,7 @@ cut-off, subset recall from a list that ends before it has enough of the subset.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cirbench.data.arrays import read_member
 from cirbench.data.image_files import nfc
 from cirbench.data.reading import kind, read_json, read_jsonl
 from cirbench.scoring import metrics
@@ -52,7 +54,15 @@ def _ids(path: Path, key: str, values: np.ndarray, count: int) -> dict[str, int]
         raise CirbenchError(f"{path}: {key} has shape {values.shape}, but there are {count} embeddings; one id each.")
     if values.dtype.kind not in "USiu":
         raise CirbenchError(f"{path}: {key} is of type {values.dtype}; ids must be strings or whole numbers.")
-    names = [nfc(v.decode() if isinstance(v, bytes) else str(v)) for v in values.tolist()]
+    if values.dtype.kind == "U":
+        # numpy keeps any number as a character, and Python's strings of such are broken.
+        codes = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="))).view(np.uint32)
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise CirbenchError(f"{path}: {key} holds an id that is no text.")
+    try:
+        names = [nfc(v.decode() if isinstance(v, bytes) else str(v)) for v in values.tolist()]
+    except UnicodeDecodeError:
+        raise CirbenchError(f"{path}: {key} holds an id that is not UTF-8.") from None
     out = {name: n for n, name in enumerate(names)}
     if len(out) != len(names):
         seen: set[str] = set()
@@ -82,19 +92,22 @@ def read_embeddings(path: Path) -> Embeddings:
     if not path.is_file():
         raise CirbenchError(f"{path}: no such file.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise CirbenchError(f"{path} holds one bare array; an .npz with {', '.join(KEYS)} is expected.")
+        with path.open("rb") as file:
+            bare = file.read(6) == b"\x93NUMPY"
+        if bare:
+            raise CirbenchError(f"{path} holds one bare array; an .npz with {', '.join(KEYS)} is expected.")
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
             for key in KEYS:
-                if key not in file.files:
-                    near = nearest(key, file.files)
+                if f"{key}.npy" not in archive.namelist():
+                    near = nearest(key, names)
                     guess = f" Did you mean to rename {near!r}?" if near else ""
-                    raise CirbenchError(f"{path}: no key {key!r} (it has {', '.join(file.files) or 'none'}).{guess}")
-            data = {key: file[key] for key in KEYS}
+                    raise CirbenchError(f"{path}: no key {key!r} (it has {', '.join(names) or 'none'}).{guess}")
+            data = {key: read_member(archive, key) for key in KEYS}
     except CirbenchError:
         raise
     except ValueError as error:
-        raise CirbenchError(f"{path} is not an .npz of plain arrays: {error}. Object arrays are not read.") from None
+        raise CirbenchError(f"{path} is not an .npz of plain arrays: {error}.") from None
     except Exception as error:
         raise CirbenchError(f"{path} is not an .npz that can be read ({type(error).__name__}: {error}).") from None
     queries, gallery = _matrix(path, "queries", data["queries"]), _matrix(path, "gallery", data["gallery"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from cirbench.scoring import evaluation, metrics, protocol_scoring
 from cirbench.scoring import result_files as s
 from cirbench.scoring.ranking import Ranks, rank
 from cirbench.types import CirbenchError, Dataset, Protocol, Split
+
+#: Depth of lists that rank their whole gallery, which serves any cut-off.
+WHOLE = 10**9
 
 # ------------------------------------------------------------------------------------- embeddings
 
@@ -157,7 +161,9 @@ def score_embeddings(
                 rows[form] = chosen
                 forms_of.setdefault(form, set()).update(split.queries[q].group for q, _ in chosen)
         groups = list(dict.fromkeys(split.queries[q].group for chosen in rows.values() for q, _ in chosen))
-        wanted = {g: _gallery_of_group(split, protocols, g) for g in groups}
+        # A gallery that only absent text forms rank need not be in the file: one category's model has no pooled one.
+        ranked = [p for p in protocols if p.form in rows]
+        wanted = {g: _gallery_of_group(split, ranked, g) for g in groups}
         known = {*split.images(), *(i for ids in wanted.values() for i in ids)}
         known.update(i for query in split.queries for i in protocol_scoring.subset_of(query))
         _check_images(file, dataset, split, groups, wanted, known)
@@ -209,7 +215,7 @@ def _shown(names: tuple[str, ...], dropped: str | None, allowed: frozenset[str] 
 def _list_ranks(
     split: Split, protocol: Protocol, kind: str, rows: list[tuple[int, tuple[str, ...]]]
 ) -> tuple[Ranks, int, int | None]:
-    """Ranks from lists; the depth of every list (unlimited if it ranks the whole gallery); gallery size."""
+    """Ranks from lists; the depth of every list (`WHOLE` if all rank their whole gallery); gallery size."""
     wanted = protocol_scoring.targets_of(protocol, kind)
     indices = [q for q, _ in rows]
     if protocol.gallery in ("own", *split.galleries) or kind == protocol_scoring.SUBSET:
@@ -218,7 +224,7 @@ def _list_ranks(
         sets = [once[name] for name, _ in named]
     else:
         sets = None
-    best, every, depth, size = [], [], 10**9, 0
+    best, every, depth, size = [], [], WHOLE, 0
     for n, (q, names) in enumerate(rows):
         query = split.queries[q]
         dropped = query.reference if protocol.drop_reference or kind == protocol_scoring.SUBSET else None
@@ -277,6 +283,7 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
     pieces: list[dict[str, Any]] = []
     omitted: dict[str, str] = {}
     forms_of: dict[str, set[str]] = {}
+    answered: dict[str, Protocol] = {}
     for protocol in protocols:
         ranks: dict[str, Ranks] = {}
         reach: dict[str, int] = {}
@@ -301,30 +308,32 @@ def score_rankings(dataset: Dataset, split: Split, paths: Sequence[Path], names:
         rows = np.array([q for q, _ in used], dtype=np.int64)
         known = _Everything()
         found = protocol_scoring.values(split, protocol, rows, ranks, known)
+        lacking: list[str] = []
         for name in s.supported(protocol):
             kind, k = metrics.parse(name)
             source_kind = protocol_scoring.SUBSET if kind == "Rs" else protocol_scoring.BEST
-            if name not in found:
+            deep = reach.get(source_kind)
+            if deep is None:
                 omitted[f"{protocol.name}/{name}"] = "no file has the ranking it needs"
-            elif reach[source_kind] < k:
+            elif deep < (k or WHOLE):  # a median or a mean needs every rank
                 omitted[f"{protocol.name}/{name}"] = (
-                    f"the shortest list has {reach[source_kind]} usable images, but {k} are needed"
+                    f"the shortest list has {deep} usable images, but {k or 'all'} are needed"
                     + (" of the query's subset" if kind == "Rs" else "")
                 )
-                del found[name]
+            else:
+                continue
+            lacking.append(name)
         for name in protocol.metrics:
-            lacking = [part for part in metrics.parts(name) if part not in found]
-            if lacking and metrics.parts(name) != [name]:
-                omitted[f"{protocol.name}/{name}"] = f"{', '.join(lacking)} cannot be computed from the file"
+            absent = [part for part in metrics.parts(name) if part in lacking]
+            if absent and absent != [name]:
+                omitted[f"{protocol.name}/{name}"] = f"{', '.join(absent)} cannot be computed from the file"
+        left = tuple(n for n in protocol.metrics if not set(lacking).intersection(metrics.parts(n)))
+        answered[protocol.name] = replace(protocol, metrics=left)
         best = ranks.get(protocol_scoring.BEST, next(iter(ranks.values())))
         pieces.append({protocol.name: {
-            "rows": rows, "best": best.best, "ties": best.ties, "found": found,
-            "gallery": -1 if size is None else size,
+            "rows": rows, "best": best.best, "ties": best.ties, "found": found, "gallery": size,
         }})
-    result = _finish(dataset, split, protocols, forms_of, pieces, omitted)
-    for entry in result["protocols"].values():
-        entry["gallery"] = None if entry["gallery"] < 0 else entry["gallery"]
-    return result
+    return _finish(dataset, split, [answered.get(p.name, p) for p in protocols], forms_of, pieces, omitted)
 
 
 class _Everything:

@@ -64,7 +64,7 @@ def bootstrap_interval(
     Returns:
         (2,) or (2, M): low, high in the unit of `values`, rounded to nine decimals; NaN without queries.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
     if not len(values):
         return np.full((2, *values.shape[1:]), math.nan)
     columns = values.reshape(len(values), -1)
@@ -108,8 +108,6 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int, int, float]:
 def _sign_test(first: int, second: int) -> float:
     """Two-sided exact binomial p for `first` of `first + second` at probability 1/2."""
     total = first + second
-    if total == 0:
-        return 1.0
     few = min(first, second)
     if total <= 1000:
         return min(1.0, 2 * sum(math.comb(total, k) for k in range(few + 1)) / 2**total)
@@ -150,19 +148,18 @@ def paired_permutation(
     sums = sums[np.any(sums != 0, axis=1)]
     count = len(sums)
     observed = np.abs(sums.sum(0))
-    extreme = np.zeros(sums.shape[1], dtype=np.int64)
+    extreme = np.zeros(sums.shape[1])
     generator = np.random.default_rng(seed)
     # A relative tolerance: sums of equal terms in another order differ in the last bits.
-    bar = observed - 1e-9 * np.maximum(np.abs(sums).sum(0), 1.0)
+    bar = observed - 1e-9 * np.abs(sums).sum(0)
     block = max(1, 2_000_000 // max(count, 1))
-    for start in range(0, resamples if count else 0, block):
+    for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         bits = np.frombuffer(generator.bytes(-(-rows * count // 8)), dtype=np.uint8)
         signs = np.unpackbits(bits, count=rows * count).reshape(rows, count).astype(np.float64)
         flipped = 2.0 * (signs @ sums) - sums.sum(0)
         extreme += np.count_nonzero(np.abs(flipped) >= bar, axis=0)
-    p = (extreme + 1) / (resamples + 1) if count else np.ones(sums.shape[1])
-    return p.reshape(difference.shape[1:])
+    return ((extreme + 1) / (resamples + 1)).reshape(difference.shape[1:])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -173,12 +170,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         [0.03, 0.06, 0.06]
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    out = [0.0] * len(p_values)
+    corrected: dict[int, float] = {}
     highest = 0.0
     for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - place) * p_values[i]))
-        out[i] = highest
-    return out
+        corrected[i] = highest = max(highest, min(1.0, (len(order) - place) * p_values[i]))
+    return [corrected[i] for i in range(len(p_values))]
 
 
 def detectable_effect(queries: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -193,7 +189,7 @@ def detectable_effect(queries: int, discordant: float, *, alpha: float = 0.05, p
     Normal approximation of McNemar's test (Miettinen 1968): with d the share discordant, a difference `delta` has
     variance d - delta^2 under the alternative and d under the null.
     """
-    if queries < 1 or discordant <= 0:
+    if discordant <= 0:
         return math.nan
     from statistics import NormalDist
 

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from cirbench import plugins
+from cirbench.data.reading import read_text
 from cirbench.runs import planning
 from cirbench.seeds import digest
-from cirbench.settings import parse_assignments, unknown
+from cirbench.settings import parse_assignments, shown, unknown
 from cirbench.studies.design import MAX_POINTS, Arm, Objective, Point, Range, Sweep
+from cirbench.studies.design_checks import SCOPES, Checker
 from cirbench.types import CirbenchError
 
 __all__ = ["SAMPLERS", "Arm", "Objective", "Point", "Range", "Sweep", "read", "sweep_names"]
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc")
 PRUNERS = ("none", "wilcoxon")
-SCOPES = ("method", "data", "train")
 TOP = (
     "name", "question", "dataset", "seeds", "sampler", "trials", "timeout", "retries", "pruner", "objective", "fixed",
     "arms", "variants", "note",
 )
 ARM = ("label", "method", "methods", "variants", "fixed", "points", "space")
 VARIANT = ("note", "fixed", "space", "arms", "join")
-RANGE = ("low", "high", "log", "step")
 
 
 def sweep_names() -> list[str]:
@@ -50,74 +50,6 @@ def _find(name: str) -> Path:
     if name not in sweep_names():
         raise unknown("sweep", name, sweep_names(), "A path to a .toml file works as well.")
     return plugins._folder("cirbench.sweeps") / f"{name}.toml"
-
-
-class _Checker:
-    """Errors that name the file and the key."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def fail(self, key: str, message: str) -> CirbenchError:
-        return CirbenchError(f"{self.file}, key {key}: {message}")
-
-    def keys(self, table: Mapping[str, Any], where: str, allowed: Sequence[str]) -> None:
-        for key in table:
-            if key not in allowed:
-                raise self.fail(f"{where}{key}", str(unknown("key", key, allowed)))
-
-    def get(
-        self, table: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any, where: str = ""
-    ) -> Any:
-        value = table.get(key, default)
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            wanted = " or ".join(k.__name__ for k in kinds)
-            raise self.fail(f"{where}{key}", f"{value!r} is not of the type {wanted}.")
-        return value
-
-    def scoped(self, table: Any, where: str) -> dict[str, Any]:
-        """`{"method.x": ...}`, written so or as `[fixed.method] x = ...`."""
-        if not isinstance(table, dict):
-            raise self.fail(where, f"{table!r} is not a table of fields, such as {{\"method.dropout\" = 0.2}}.")
-        out: dict[str, Any] = {}
-        for key, value in table.items():
-            if key in SCOPES and isinstance(value, dict):
-                out.update({f"{key}.{name}": v for name, v in value.items()})
-            elif key.partition(".")[0] in SCOPES and "." in key:
-                out[key] = value
-            else:
-                raise self.fail(f"{where}.{key}", f"fields are named {', '.join(f'{s}.FIELD' for s in SCOPES)}.")
-        return out
-
-    def axis(self, key: str, value: Any, sampler: str) -> list[Any] | Range:
-        if isinstance(value, list):
-            if not value:
-                raise self.fail(key, "the list of values is empty, so there is nothing to run.")
-            if len({repr(v) for v in value}) < len(value):
-                raise self.fail(key, f"{value!r} holds a value twice. Keep one.")
-            if not all(isinstance(v, str | int | float | bool) for v in value):
-                raise self.fail(key, f"{value!r}: values must be strings, numbers, true or false.")
-            return list(value)
-        if not isinstance(value, dict):
-            raise self.fail(key, f"{value!r} is neither a list of values nor a range {{low = ..., high = ...}}.")
-        self.keys(value, f"{key}.", RANGE)
-        for end in ("low", "high"):
-            if end not in value:
-                raise self.fail(f"{key}.{end}", "a range needs low and high.")
-            self.get(value, end, (int, float), None, f"{key}.")
-        log = self.get(value, "log", bool, False, f"{key}.")
-        step = self.get(value, "step", (int, float), None, f"{key}.")
-        low, high = value["low"], value["high"]
-        if not low < high or not math.isfinite(high - low):
-            raise self.fail(key, f"the range from {low} to {high} is empty; low must be below high.")
-        if log and (low <= 0 or step is not None):
-            raise self.fail(key, "a logarithmic range needs low > 0 and takes no step.")
-        if step is not None and not 0 < step <= high - low:
-            raise self.fail(f"{key}.step", f"step must be > 0 and <= {high - low} (high - low), got {step}.")
-        if sampler == "grid" and step is None:
-            raise self.fail(key, "a grid needs a list of values, or a range with a step.")
-        return Range(low, high, log, step)
 
 
 def read(
@@ -143,11 +75,15 @@ def read(
         CirbenchError: anything wrong, naming file and key; every point is checked against the fields it sets.
     """
     path = _find(name)
-    check = _Checker(path.name if name == path.stem else name)
+    check = Checker(path.name if name == path.stem else name)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CirbenchError(f"{check.file} is not valid TOML: {error}.") from None
+        data = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        # Beside errors of TOML: lists nested too deeply, and Python's own on numbers of thousands of digits.
+        deep = isinstance(error, RecursionError)
+        why = "lists are nested too deeply" if deep else str(error).partition("; use sys")[0]
+        raise CirbenchError(f"{check.file} is not valid TOML: {why[:200]}.") from None
+    check.plain(data)
     check.keys(data, "", TOP)
     title = check.get(data, "name", str, path.stem)
     if title == "status" or not title.replace("-", "").replace("_", "").isalnum():
@@ -161,8 +97,10 @@ def read(
     if pruner != "none" and sampler == "grid":
         raise check.fail("pruner", "a grid runs all of its points: use pruner = \"none\" or another sampler.")
     chosen = list(seeds) if seeds is not None else check.get(data, "seeds", list, [0])
-    if not chosen or any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in chosen):
-        raise check.fail("seeds", f"seeds must be a list of whole numbers >= 0, such as [0, 1, 2], got {chosen!r}.")
+    if not chosen or any(not isinstance(s, int) or isinstance(s, bool) or not 0 <= s < 2**63 for s in chosen):
+        raise check.fail(
+            "seeds", f"seeds must be a list of whole numbers >= 0 below 2^63, such as [0, 1, 2], got {shown(chosen)}."
+        )
     if len(set(chosen)) < len(chosen):
         raise check.fail("seeds", f"{chosen!r} holds a seed twice. Each seed is one run.")
     if pruner != "none" and len(chosen) < 2 and seeds is not None:
@@ -170,13 +108,13 @@ def read(
     if pruner != "none" and len(chosen) < 2:
         raise check.fail("pruner", f"{pruner!r} needs at least two seeds: one does not show their spread.")
     many = trials if trials is not None else check.get(data, "trials", int, None)
-    if many is not None and many < 1:
-        raise check.fail("trials", f"trials must be >= 1, got {many}.")
+    if many is not None and not 1 <= many <= MAX_POINTS:
+        raise check.fail("trials", f"trials must be 1 to {MAX_POINTS}, got {shown(many)}.")
     if many is None and sampler != "grid":
         raise check.fail("trials", f"the sampler {sampler!r} needs a number of trials, e.g. trials = 20.")
     seconds = timeout if timeout is not None else check.get(data, "timeout", (int, float), None)
-    if seconds is not None and seconds <= 0:
-        raise check.fail("timeout", f"timeout must be > 0 seconds, got {seconds}.")
+    if seconds is not None and not 0 < seconds <= 1e12:
+        raise check.fail("timeout", f"timeout must be > 0 seconds and at most 1e12, got {shown(seconds)}.")
     retries = check.get(data, "retries", int, 1)
     if not 0 <= retries <= 10:
         raise check.fail("retries", f"retries (of a failing run) must be 0 to 10, got {retries}.")
@@ -224,7 +162,7 @@ def read(
 
 
 def _another(
-    check: _Checker, tables: Any, place: str, method: str, variant: str
+    check: Checker, tables: Any, place: str, method: str, variant: str
 ) -> tuple[list[dict[str, Any]], plugins.MethodFile]:
     """The one arm of a sweep, with another method or variant."""
     one = tables[0] if isinstance(tables, list) and len(tables) == 1 else {}
@@ -244,7 +182,7 @@ def _had(found: plugins.MethodFile, fields: Mapping[str, Any]) -> dict[str, Any]
     return {k: v for k, v in fields.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
 
 
-def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
+def _expanded(check: Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
     """(key, table) of each arm; `methods` gives one arm per method."""
     if not isinstance(tables, list) or not tables:
         raise check.fail(place, "no arms. A sweep needs at least one [[arms]] with a method.")
@@ -272,7 +210,7 @@ def _expanded(check: _Checker, tables: Any, place: str) -> list[tuple[str, dict[
 
 
 def _arms(
-    check: _Checker, tables: Any, place: str, fixed: Mapping[str, Any], space: Mapping[str, Any], sampler: str,
+    check: Checker, tables: Any, place: str, fixed: Mapping[str, Any], space: Mapping[str, Any], sampler: str,
     dataset: str, root: Path | None,
 ) -> list[Arm]:
     expanded = _expanded(check, tables, place)
@@ -307,7 +245,7 @@ def _arms(
 
 
 def _declared(
-    check: _Checker, where: str, method: str, variant: str, held: Mapping[str, Any], dataset: str, root: Path | None
+    check: Checker, where: str, method: str, variant: str, held: Mapping[str, Any], dataset: str, root: Path | None
 ) -> dict[str, Any]:
     """The ranges of a method's continuous fields that have an effect here.
 
@@ -333,7 +271,7 @@ def _declared(
     return out
 
 
-def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objective:
+def _objective(check: Checker, data: Mapping[str, Any], facts: Any) -> Objective:
     table = check.get(data, "objective", dict, {})
     check.keys(table, "objective.", ("split", "protocol", "metric"))
     split = check.get(table, "split", str, "select", "objective.")
@@ -355,7 +293,7 @@ def _objective(check: _Checker, data: Mapping[str, Any], facts: Any) -> Objectiv
     return Objective(protocol, metric, "minimize" if metric in ("MdR", "MR") else "maximize")
 
 
-def _by_query(check: _Checker, wanted: Objective, pruner: str, facts: Any) -> None:
+def _by_query(check: Checker, wanted: Objective, pruner: str, facts: Any) -> None:
     """Refuse an objective that a pruner cannot compare query by query."""
     from cirbench.scoring import metrics  # numpy, which most files can be checked without
 
@@ -370,7 +308,7 @@ def _by_query(check: _Checker, wanted: Objective, pruner: str, facts: Any) -> No
         )
 
 
-def _checked(check: _Checker, sweep: Sweep) -> Sweep:
+def _checked(check: Checker, sweep: Sweep) -> Sweep:
     """Resolve every point, so that an unknown field, a wrong type or a value out of range stops the sweep now."""
     count = 0
     for arm in sweep.arms if sweep.sampler == "grid" else ():

@@ -41,15 +41,21 @@ def blocks(record: Record, sweep: Sweep) -> list[float]:
     wanted = sweep.objective
     arrays = Rankings(record.folder / "select.npz")
 
-    def rows(part: str) -> np.ndarray:
-        stored = f"value/{wanted.protocol}/{part}"
-        if stored in arrays:
-            return arrays[stored].astype(np.float64)
-        if f"rank/{wanted.protocol}" not in arrays:
-            raise CirbenchError(
-                f"{arrays.path} is damaged: it lacks rank/{wanted.protocol}. Delete {record.folder} and repeat the run."
-            )
-        return metrics.hits(arrays[f"rank/{wanted.protocol}"], metrics.parse(part)[1]).astype(np.float64)
+    def damaged(what: str) -> CirbenchError:
+        return CirbenchError(f"{arrays.path} is damaged: {what}. Delete {record.folder} and repeat the run.")
 
-    values = np.mean([rows(part) for part in metrics.parts(wanted.metric)], axis=0)
+    def rows(part: str) -> np.ndarray:
+        stored, ranks = f"value/{wanted.protocol}/{part}", f"rank/{wanted.protocol}"
+        name, kinds = (stored, "iuf") if stored in arrays else (ranks, "iu")
+        if name not in arrays:
+            raise damaged(f"it lacks {name}")
+        array = arrays[name]
+        if array.ndim != 1 or not array.size or array.dtype.kind not in kinds:
+            raise damaged(f"{name} holds {array.dtype} of shape {array.shape}, not a number for each query")
+        return array.astype(np.float64) if name == stored else metrics.hits(array, metrics.parse(part)[1]).astype(float)
+
+    found = [rows(part) for part in metrics.parts(wanted.metric)]
+    if len({len(part) for part in found}) > 1:
+        raise damaged("its arrays have different lengths")
+    values = np.mean(found, axis=0)
     return [100 * float(part.mean()) for part in np.array_split(values, min(BLOCKS, len(values)))]

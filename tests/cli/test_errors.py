@@ -225,7 +225,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path, capsys: pytest.Capture
     (["--set", "method.clip_lr=false"], "method.clip_lr = false"),
     (["--set", f"train.epochs={10**30}"], "train.epochs"),
     (["--set", f"train.batch_size={10**12}"], "train.batch_size"),
-    (["--seed", str(2**70)], "--seed must be >= 0 and below 2^63"),
+    (["--seed", str(2**70)], "below 2^63"),
 ])
 def test_numbers_that_nobody_means_are_refused(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ from small_data import SCORED, build, css3d_data, write
 
 from cirbench.cli import main
 from cirbench.data import image_files
+from cirbench.data.reading import read_json
 from cirbench.data.splits import load_named
 from cirbench.types import CirbenchError
 
@@ -287,3 +288,22 @@ def test_pictures_that_cannot_be_read_are_told_by_name(tmp_path: Path) -> None:
         with pytest.raises(CirbenchError, match=why) as error:
             images.open(name)
         assert name in str(error.value)
+
+
+def test_a_message_with_a_huge_value_is_shown_in_part() -> None:
+    said = str(CirbenchError(f"x.json: the name {'y' * 100_000!r} occurs twice. Remove one."))
+    assert len(said) < 4100 and said.startswith("x.json: the name 'yyy") and said.endswith("occurs twice. Remove one.")
+
+
+def test_a_number_beyond_a_float_has_no_value(tmp_path: Path) -> None:
+    for number in ("1e999", "-1e999", "9" * 400, "9" * 5000):
+        with pytest.raises(CirbenchError, match=r"x\.json: the number .*(too large|digits)"):
+            read_json(write(tmp_path / "x.json", f"[{number}]"))
+    assert read_json(write(tmp_path / "x.json", f"[1e300, {'9' * 300}]")) == [1e300, int("9" * 300)]
+
+
+def test_zero_characters_and_halves_of_characters_are_refused_whole_ones_are_not(tmp_path: Path) -> None:
+    for text in (r'["\u0000"]', r'{"\ud800": 1}', r'[{"a": ["x\udc00"]}]'):
+        with pytest.raises(CirbenchError, match=r"holds (a zero|half of a) character"):
+            read_json(write(tmp_path / "x.json", text))
+    assert read_json(write(tmp_path / "x.json", r'["\ud83e\udd8a", "\\u0000", "\\ud800"]')) == ["🦊", r"\u0000", r"\ud800"]

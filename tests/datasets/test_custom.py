@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -274,3 +275,10 @@ def test_pretraining_refuses_a_vocabulary_of_no_words(tmp_path: Path, capsys: Ca
     )
     assert code == 2 and "no word" in said and "红色的鞋" in said
     assert not (tmp_path / "clip/clip.json").exists()
+
+
+def test_a_picture_whose_name_is_no_text_is_named(tmp_path: Path, capsys: Capture) -> None:
+    root = folder(tmp_path / "mine")
+    os.rename(root / "images/a0.jpg", os.fsencode(root / "images") + b"/a\xff.jpg")  # noqa: PTH104  bytes
+    code, out, err = call(capsys, "data", "check", "custom", "--root", root)
+    assert code == 2 and r"b'images/a\xff.jpg' is not UTF-8" in err and "Traceback" not in out + err

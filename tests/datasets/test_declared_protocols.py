@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +18,12 @@ from small_data import build
 
 from cirbench.cli import main
 from cirbench.data.splits import load_named
-from cirbench.datasets import fashion200k, fashioniq, shoes
+from cirbench.datasets import circo, fashion200k, fashioniq, shoes
 from cirbench.plugins import dataset_names, find_dataset
-from cirbench.scoring import evaluation
+from cirbench.scoring import evaluation, score_results
 from cirbench.scoring.metrics import average_precision_at, parts
 from cirbench.scoring.protocol_scoring import grades
-from cirbench.types import Dataset, Protocol, Query, Split
+from cirbench.types import CirbenchError, Dataset, Protocol, Query, Split
 
 METRICS = ("R@1", "R@2", "R@5", "mAP@5")
 
@@ -160,9 +163,10 @@ NAMES = {
     "fashioniq": ["fiq-original-keep-ab", *(
         f"fiq-{gallery}-{reference}-{form}" for gallery in ("original", "val") for reference in ("keep", "drop")
         for form in ("ab", "ba", "both", "avg", "each", "tokens") if (gallery, reference, form) != ("original", "keep", "ab")
-    )],
-    "shoes": ["shoes-4658", "shoes-4621", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
-    "css3d": ["css3d-label"], "cirr": ["cirr-hard", "cirr-graded"], "circo": ["circo-keep", "circo-drop"],
+    ), "fiq-original-keep-comma", "fiq-original-drop-run-on", "fiq-pooled-keep-and-it"],
+    "shoes": ["shoes-4658", "shoes-4621", "shoes-val", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
+    "css3d": ["css3d-label"], "cirr": ["cirr-hard", "cirr-graded"],
+    "circo": ["circo-keep", "circo-drop", "circo-keep-magiclens", "circo-keep-megapairs"],
     "genecis": ["genecis"], "custom": ["custom-drop", "custom-keep"], "scenes": ["scenes"],
 }
 
@@ -182,30 +186,35 @@ def test_every_protocol_can_be_computed_by_its_dataset(tmp_path: Path) -> None:
 
 
 def test_fashioniq_has_all_24_combinations_and_the_papers_ones() -> None:
-    assert len(fashioniq.SPEC.protocols) == 24 and fashioniq.SPEC.protocols[0].name == "fiq-original-keep-ab"
+    assert len(fashioniq.SPEC.protocols) == 24 + 3 and fashioniq.SPEC.protocols[0].name == "fiq-original-keep-ab"
     known = {k: p.name for p in fashioniq.SPEC.protocols for k in p.known_as}
     assert known == {
         "clip4cir": "fiq-original-keep-ab", "searle": "fiq-original-keep-avg", "lincir": "fiq-original-keep-avg",
         "pic2word": "fiq-original-keep-ba", "covr": "fiq-original-drop-ab", "artemis": "fiq-original-drop-both",
         "cosmo": "fiq-original-drop-both", "val": "fiq-val-drop-each", "dwc": "fiq-val-drop-tokens",
-        "clvc-net": "fiq-val-drop-tokens",
+        "clvc-net": "fiq-val-drop-tokens", "bge-vl": "fiq-original-keep-comma", "mmret": "fiq-original-keep-comma",
+        "dcnet": "fiq-original-drop-run-on", "composeae": "fiq-pooled-keep-and-it",
     }
 
 
 def test_text_forms_of_fashioniq() -> None:
-    query = Query("dress/0", "r", (" is red. ", "is long"), ("t",))
+    query = Query("dress/0", "r", (" is Red. ", "is knee-long"), ("t",), group="dress")
     rows = {name: form(query) for name, form in fashioniq.FORMS.items()}
     assert rows == {
-        "ab": [["is red and is long"]], "ba": [["is long and is red"]],
-        "both": [["is red and is long"], ["is long and is red"]], "avg": [["is red and is long", "is long and is red"]],
-        "each": [["is red."], ["is long"]],
-        "four-ways": [["is red and is long"], ["is long and is red"], ["is red"], ["is long"]],
-        "tokens": [["<BOS>  is red.  <AND> is long <EOS>"]],
+        "ab": [["is Red and is knee-long"]], "ba": [["is knee-long and is Red"]],
+        "both": [["is Red and is knee-long"], ["is knee-long and is Red"]],
+        "avg": [["is Red and is knee-long", "is knee-long and is Red"]],
+        "each": [["is Red."], ["is knee-long"]],
+        "four-ways": [["is Red and is knee-long"], ["is knee-long and is Red"], ["is Red"], ["is knee-long"]],
+        "tokens": [["<BOS>  is Red.  <AND> is knee-long <EOS>"]],
+        "comma": [[" is Red. , and is knee-long"]],  # BGE-VL: nothing stripped
+        "run-on": [["is red is knee long"]],  # DCNet: hyphens parted, full stops dropped
+        "and-it": [["dress  is red.  and it is knee-long"]],  # ComposeAE: f"{category} {a} and it {b}".lower()
     }
 
 
 def test_empty_captions_of_fashioniq_are_read_as_each_protocols_authors_do() -> None:
-    query = Query("shirt/1928", "r", ("", "is grey."), ("t",))
+    query = Query("shirt/1928", "r", ("", "is grey."), ("t",), group="shirt")
     assert {name: form(query) for name, form in fashioniq.FORMS.items()} == {
         "ab": [[" and is grey"]],  # CLIP4Cir: f"{a.strip('.?, ')} and {b.strip('.?, ')}"
         "ba": [["is grey and "]],
@@ -214,6 +223,7 @@ def test_empty_captions_of_fashioniq_are_read_as_each_protocols_authors_do() -> 
         "each": [["is grey."]],  # VAL writes no line for an empty caption
         "tokens": [["<BOS>  <AND> is grey. <EOS>"]],  # DWC, CLVC-Net: "<BOS> {} <AND> {} <EOS>".format(*captions)
         "four-ways": [[" and is grey"], ["is grey and "], [""], ["is grey"]],  # CLIP4Cir in training
+        "comma": [[", and is grey."]], "run-on": [["is grey"]], "and-it": [["shirt  and it is grey."]],
     }
 
 
@@ -223,8 +233,84 @@ def test_texts_of_fashioniq_on_the_real_annotation(shared: Path) -> None:
     assert [q.id for q in empty] == ["shirt/1928", "toptee/676", "toptee/1076"]
     assert all(fashioniq.FORMS["ab"](q) == [[f" and {q.texts[1].strip('.?, ')}"]] for q in empty)
     assert sum(len(fashioniq.FORMS["each"](q)) for q in split.queries) == 12_029
+    # A picture of several categories stands in the pooled gallery once.
+    assert (sum(map(len, split.galleries["original"].values())), len(split.galleries["pooled"][""])) == (15_536, 15_415)
     released = [f"<BOS> {q.texts[0]} <AND> {q.texts[1]} <EOS>" for q in split.queries]
     assert [fashioniq.FORMS["tokens"](q)[0][0] for q in split.queries] == released
+
+
+def test_pooled_gallery_of_fashioniq_is_left_out_where_one_category_is_loaded(tmp_path: Path) -> None:
+    """Three models, one for each category, would otherwise be compared with one that ranks all pictures."""
+    root = build("fashioniq", tmp_path)
+    every, split = load_named("fashioniq", root, "val")
+    (pooled,) = split.galleries["pooled"].values()
+    assert len(pooled) == len(set(pooled)) and set(pooled) == {
+        image for images in split.galleries["original"].values() for image in images
+    }
+    knobs = fashioniq.Knobs(category="dress")
+    names = [[p.name for p in d.protocols] for d in (fashioniq.load(knobs, root), fashioniq.load_split(knobs, root, "val"))]
+    assert names[0] == names[1] == [p.name for p in every.protocols if p.name != "fiq-pooled-keep-and-it"]
+    assert "and-it" in fashioniq.load(knobs, root).forms, "it can still be trained with"
+
+
+def test_a_model_of_one_category_is_scored_without_the_pooled_gallery(tmp_path: Path) -> None:
+    root = build("fashioniq", tmp_path / "fiq")
+    dataset, split = load_named("fashioniq", root, "val")
+    mine, rng = [q for q in split.queries if q.group == "dress"], np.random.default_rng(3)
+    images = split.galleries["original"]["dress"]
+
+    def found(form: str, images: tuple[str, ...]) -> dict[str, Any]:
+        np.savez(
+            tmp_path / "e.npz", query_ids=[f"{q.id}{form}" for q in mine], image_ids=images,
+            queries=rng.standard_normal((len(mine), 4)), gallery=rng.standard_normal((len(images), 4)),
+        )
+        return score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"])
+
+    assert "fiq-original-keep-ab" in found("", images)["protocols"]
+    with pytest.raises(CirbenchError, match="gallery images of dress have no embedding"):
+        found("#and-it", images)
+    whole = found("#and-it", split.galleries["pooled"][""])["protocols"]
+    assert list(whole) == ["fiq-pooled-keep-and-it"]
+    assert whole["fiq-pooled-keep-and-it"]["gallery"] == len(split.galleries["pooled"][""]) > len(images)
+
+
+#: circo split, entry -> sha256 of the two texts, 16 digits: the annotation's licence keeps them out of this repository.
+CONCEPTS = {
+    ("val", 0): ("c1e85b25a3593405", "acfb938a8b3e54f4"),
+    ("val", 9): ("bed35d81e5e8ae9c", "041d3c484bb56220"),
+    ("val", 219): ("311d0205259deabc", "f701e32bb01253a1"),
+    ("test", 0): ("3ab0cb3b86bbb65d", "2681c1c41aa9c6cb"),
+    ("test", 799): ("3990e64f0d312788", "df881c00ba3b7c3d"),
+}
+
+
+def pinned(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_texts_of_circo_with_the_shared_concept() -> None:
+    query = Query("0", "r", ("is red.",), ("t",), extra={"shared_concept": "a  Cat"})
+    assert {name: form(query) for name, form in circo.FORMS.items()} == {
+        "text": [["is red."]], "magiclens": [["find a  Cat but is red."]],
+        "megapairs": [["Find a picture that also a  Cat, but is red.."]],
+    }
+
+
+def test_known_texts_of_circo(shared: Path) -> None:
+    for (name, n), expected in CONCEPTS.items():
+        query = load_named("circo", shared / "data/annotations/circo", name)[1].queries[n]
+        assert tuple(pinned(circo.FORMS[form](query)[0][0]) for form in ("magiclens", "megapairs")) == expected
+
+
+def test_texts_of_circo_equal_all_that_megapairs_released(shared: Path) -> None:
+    released = shared / "data/annotations/megapairs/circo_query.jsonl"
+    if not released.is_file():
+        pytest.skip("circo_query.jsonl of the MegaPairs repository is not on this machine")
+    _, split = load_named("circo", shared / "data/annotations/circo", "test")
+    rows = [json.loads(line) for line in released.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 800 and [(r["id"], int(r["q_img"].removesuffix(".jpg")), r["q_text"]) for r in rows] == [
+        (int(q.id), int(q.reference), circo.FORMS["megapairs"](q)[0][0]) for q in split.queries
+    ]
 
 
 def test_equal_captions_of_fashioniq_are_both_read() -> None:
@@ -240,6 +326,12 @@ def test_equal_captions_of_fashioniq_are_both_read() -> None:
 def test_shoes_are_doubled_unless_reference_and_target_are_one() -> None:
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("b",))) == [["x"], ["x"]]
     assert shoes.FORMS["doubled"](Query("1", "a", ("x",), ("a",))) == [["x"]]
+
+
+def test_graded_cirr_is_said_to_be_that_of_artemis_for_recall_over_the_whole_gallery_alone() -> None:
+    graded = next(p for p in find_dataset("cirr").SPEC.protocols if p.name == "cirr-graded")
+    assert "artemis" not in graded.known_as and "artemis (R@K alone)" in graded.known_as
+    assert "lists of the first 50" in graded.note
 
 
 @pytest.mark.parametrize(("source", "target", "expected"), [

@@ -269,6 +269,28 @@ def test_shoes_cut_list_of_the_val_repository(shared: Path, tmp_path: Path) -> N
     assert any("cut list" in note for note in dataset.notes)
     whole = load_named("shoes", shared / "data/annotations/shoes", "eval")[1]
     assert whole.galleries["4621"][""] == split.galleries["4658"][""]
+    # Rows that touch one of the 37 names are in no file here, so the protocol that has them is left out.
+    assert "shoes-val" not in [p.name for p in dataset.protocols]
+    assert any("shoes-val needs the 37 names" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("name", ["eval", "report"])
+def test_shoes_val_ranks_the_rows_and_pictures_of_its_authors(shared: Path, name: str) -> None:
+    """VAL pairs every annotation that names a picture of its list, and adds whatever the pairs touch to the gallery."""
+    dataset, split = load_named("shoes", shared / "data/annotations/shoes", name)
+    rows = [row for q in split.queries for row in dataset.forms["val"](q)]
+    assert len(rows) == 3492 and all(len(row) == 1 for row in rows)
+    gallery = split.galleries["val"][""]
+    assert len(gallery) == len(set(gallery)) == 4642 and gallery[:4621] == split.galleries["4621"][""]
+    touched = [q for q in split.queries if dataset.forms["val"](q)]
+    assert {q.reference for q in touched} | {t for q in touched for t in q.targets} <= set(gallery)
+    assert "val" in next(p.known_as for p in dataset.protocols if p.name == "shoes-val")
+
+
+def test_nothing_is_cut_from_the_train_names_of_shoes(shared: Path) -> None:
+    dataset, split = load_named("shoes", shared / "data/annotations/shoes", "train")
+    assert [len(ids[""]) for ids in split.galleries.values()] == [10000] * 3
+    assert sum(len(dataset.forms["val"](q)) for q in split.queries) == 17954
 
 
 def test_cirr_sets_and_soft_labels(shared: Path) -> None:

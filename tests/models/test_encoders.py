@@ -148,6 +148,21 @@ def test_another_picture_set_or_clip_has_features_of_its_own(monkeypatch: pytest
     assert len(list((tmp_path / "features").glob("*.npy"))) == 4
 
 
+@pytest.mark.parametrize("what", ["get_num_threads", "backends.cpu.get_cpu_capability"])
+def test_features_that_another_processor_rounds_otherwise_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    monkeypatch.setenv("CIRBENCH_CACHE", str(tmp_path))
+    clip, texts = load_clip("scenes-small"), ["a red circle"]
+    TextStore(clip, texts)
+    TextStore(clip, texts)
+    assert len(list((tmp_path / "features").glob("*.npy"))) == 1
+    # As on a machine that has three threads, or another instruction set.
+    monkeypatch.setattr(f"torch.{what}", lambda: 3)
+    TextStore(clip, texts)
+    assert len(list((tmp_path / "features").glob("*.npy"))) == 2
+
+
 @pytest.mark.parametrize("file", ["vocab.txt", "model.safetensors", "clip.json"])
 def test_every_file_of_a_clip_identifies_it(tmp_path: Path, file: str) -> None:
     shutil.copytree(weights.ASSETS / "scenes-small", tmp_path / "mine")

@@ -10,7 +10,7 @@ import timm
 import torch
 from click.testing import CliRunner
 from open_clip.model import CLIP
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cirbench.cli.pretrain import pretrain as command
 from cirbench.datasets import scenes
@@ -169,7 +169,23 @@ def test_a_description_without_a_part_is_told(tmp_path, key):
     small_clip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
     described = json.loads((tmp_path / "clip.json").read_text())
     (tmp_path / "clip.json").write_text(json.dumps({k: v for k, v in described.items() if k != key}))
-    with pytest.raises(CirbenchError, match=f"cannot be read: KeyError: '{key}'"):
+    with pytest.raises(CirbenchError, match=rf"clip\.json: (no key '{key}'|{key}: field required)"):
+        small_clip.load(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda state, name: state.pop(name), "Error"),
+    (lambda state, name: state.update({name: state[name].flatten()[:1].clone()}), "Error"),
+    (lambda state, name: state.update({name: torch.full_like(state[name], float("nan"))}), "NaN"),
+    (lambda state, name: state.update(surplus=torch.ones(1)), "Error"),
+], ids=["missing", "other shape", "NaN", "surplus"])
+def test_damaged_weights_are_refused(tmp_path, change, said):
+    tokenize = WordTokenizer(["a"])
+    small_clip.save(tmp_path, *(tiny(tokenize)[0], tokenize, tiny(tokenize)[1]))
+    state = load_file(tmp_path / "model.safetensors")
+    change(state, "text_projection")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CirbenchError, match=said):
         small_clip.load(tmp_path)
 
 

@@ -38,6 +38,18 @@ def test_every_published_row_is_a_recipe_that_can_be_run(row: Expected, tmp_path
     assert order == sorted(order), "recall grows with K"
 
 
+def test_recipes_of_dwc_follow_the_release(tmp_path: Path) -> None:
+    """201 epochs, on all of train, the best on the test set; an epoch of Shoes holds every pair twice there."""
+    for dataset, epochs, every in (("shoes", 402, 2), ("fashioniq", 201, 1), ("fashion200k", 50, 1)):
+        for row in reproduce.find("dwc", dataset):
+            planned = row.plan(root=tmp_path)
+            assert (planned.train.epochs, planned.train.eval_every) == (epochs, every)
+            assert planned.train.selection == "test-oracle" and planned.train.batch_size == 32
+            (protocol,) = [p for p in plugins.find_dataset(dataset).SPEC.protocols if p.name == row.protocol]
+            assert protocol.summary.startswith("mean("), "the epoch is chosen by the mean of what is reported"
+    assert all(row.plan(root=tmp_path).knobs.model_dump()["select_share"] == 0 for row in reproduce.read())
+
+
 def test_what_is_set_by_hand_wins_over_the_recipe(tmp_path: Path) -> None:
     (row,) = reproduce.find("dwc", "shoes")
     assert row.plan(root=tmp_path).train.selection == "test-oracle"

@@ -134,13 +134,13 @@ def test_forms_limit_what_is_scored(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert stop.value.code == 2 and "Did you mean 'both'" in capsys.readouterr().err
     record = run(capsys, *args, "--forms", "both")
     assert {p["form"] for p in record["protocols"].values()} == {"ab", "both"}
-    assert record["default_protocol"] == "fiq-original-keep-ab" and len(record["omitted"]) == 16
+    assert record["default_protocol"] == "fiq-original-keep-ab" and len(record["omitted"]) == 19
     assert record["omitted"]["fiq-val-drop-tokens"] == "its text form 'tokens' is not among --forms"
     full = run(capsys, *args)
-    assert full["id"] != record["id"] and len(full["protocols"]) == 24 and full["omitted"] == {}
+    assert full["id"] != record["id"] and len(full["protocols"]) == 27 and full["omitted"] == {}
     for name, entry in record["protocols"].items():
         assert full["protocols"][name]["metrics"] == entry["metrics"]
     # Every form named is every form: the same record.
-    assert run(capsys, *args, "--forms", "ba,both,avg,each,tokens")["id"] == full["id"]
+    assert run(capsys, *args, "--forms", "ba,both,avg,each,tokens,comma,run-on,and-it")["id"] == full["id"]
     alone = run(capsys, "eval", full["folder"], "--root", root, "--out", tmp_path / "runs", "--forms", "ab")
     assert {p["form"] for p in alone["protocols"].values()} == {"ab"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from cirbench.scoring import metrics, ranking
 from cirbench.scoring.ranking import View, rank
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, MethodError
 
 
 def slow_order(scores: np.ndarray, targets: set[int], allowed: set[int]) -> list[int]:
@@ -160,22 +162,168 @@ def test_dropping_the_reference_never_hurts() -> None:
     assert (gone.best <= kept.best).all()
 
 
-def test_metrics_by_definition() -> None:
-    ranks = np.array([1, 3, 0, 10, 2])
-    assert metrics.recall_at(ranks, 1) == 20.0
-    assert metrics.recall_at(ranks, 3) == pytest.approx(60.0)
-    assert metrics.median_rank(ranks) == 2.5
-    assert metrics.mean_rank(ranks) == 4.0
-    assert np.isnan(metrics.recall_at(np.array([]), 1))
-    assert metrics.average_precision_at(np.array([1]), 1, 5) == 1.0
-    assert metrics.average_precision_at(np.array([4, 0]), 2, 5) == pytest.approx(1 / 8)
-    with pytest.raises(ValueError, match="not a metric"):
-        metrics.parse("recall")
+# ------------------------------------------------------------------------------------- by hand
+
+SCORES = torch.tensor([[5.0, 3.0, 3.0, 3.0, 1.0], [1.0, 2.0, 4.0, 4.0, 3.0]])
 
 
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(1, 50))
-def test_average_precision_equals_a_loop(ranks: list[int], k: int) -> None:
-    found = sorted({r for r in ranks if r})
-    total = sum((place + 1) / r for place, r in enumerate(found) if r <= k)
-    got = metrics.average_precision_at(np.array(found or [0]), max(len(found), 1), k)
-    assert got == pytest.approx(total / min(max(len(found), 1), k))
+def by_hand(targets: list[list[int]], **rest: Any) -> tuple[ranking.Ranks, np.ndarray, np.ndarray]:
+    """Ranks of the two rows of SCORES over five images, all targets asked for."""
+    rest = {"dropped": np.full(2, -1), "every_target": True, **rest}
+    view = View([np.array(t, dtype=np.int64) for t in targets], **rest)
+    ranks, top, value = rank(SCORES, torch.eye(5), [view], top=4)
+    return ranks[0], top, value
+
+
+def every(found: ranking.Ranks) -> list[list[int]]:
+    assert found.every is not None
+    return [r.tolist() for r in found.every]
+
+
+def test_every_target_by_hand() -> None:
+    found, top, value = by_hand([[2, 0], [0, 3]])
+    # Row 0: image 0, then 1 and 3 tied with target 2. Row 1: image 2 is tied with target 3; target 0 is last.
+    assert every(found) == [[4, 1], [5, 2]] and found.best.tolist() == [1, 2] and found.ties.tolist() == [0, 1]
+    assert top.tolist() == [[0, 1, 2, 3], [2, 3, 4, 1]] and value.tolist() == [[5, 3, 3, 3], [4, 4, 3, 2]]
+    # Tied targets do not count against each other: they stand in the order given, after the others.
+    assert every(by_hand([[3, 1], [2, 3]])[0]) == [[3, 4], [1, 2]]
+    assert every(by_hand([[1, 3], [3, 1, 2]])[0]) == [[3, 4], [1, 4, 2]]
+    assert every(by_hand([[1, 2, 3], [0, 4]])[0]) == [[2, 3, 4], [5, 3]]
+    # Rows without a target, or with one alone.
+    found, _, _ = by_hand([[], [4]])
+    assert every(found) == [[], [3]] and found.best.tolist() == [0, 3] and found.ties.tolist() == [0, 0]
+    found, _, _ = by_hand([[], []])
+    assert every(found) == [[], []] and found.best.tolist() == [0, 0]
+
+
+def test_dropped_images_neither_rank_nor_count() -> None:
+    found, top, _ = by_hand([[2, 0], [3, 0]], dropped=np.array([0, 2]))
+    assert every(found) == [[3, 0], [1, 4]] and found.best.tolist() == [3, 1] and found.ties.tolist() == [2, 0]
+    assert top.tolist() == [[1, 2, 3, 4], [3, 4, 1, 0]]
+    # The only target is the reference: it is nowhere.
+    found, _, _ = by_hand([[0], [2]], dropped=np.array([0, 2]))
+    assert every(found) == [[0], [0]] and found.best.tolist() == [0, 0] and found.ties.tolist() == [0, 0]
+
+
+def test_rows_rank_the_images_of_their_own_gallery() -> None:
+    members = np.array([[True, False, True, True, False], [False, True, False, True, True], [False] * 5])
+    found, top, value = by_hand([[2, 1], [4, 2]], members=members, member_of=np.array([0, 1]))
+    # Row 0 ranks 0, 2, 3; row 1 ranks 1, 3, 4.
+    assert every(found) == [[3, 0], [2, 0]] and found.best.tolist() == [3, 2] and found.ties.tolist() == [1, 0]
+    assert top.tolist() == [[0, 2, 3, -1], [3, 4, 1, -1]]
+    assert value.tolist() == [[5, 3, 3, -np.inf], [4, 3, 2, -np.inf]]
+    found, top, _ = by_hand([[2], [4]], members=members, member_of=np.array([2, 0]), dropped=np.array([-1, 0]))
+    assert every(found) == [[0], [0]] and top.tolist() == [[-1] * 4, [2, 3, -1, -1]]
+
+
+@pytest.mark.parametrize("every_target", [False, True])
+def test_types_and_shapes(every_target: bool) -> None:
+    view = View([np.array([1]), np.array([0])], np.full(2, -1), every_target=every_target)
+    (found,), top, value = rank(SCORES, torch.eye(5), [view], top=9)
+    assert (found.every is not None) == every_target
+    assert {found.best.dtype, found.ties.dtype, top.dtype} == {np.dtype(np.int32)} and value.dtype == np.float32
+    assert top.shape == value.shape == (2, 9)
+    assert (top[:, 5:] == -1).all() and np.isneginf(value[:, 5:]).all() and (top[:, :5] >= 0).all()
+    # No rows are no error, and neither is not asking for the first images.
+    (none,), top, value = rank(SCORES[:0], torch.eye(5), [View([], np.zeros(0, int), every_target=every_target)], top=3)
+    assert none.best.shape == none.ties.shape == (0,) and none.best.dtype == none.ties.dtype == np.int32
+    assert top.shape == value.shape == (0, 3) and (top.dtype, value.dtype) == (np.int32, np.float32)
+    assert none.every == ([] if every_target else None)
+    _, top, value = rank(SCORES, torch.eye(5), [view])
+    assert top.shape == value.shape == (0, 0)
+
+
+def test_double_precision_tells_scores_apart_that_single_precision_ties() -> None:
+    queries, gallery = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[1.0 + 1e-12], [1.0]], dtype=torch.float64)
+    view = View([np.array([0])], np.array([-1]), every_target=True)
+    for q, g, best in ((queries, gallery, 1), (queries.float(), gallery.float(), 2)):
+        (found,), top, _ = rank(q, g, [view], top=2)
+        assert found.best.tolist() == [best] and every(found) == [[best]] and top.tolist() == [[0, 1]]
+
+
+# ------------------------------------------------------------------------------------- a method's own score
+
+
+def test_a_score_of_minus_infinity_ranks_after_everything_that_counts() -> None:
+    def score(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        found = queries @ gallery.T
+        return torch.where(found < 2, -torch.inf, found)
+
+    view = View([np.array([4, 0]), np.array([0, 1])], np.array([1, -1]), every_target=True)
+    (found,), top, _ = rank(SCORES, torch.eye(5), [view], score, top=5)
+    # Image 1 is dropped from row 0: target 4, of minus infinity, is the fourth of four.
+    assert every(found) == [[4, 1], [5, 4]] and found.best.tolist() == [1, 4]
+    assert top.tolist() == [[0, 2, 3, -1, -1], [2, 3, 4, 1, -1]]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("images", [3, 4, 7, 8, 11])
+def test_which_blocks_a_score_is_given(kept: bool, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only real rows, in blocks of one width; kept for the second pass and the other views where memory allows."""
+    monkeypatch.setattr(ranking, "BLOCK", (2, 4))
+    monkeypatch.setattr(ranking, "KEEP", images if kept else images - 1)
+    calls: list[tuple[int, list[float]]] = []
+
+    def score(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        calls.append((len(queries), gallery[:, 0].tolist()))
+        return queries @ gallery.T
+
+    gallery = torch.arange(1.0, images + 1)[:, None]
+    view = View([np.array([images - 2])] * 3, np.full(3, -1))
+    found, top, _ = rank(torch.ones(3, 1), gallery, [view, view], score, top=2)
+    assert [f.best.tolist() for f in found] == [[2] * 3] * 2 and top.tolist() == [[images - 1, images - 2]] * 3
+    # A block of one query is square with nothing here; the last block of images is filled up with the ones before.
+    blocks = [list(range(max(0, min(s, images - 4)) + 1, min(s + 4, images) + 1)) for s in range(0, images, 4)]
+    passes = 1 if kept else 5
+    assert calls == [(2, b) for b in blocks] * passes + [(1, b) for b in blocks] * passes
+
+
+@pytest.mark.parametrize(("score", "received"), [
+    (lambda q, g: (q @ g.T)[:, :2], r"torch.float32 of shape \(2, 2\) on cpu"),
+    (lambda q, g: (q @ g.T)[:1], r"torch.float32 of shape \(1, 3\) on cpu"),
+    (lambda q, g: g @ q.T, r"torch.float32 of shape \(3, 2\) on cpu"),
+    (lambda q, g: (q @ g.T).long(), r"torch.int64 of shape \(2, 3\) on cpu"),
+    (lambda q, g: (q @ g.T).to_sparse(), r"torch.float32 of shape \(2, 3\) on cpu"),
+    (lambda q, g: (q @ g.T).to("meta"), r"torch.float32 of shape \(2, 3\) on meta"),
+    (lambda q, g: (q @ g.T).numpy(), "ndarray"), (lambda q, g: None, "NoneType"),
+])
+def test_a_score_of_another_kind_is_refused(score: Any, received: str) -> None:
+    with pytest.raises(MethodError, match=(
+        rf"in <lambda>: the method's `score` returned {received} for 2 queries and 3 gallery images. It must return a floating-point "
+        r"tensor of shape \(B, N\) = \(2, 3\), one row per query.$"
+    )):
+        rank(torch.ones(2, 4), torch.ones(3, 4), [View([np.array([0])] * 2, np.full(2, -1))], score)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_transposed_square_is_noticed(count: int) -> None:
+    queries, gallery = torch.ones(count, 4), torch.ones(count, 4)
+    with pytest.raises(CirbenchError, match=r"of shape \(B, N\)"):
+        ranking.checked(lambda q, g: g @ q.T, queries, gallery)
+    assert ranking.checked(ranking.dot, queries, gallery).shape == (count, count)
+
+
+def test_only_squares_are_scored_twice() -> None:
+    calls = []
+
+    def score(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        calls.append((len(queries), len(gallery)))
+        return queries @ gallery.T
+
+    for rows, images in ((2, 3), (1, 1), (2, 2)):
+        ranking.checked(score, torch.ones(rows, 1), torch.ones(images, 1))
+    assert calls == [(2, 3), (1, 1), (2, 2), (1, 2)]
+
+
+def test_nan_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CirbenchError, match=r"^NaN among the embeddings, which cannot be ranked.$"):
+        rank(torch.ones(1, 1), torch.tensor([[1.0], [torch.nan]]), [View([np.array([0])], np.array([-1]))])
+    monkeypatch.setattr(ranking, "BLOCK", (2, 4))
+    # The product of numbers too large is infinite, and infinities of both signs have no sum.
+    gallery = torch.tensor([[1.0, 1.0]] * 5 + [[3e38, -3e38]])
+    with pytest.raises(CirbenchError) as refused:
+        rank(torch.tensor([[2.0, 2.0]]), gallery, [View([np.array([0])], np.array([-1]))])
+    assert str(refused.value) == (
+        "NaN among the scores of gallery images 4 to 5, which cannot be ranked. Do embeddings overflow, or does the "
+        "method's `score` divide by zero?"
+    )

@@ -15,6 +15,7 @@ from tiny import DATA
 
 from cirbench.cli import main
 from cirbench.data.splits import load_named
+from cirbench.datasets import fashioniq
 from cirbench.plugins import dataset_names
 from cirbench.scoring import score_results
 from cirbench.types import Dataset, Protocol, Query, Split
@@ -153,14 +154,16 @@ def test_models_per_category_are_aggregated_under_one_name(tmp_path: Path) -> No
     dataset, split = load_named("fashioniq", root, "val")
     files, expected = [], {}
     for n, cat in enumerate(("dress", "shirt", "toptee")):
-        part = Split("val", tuple(q for q in split.queries if q.group == cat),
-                     {g: {cat: by[cat]} for g, by in split.galleries.items()})
-        text, image = embeddings(dataset, part, "random", n)
+        mine = fashioniq.load_split(fashioniq.Knobs(category=cat), root, "val")
+        part = mine.splits["val"]
+        text, image = embeddings(mine, part, "random", n)
         image = {f"{cat}/{i}": v for i, v in image.items()}
-        files.append(write_npz(tmp_path / f"{cat}.npz", dataset, part, text, image))
+        files.append(write_npz(tmp_path / f"{cat}.npz", mine, part, text, image))
         plain = {i.partition("/")[2]: v for i, v in image.items()}
-        expected[cat] = slow(dataset, part, dataset.protocols[0], text, plain)
-    result = score_results.score_embeddings(dataset, split, files)["protocols"]["fiq-original-keep-ab"]["metrics"]
+        expected[cat] = slow(mine, part, dataset.protocols[0], text, plain)
+    every = score_results.score_embeddings(dataset, split, files)
+    assert list(every["omitted"]) == ["fiq-pooled-keep-and-it"], "none of these models ranks all pictures"
+    result = every["protocols"]["fiq-original-keep-ab"]["metrics"]
     assert result["R@10"] == pytest.approx(np.mean([expected[c]["R@10"] for c in expected]))
     assert result["shirt/R@50"] == pytest.approx(expected["shirt"]["R@50"])
     alone = score_results.score_embeddings(dataset, split, files[:1])
@@ -211,8 +214,9 @@ def test_absent_forms_are_omitted_and_both_orders_are_put_together(tmp_path: Pat
     rows = [text[q.id, dataset.forms[f](q)[0][0]] for f in ("ab", "ba") for q in split.queries]
     np.savez(tmp_path / "e.npz", query_ids=ids, queries=rows, image_ids=list(image), gallery=list(image.values()))
     result = score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"])
-    assert {n.rpartition("-")[2] for n in result["protocols"]} == {"ab", "ba", "both", "avg"}
-    assert {n.rpartition("-")[2] for n in result["omitted"]} == {"each", "tokens"}
+    forms = {p.name: p.form for p in dataset.protocols}
+    assert {forms[n] for n in result["protocols"]} == {"ab", "ba", "both", "avg"}
+    assert {forms[n] for n in result["omitted"]} == {"each", "tokens", "comma", "run-on", "and-it"}
     # Asked for by name it is no error either: the answer says why it is not there.
     none = score_results.score_embeddings(dataset, split, [tmp_path / "e.npz"], ["fiq-val-keep-each"])
     assert none["protocols"] == {} and none["omitted"] == {"fiq-val-keep-each": "no row of the text form 'each' is in the file"}

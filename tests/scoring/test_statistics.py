@@ -12,13 +12,17 @@ import scipy.stats
 from cirbench.scoring import statistics
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (3, 0), (5, 5), (17, 31), (700, 640), (5200, 4900)])
+@pytest.mark.parametrize(("only_a", "only_b"), [
+    (0, 0), (1, 0), (3, 0), (5, 5), (17, 31), (500, 500), (500, 501), (700, 640), (600, 600), (2, 1010), (5200, 4900),
+])
 def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
     a = np.array([1] * only_a + [0] * only_b + [1] * 7 + [0] * 9, dtype=bool)
     b = np.array([0] * only_a + [1] * only_b + [1] * 7 + [0] * 9, dtype=bool)
     wanted = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     assert statistics.mcnemar(a, b)[:2] == (only_a, only_b)
-    assert statistics.mcnemar(a, b)[2] == pytest.approx(wanted, rel=1e-9)
+    assert statistics.mcnemar(a, b)[2] == pytest.approx(wanted, rel=1e-9, abs=0)
+    # Hits may come as numbers.
+    assert statistics.mcnemar(a.astype(float), b.astype(float)) == statistics.mcnemar(a, b)
 
 
 def test_permutation_agrees_with_enumeration():
@@ -48,6 +52,53 @@ def test_permutation_flips_whole_clusters():
     assert float(statistics.paired_permutation(np.zeros(5))) == 1.0
 
 
+def test_permutation_is_the_sign_test_where_all_differences_are_equal():
+    # 10 differences of one size: the p-value is that of a binomial test, and 2,000 differences take several blocks.
+    for ups, downs, resamples in ((8, 2, 50_000), (1021, 979, 5500)):
+        difference = np.array([1.0] * ups + [-1.0] * downs)
+        exact = scipy.stats.binomtest(ups, ups + downs).pvalue
+        spread = math.sqrt(exact * (1 - exact) / resamples)
+        p = float(statistics.paired_permutation(difference, resamples=resamples, seed=3))
+        assert p == pytest.approx(exact, abs=3 * spread)
+
+
+def test_permutation_counts_the_observed_arrangement_among_those_drawn():
+    difference = np.array([1.0, 2.0, 3.0, 5.0])
+    # All signs agree: 2 of 16 arrangements are as extreme, and so is the one observed.
+    ps = [float(statistics.paired_permutation(difference, resamples=3, seed=seed)) for seed in range(400)]
+    assert set(ps) <= {1 / 4, 2 / 4, 3 / 4, 1.0}
+    assert np.mean(ps) == pytest.approx((1 + 3 / 8) / 4, abs=0.02)
+    # Without a name for them, 9,999 arrangements are drawn from the seed 0.
+    assert statistics.paired_permutation(difference) == statistics.paired_permutation(difference, resamples=9999, seed=0)
+    assert float(statistics.paired_permutation(difference) * 10_000) == pytest.approx(1 + 9999 / 8, abs=150)
+    assert float(statistics.paired_permutation(difference, seed=1)) != float(statistics.paired_permutation(difference))
+
+
+def test_permutation_knows_no_unit_and_no_other_column():
+    generator = np.random.default_rng(8)
+    # Whole numbers with many equal sums, as hits have: they must stay equal in units that are not exact in binary.
+    difference = generator.integers(1, 4, (40, 2)) * generator.choice([-1, 1, 1], (40, 2))
+    p = statistics.paired_permutation(difference)
+    assert p.shape == (2,) and np.all((p > 0) & (p < 1))
+    for unit in (0.1, 1e-12, 0.1 * 1e9, 1e200):
+        np.testing.assert_array_equal(statistics.paired_permutation(difference * unit), p)
+    for column in (0, 1):
+        assert statistics.paired_permutation(difference[:, column]) == p[column]
+        scaled = difference.astype(float)
+        scaled[:, 1 - column] *= 1e15
+        assert statistics.paired_permutation(scaled)[column] == p[column]
+    # Narrow types are added up in double precision.
+    wide = np.array([30] * 1540 + [-30] * 1460)
+    p = statistics.paired_permutation(wide, resamples=199)
+    assert 0.05 < p < 0.4 and p == statistics.paired_permutation(wide.astype(np.float16), resamples=199)
+
+
+def test_nothing_that_differs_is_no_evidence():
+    assert statistics.paired_permutation(np.zeros((5, 2))).tolist() == [1.0, 1.0]
+    mixed = np.stack([np.zeros(30), np.ones(30)], 1)
+    assert statistics.paired_permutation(mixed).tolist() == pytest.approx([1.0, 1e-4])
+
+
 def test_bootstrap_agrees_with_scipy():
     values = (np.random.default_rng(0).random(400) < 0.3).astype(float)
     low, high = statistics.bootstrap_interval(values, resamples=8000)
@@ -72,7 +123,74 @@ def test_bootstrap_weights_give_the_weighted_mean():
     values, weights = np.array([0.0, 1.0, 1.0, 0.0] * 50), np.array([1.0, 3.0, 1.0, 1.0] * 50)
     low, high = statistics.bootstrap_interval(values, weights=weights)
     assert low < np.average(values, weights=weights) < high and low > values.mean()
-    assert np.isnan(statistics.bootstrap_interval(np.array([]))).all()
+
+
+def test_bootstrap_of_two_clusters_by_hand():
+    # One cluster of a mean of 1 and one of 0: the mean of two drawn is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4.
+    values, clusters = np.array([1, 0, 1]), np.array([0, 1, 0])
+    for confidence, wanted in ((0.95, (0, 1)), (0.6, (0, 1)), (0.4, (2 / 3, 2 / 3))):
+        found = statistics.bootstrap_interval(values, clusters, confidence=confidence, weights=np.array([1, 1, 1]))
+        assert found.tolist() == pytest.approx(wanted)
+    # Weights count within a cluster and between them: 3 against 5 where each is drawn once.
+    found = statistics.bootstrap_interval(values, clusters, weights=np.array([1, 5, 2]), confidence=0.1)
+    assert found.tolist() == pytest.approx([3 / 8] * 2)
+    # A cluster without weight is never drawn.
+    found = statistics.bootstrap_interval(values, clusters, weights=np.array([0, 5, 0]), confidence=0.99)
+    assert found.tolist() == [0, 0]
+
+
+def test_bootstrap_of_clusters_is_that_of_their_sums():
+    generator = np.random.default_rng(2)
+    sizes = generator.integers(1, 6, 40)
+    clusters = generator.permutation(np.repeat(np.arange(40), sizes))
+    values = generator.random(len(clusters))
+    sums, counts = (np.bincount(clusters, w, minlength=40) for w in (values, np.ones(len(values))))
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in generator.integers(0, 40, (20_000, 40))]
+    found = statistics.bootstrap_interval(values, clusters, resamples=20_000, confidence=0.8)
+    assert found.tolist() == pytest.approx(np.percentile(means, [10, 90]).tolist(), abs=0.002)
+
+
+def test_bootstrap_of_many_queries_is_the_normal_approximation():
+    """3,000 queries take several blocks of resamples, and a last block that is not full."""
+    values = (np.arange(3000) % 10 < 3).astype(np.int8)
+    low, high = statistics.bootstrap_interval(values, resamples=1500)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 3000)
+    assert low == pytest.approx(0.3 - half, abs=half / 12) and high == pytest.approx(0.3 + half, abs=half / 12)
+
+
+def test_bootstrap_columns_share_their_resamples():
+    generator = np.random.default_rng(6)
+    values = generator.random((50, 2))
+    both = np.concatenate([values, 2 * values[:, :1] + 1, values[:, :1] - values[:, 1:]], 1)
+    found = statistics.bootstrap_interval(both)
+    assert found.shape == (2, 4)
+    np.testing.assert_allclose(found[:, 2], 2 * found[:, 0] + 1, atol=3e-9)
+    np.testing.assert_allclose(found[:, 3], statistics.bootstrap_interval(values[:, 0] - values[:, 1]), atol=3e-9)
+    for column in (0, 1):
+        np.testing.assert_array_equal(found[:, column], statistics.bootstrap_interval(values[:, column]))
+    assert statistics.bootstrap_interval(values[:, 0]).shape == (2,)
+    # Half precision is added up in double precision.
+    half = np.full(50, 2000.0, dtype=np.float16)
+    assert statistics.bootstrap_interval(half, weights=np.full(50, 100.0, np.float16)).tolist() == [2000, 2000]
+
+
+def test_bootstrap_as_it_comes():
+    values = np.random.default_rng(7).random((90, 2))
+    plain = statistics.bootstrap_interval(values)
+    np.testing.assert_array_equal(plain, statistics.bootstrap_interval(values, confidence=0.95, resamples=2000, seed=0))
+    np.testing.assert_array_equal(plain, statistics.bootstrap_interval(values, np.arange(90), weights=np.full(90, 2.0)))
+    np.testing.assert_array_equal(plain, np.round(plain, 9))
+    assert not np.array_equal(plain, np.round(plain, 8))
+    assert not np.array_equal(plain, statistics.bootstrap_interval(values, seed=1))
+    # Every resample counts, the first and the last as well: these ends are all but the lowest and the highest.
+    for constant in (5.0, 7.0, 3.0):
+        assert statistics.bootstrap_interval(np.full(9, constant), confidence=1 - 1e-9).tolist() == [constant, constant]
+    # However little is to be covered, the ends do not cross.
+    low, high = statistics.bootstrap_interval(values, confidence=0.001)
+    assert (low <= high).all()
+    for empty, shape in ((np.zeros(0), (2,)), (np.zeros((0, 3)), (2, 3))):
+        found = statistics.bootstrap_interval(empty)
+        assert found.shape == shape and np.isnan(found).all()
 
 
 def test_holm_by_definition():
@@ -97,8 +215,19 @@ def test_detectable_effect_has_its_power():
         first, second = np.sum(draws < (discordant + delta) / 2), np.sum(draws > 1 - (discordant - delta) / 2)
         found += scipy.stats.binomtest(int(first), int(first + second)).pvalue < 0.05
     assert 0.74 < found / 400 < 0.86
-    assert statistics.detectable_effect(4 * queries, discordant) < 60 * delta
-    assert math.isnan(statistics.detectable_effect(3, 0.1))
+    assert math.isnan(statistics.detectable_effect(3, 0.1)) and math.isnan(statistics.detectable_effect(0, 0.1))
+    assert math.isnan(statistics.detectable_effect(10_000, 0.0))
+
+
+@pytest.mark.parametrize(("queries", "discordant", "levels"), [
+    (400, 0.2, {}), (2000, 0.05, {"alpha": 0.01}), (90, 0.9, {"power": 0.6}), (2000, 0.3, {"alpha": 0.2, "power": 0.95}),
+])
+def test_detectable_effect_solves_its_equation(queries, discordant, levels):
+    """sqrt(n) delta = a sqrt(d) + b sqrt(d - delta^2), squared, is quadratic in delta; the larger root is wanted."""
+    a = scipy.stats.norm.ppf(1 - levels.get("alpha", 0.05) / 2) * math.sqrt(discordant)
+    b = scipy.stats.norm.ppf(levels.get("power", 0.8))
+    root = max(np.roots([queries + b * b, -2 * a * math.sqrt(queries), a * a - b * b * discordant]))
+    assert statistics.detectable_effect(queries, discordant, **levels) == pytest.approx(100 * root, rel=1e-9)
 
 
 def test_spearman_agrees_with_scipy_on_ties():
@@ -106,8 +235,23 @@ def test_spearman_agrees_with_scipy_on_ties():
     a, b = generator.integers(0, 5, 200), generator.random(200)
     assert statistics.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
     assert math.isnan(statistics.spearman(np.ones(4), np.arange(4)))
+    assert math.isnan(statistics.spearman(np.arange(4), np.ones(4)))
+    for values in (a, b, np.array([7, 7, 7]), [2, 1, 2, 2], ["b", "a"]):
+        np.testing.assert_array_equal(statistics.average_ranks(values), scipy.stats.rankdata(np.unique(values, return_inverse=True)[1]))
 
 
+@pytest.mark.filterwarnings("error")
 def test_mean_std_of_one_value_is_unknown():
     mean, std = statistics.mean_std([3.0])
-    assert mean == 3.0 and math.isnan(std) and statistics.cluster_codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+    assert mean == 3.0 and math.isnan(std)
+    assert all(map(math.isnan, statistics.mean_std([])))
+    assert statistics.mean_std([1, 3]) == pytest.approx((2, math.sqrt(2)))
+    assert statistics.mean_std([1, 2, 6]) == pytest.approx((3, math.sqrt(7)))
+    # In double precision, whatever comes in.
+    assert statistics.mean_std(np.full(3000, 100, dtype=np.float16)) == (100.0, 0.0)
+
+
+def test_cluster_codes_number_labels_as_they_appear():
+    for labels in ([], ["a"]):
+        assert statistics.cluster_codes(labels).dtype == np.int64
+    assert statistics.cluster_codes(["b", "a", "b"]).tolist() == [0, 1, 0]
