@@ -65,6 +65,10 @@ SPEC = DatasetSpec(
 )
 
 
+#: Scenes and edits that are generated at most, a matter of a quarter of an hour; more would seem to hang.
+MOST = 5_000_000
+
+
 class Knobs(Settings):
     """Knobs of the generator; the defaults are the benchmark."""
 
@@ -110,12 +114,30 @@ class Knobs(Settings):
                 f"data.noise_rate = {self.noise_rate} has no effect with data.noise_kind = 'none'. "
                 "Add --set data.noise_kind=target (or text)."
             )
+        largest, asked = self._asked()
+        if asked > MOST:
+            raise CirbenchError(
+                f"these settings ask for {asked:,} scenes and edits; scenes generates {MOST:,} at most. Lower "
+                f"data.{largest} = {getattr(self, largest):,}."
+            )
         if self.edit_pool > 0 and self.scene_pool == 0:
             raise CirbenchError(
                 f"data.edit_pool = {self.edit_pool} has no effect with data.scene_pool = 0. "
                 "Add --set data.scene_pool=60 (a number of scenes)."
             )
         return self
+
+    def _asked(self) -> tuple[str, int]:
+        """The count that matters most, and how many scenes and edits there are in all."""
+        ranked = self.select_scenes + self.report_scenes
+        drawn = ranked + self.train_scenes
+        parts = {
+            "train_scenes": self.train_scenes, "select_scenes": self.select_scenes, "report_scenes": self.report_scenes,
+            "train_edits": self.train_scenes * self.train_edits, "edits": ranked * self.edits,
+            "distractors": self.distractors * ranked // self.report_scenes, "scene_pool": 3 * self.scene_pool,
+            "edit_pool": min(3 * self.scene_pool, drawn) * self.edit_pool,
+        }
+        return max(parts, key=lambda name: getattr(self, name) if parts[name] > MOST // 8 else 0), sum(parts.values())
 
 
 def role_of(scene: Scene) -> str:

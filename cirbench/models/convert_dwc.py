@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cirbench import json_text, plugins
 from cirbench.data.file_hashes import file_sha256
 from cirbench.data.reading import read_json
-from cirbench.files import dumps, replacing, writing
+from cirbench.files import dumps, replacing
 from cirbench.models.lstm_text import build_vocabulary
 from cirbench.seeds import digest
 from cirbench.settings import resolve
@@ -307,8 +307,8 @@ def convert(clip: Path | None, cnn: Path | None, texts: Path | None, out: Path, 
         "schema": 1, "id": digest(inputs), "name": out.resolve().name, "inputs": inputs, "variant": "as-released",
         "selection": {"rule": "released", "epoch": None, "metric": None, "value": None}, "unused": left,
     }
-    with replacing(out / MARK) as mark, writing(out / "model.safetensors") as weights:
-        save_file(ready, weights, {"extra_state": json.dumps(state)})
+    with replacing(out / MARK) as mark, replacing(out / "model.safetensors") as weights:
+        weights.write(save(ready, {"extra_state": json.dumps(state)}))
         mark.write((dumps(described, indent=1) + "\n").encode())
     return Converted(out, len(tensors), left, config)
 

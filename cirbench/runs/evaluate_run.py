@@ -21,8 +21,8 @@ from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
 from cirbench.runs.record_lines import parse_json
 from cirbench.runs.record_types import CODE, Fields
-from cirbench.runs.recording import Answering, write_record
-from cirbench.runs.store import tidy
+from cirbench.runs.recording import Answering, check_queries, write_record
+from cirbench.runs.store import settle
 from cirbench.runs.training import pick_device
 from cirbench.scoring import missing_images
 from cirbench.seeds import digest
@@ -137,9 +137,9 @@ def evaluate_run(
     run_id = id_of(inputs)
     folder = out / f"{run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"
     if is_finished(folder):
-        if not (folder / "lease.json").exists():
-            tidy(folder)
+        settle(folder)
         return Record(folder)
+    check_queries(dataset.splits["report"])
     began, started = time.perf_counter(), datetime.now(UTC)
     with blaming(planned.method):
         method = load_method(planned, dataset, weights, where)
@@ -157,6 +157,6 @@ def evaluate_run(
         }
         write_record(Answering(
             folder.absolute(), planned, method, dataset, absent, where, quiet, command, head=head,
-            seconds={"train": 0.0, "epoch": 0.0}, began=began,
+            seconds={"train": 0.0, "epoch": 0.0}, began=began, home=folder.stat(),
         ))
     return Record(folder)

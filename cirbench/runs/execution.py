@@ -27,7 +27,7 @@ from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record, is_finished
 from cirbench.runs.recording import Answering, check_queries, write_record
 from cirbench.runs.rehearsal import rehearse
-from cirbench.runs.store import finished_run, tidy
+from cirbench.runs.store import finished_run, settle, tidy
 from cirbench.runs.training import Trained, pick_device, train
 from cirbench.scoring import evaluation, missing_images
 from cirbench.seeds import derive
@@ -69,9 +69,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     if existing is not None and not options.force:
         if options.export and not (existing / "embeddings.npz").is_file():
             raise CirbenchError(f"{existing} is finished, without embeddings.npz. Repeat it with --force to get them.")
-        if (existing / "lease.json").exists() or any(existing.glob("*.tmp")) or (existing / "checkpoint.pt").exists():
-            with lease.held(existing):
-                tidy(existing)  # somebody was killed between the record and the end: now nothing is left of it
+        settle(existing)
         return Record(existing)
     folder.mkdir(parents=True, exist_ok=True)
     try:

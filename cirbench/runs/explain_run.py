@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cirbench import lease
 from cirbench.data.batches import Feed
 from cirbench.files import write_json
 from cirbench.runs import planning
@@ -18,6 +19,7 @@ from cirbench.runs.evaluate_run import plan_eval
 from cirbench.runs.identity import identify
 from cirbench.runs.planning import Plan
 from cirbench.runs.record import Record
+from cirbench.runs.store import tidy
 from cirbench.runs.training import pick_device
 from cirbench.scoring import evaluation
 from cirbench.types import CirbenchError, Dataset
@@ -106,7 +108,9 @@ def _explain(
             f"{record.name}: `explain` of this variant of {planned.method.name} returned neither words nor regions."
         )
     evidence = {"queries": evidence_of}
-    write_json(folder / "explain.json", evidence, indent=None)
+    with lease.held(folder):
+        write_json(folder / "explain.json", evidence, indent=None)
+        tidy(folder)
     return evidence
 
 

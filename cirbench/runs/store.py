@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cirbench import lease
 from cirbench.runs.record import Record, is_finished, not_a_run, read_json
 from cirbench.runs.study_types import SCHEMA, StudyData, read_study
 from cirbench.types import CirbenchError
 
-__all__ = ["Study", "find_records", "find_studies", "finished_run", "tidy"]
+__all__ = ["Study", "find_records", "find_studies", "finished_run", "settle", "tidy"]
 
 DEPTH = 3
 """How many levels below a given folder `find_records` looks for runs (a sweep keeps its runs two below)."""
@@ -117,8 +118,18 @@ def finished_run(out: Path, run_id: str) -> Path | None:
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left in a finished run; whoever calls holds its lease, or knows that nobody does."""
-    if not is_finished(folder):
-        return
-    for pattern in (".*.tmp", "*.tmp", "checkpoint.pt"):
-        for path in folder.glob(pattern):
+    if is_finished(folder):
+        for path in leftovers(folder):
             path.unlink(missing_ok=True)
+
+
+def settle(folder: Path) -> None:
+    """Remove what is left in a finished run that nobody holds: somebody was killed between the record and the end."""
+    if (folder / "lease.json").exists() or leftovers(folder):
+        with lease.held(folder):
+            tidy(folder)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a finished run does not need: half-written files (`.tmp...` is safetensors') and the checkpoint."""
+    return [path for pattern in ("*.tmp", ".tmp*", "checkpoint.pt") for path in folder.glob(pattern)]
