@@ -379,6 +379,7 @@ def test_two_fetches_of_one_file_share_no_partial_file(tmp_path: Path, monkeypat
             time.sleep(0.01)
 
     monkeypatch.setattr(download, "_stream", slow)
+    monkeypatch.setattr(download.Hosts, "check", lambda self, url: None)  # this host is made up
     item = Download("a.bin", ("http://example.invalid/a",))
     states: list[str] = []
     threads = [threading.Thread(target=lambda: states.append(download.fetch(item, tmp_path))) for _ in range(3)]
@@ -396,6 +397,7 @@ def test_what_was_cut_without_a_length_is_not_taken_for_whole(
     name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_stream", lambda url, part, progress: part.write_bytes(data))
+    monkeypatch.setattr(download.Hosts, "check", lambda self, url: None)  # this host is made up
     item = Download(name, ("http://example.invalid/a",))
     with pytest.raises(CirbenchError, match="not complete"):
         download.fetch(item, tmp_path)
