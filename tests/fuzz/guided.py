@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
-#: Memory beyond what a process has at its start: an input that asks for more is a defect, or refused.
-MEMORY = 6 << 30
-
 
 class Given(random.Random):
     """Draws are read from the fuzzer's bytes, so that it learns what they do; then from a fixed seed."""
@@ -52,14 +48,13 @@ def one(name: str, seconds: int, found: Path) -> None:
 
     with atheris.instrument_imports(include=["cirbench"]):
         from mutations import mutate
-        from readers import BY_NAME, Tried
+        from readers import BY_NAME, Tried, little_memory
     counts = {"accepted": 0, "refused": 0, "defects": 0}
     seen: set[tuple[Any, ...]] = set()
     with tempfile.TemporaryDirectory() as folder:
         tried = Tried(BY_NAME[name], Path(folder))
         assert tried(tried.valid) == "accepted"
-        used = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")).split()[1])
-        resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + MEMORY, resource.RLIM_INFINITY))
+        little_memory().__enter__()
         end = time.monotonic() + seconds
 
         def attack(data: bytes) -> None:
