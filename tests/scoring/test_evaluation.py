@@ -125,9 +125,9 @@ def test_embeddings_that_change_their_width_or_are_not_finite_are_refused() -> N
         r"in encode_images: the embeddings of one batch have D = 2, those of another D = 3\. All must have the same\.$"
     )):
         evaluation.encode_gallery(Wrong(), Feed(), [f"i{n}" for n in range(BATCH + 1)])  # type: ignore[arg-type]
-    split = split_of([("1",), ("nan",), ("inf",), ("2",)])
+    split = split_of([("1",), ("nan",), ("inf",), ("-inf",)])
     with pytest.raises(MethodError, match=(
-        r"in encode_queries: 2 of 4 embeddings hold NaN or infinite values, so they cannot be ranked\. Does it divide by "
+        r"in encode_queries: 3 of 4 embeddings hold NaN or infinite values, so they cannot be ranked\. Does it divide by "
         r"zero, or did training diverge\?$"
     )):
         evaluation.encode_rows(Wrong(), Feed(), split, lambda q: [q.texts])  # type: ignore[arg-type]
@@ -305,3 +305,23 @@ def test_a_feed_holds_the_pictures_and_texts_of_a_split(monkeypatch: pytest.Monk
     feed: Any = evaluation.feed_of(method, data, SPLIT, ["long", "text"], device, False)  # type: ignore[arg-type]
     assert feed == ((data, ["a", "b", "c", "d"], ["long", "x", "y", "t"], "inputs", device), {"quiet": False})
     assert evaluation.feed_of(method, data, SPLIT, ["text"], device)[1] == {"quiet": True}  # type: ignore[arg-type, index]
+
+
+def test_queries_and_images_must_fit_one_another() -> None:
+    class Scored(Networks):
+        def score(self, queries: Tensor, gallery: Tensor) -> Tensor:
+            return queries[:, :1] * gallery[:, 0]
+
+    near, far = torch.zeros(2, 3), torch.zeros(2, 3, device="meta")
+    evaluation.fit(Networks(), near, near)  # type: ignore[arg-type]
+    evaluation.fit(Scored(), near, torch.zeros(2, 4))  # type: ignore[arg-type]
+    for method in (Networks(), Scored()):
+        with pytest.raises(MethodError, match=(
+            r"in encode_queries: the embeddings of queries are on the device meta, those of images on cpu\. Both must be where "
+            r"the inputs are\.$"
+        )):
+            evaluation.fit(method, far, near)  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match=(
+        r"in encode_queries: the embeddings of queries have D = 3, those of images D = 4; a dot product needs equal D\.$"
+    )):
+        evaluation.fit(Networks(), near, torch.zeros(2, 4))  # type: ignore[arg-type]

@@ -134,6 +134,19 @@ def test_bounds_over_groups_by_hand() -> None:
     assert found["gallery_lost"] == 2
 
 
+@pytest.mark.parametrize(("average", "wanted"), [("groups", [100 / 6, 250 / 3]), ("queries", [25, 75])])
+def test_bounds_of_groups_of_other_sizes(average: str, wanted: list[float]) -> None:
+    """Three queries of x and one of y: each query counts, or each group."""
+    whole = Split("val", tuple(replace(q, group="y" if q.id == "q3" else "x") for q in QUERIES), WHOLE.galleries)
+    protocol = Protocol("p", ("R@3",), average=average)
+    dataset = dataset_of(protocol, whole=whole)
+    arrays = {"row_query/text": np.arange(3), "rank/p": np.array([9, 1, 9])}
+    # x: q1 is a hit, q2 is lost. y: q3 may have been one.
+    found = missing_images.bounds(dataset, whole, left_of(dataset), protocol, GONE, arrays)["bounds"]
+    assert found["x/R@3"] == pytest.approx([100 / 3, 200 / 3]) and found["y/R@3"] == [0, 100]
+    assert found["R@3"] == pytest.approx(wanted)
+
+
 def test_bounds_of_rows_of_several_texts() -> None:
     protocol = Protocol("each", ("R@3",), form="each")
     found = bounds(protocol, [1, 3, 1, 1, 9, 9], (0, 0, 1, 1, 2, 2))
@@ -143,19 +156,19 @@ def test_bounds_of_rows_of_several_texts() -> None:
 
 def test_bounds_of_subsets_read_kept_values() -> None:
     protocol = Protocol("s", ("Rs@1", "Rs@2", "Rs@3", "Rs@4"))
-    found = bounds(protocol, [1, 1, 1], Rs_1=[1, 0, 0], Rs_2=[1, 1, 0], Rs_3=[1, 1, 0], Rs_4=[1, 1, 1])["bounds"]
+    found = bounds(protocol, [1, 1, 1], Rs_1=[1, 0, 0], Rs_2=[1, 1, 0], Rs_3=[1, 1, 1], Rs_4=[1, 1, 1])["bounds"]
     # Two of q1's subset are missing (c and e), one of q3's (c): K - 2 among x, K - 1 among y.
     assert {n: v for n, v in found.items() if n[0] == "x"} == {
         "x/Rs@1": [0, 100], "x/Rs@2": [0, 100], "x/Rs@3": [50, 100], "x/Rs@4": [100, 100],
     }
     assert {n: v for n, v in found.items() if n[0] == "y"} == {
-        "y/Rs@1": [0, 100], "y/Rs@2": [0, 100], "y/Rs@3": [0, 100], "y/Rs@4": [0, 100],
+        "y/Rs@1": [0, 100], "y/Rs@2": [0, 100], "y/Rs@3": [0, 100], "y/Rs@4": [50, 100],
     }
     assert found["Rs@3"] == [25, 100]
 
 
 def test_bounds_of_graded_recall_read_the_next_smaller_value_kept() -> None:
-    protocol = Protocol("g", ("R@5", "R@3"), hit="graded")
+    protocol = Protocol("g@1", ("R@5", "R@3"), hit="graded")
     found = bounds(protocol, [1, 1, 1], R_1=[0.5, 0.25, 0.5], R_2=[0.5, 0.5, 0.5], R_5=[1, 0.5, 0.5], R_10=[1, 1, 1], Rs_3=[9, 9, 9], R_3=[0.75, 0.5, 0.5])["bounds"]
     # R@(5 - 2) is R@3 and R@(3 - 2) is R@1; nothing is graded here, so nothing is doubtful.
     assert found["R@5"] == [100 * 1.75 / 4, 100 * 3 / 4] and found["R@3"] == [100 * 1.25 / 4, 100 * 2.75 / 4]
@@ -189,6 +202,9 @@ def test_what_can_be_said_beforehand() -> None:
         "queries": 4, "lost": 1, "doubtful": 2, "gone_from_gallery": 2, "highest": 75.0,
         "measured_to_true": {"R@1": {"at_least": "0.500000 * R@0", "at_most": "1.000000 * R@1 + 100.0000"}},
     }
+    # What is missing from the subsets counts for them, what is missing from the gallery for all else.
+    unknown = missing_images.beforehand(dataset_of(), WHOLE, Protocol("u", ("R@3", "Rs@3"), gallery="unknown"), GONE)
+    assert [m["at_least"] for m in unknown["measured_to_true"].values()] == ["0.750000 * R@3", "0.750000 * Rs@1"]
     every = missing_images.beforehand_all(dataset_of(ALL, GROUPED, replace(ALL, name="lacks", gallery="none"), replace(ALL, name="own", gallery="own")), GONE)
     assert list(every) == ["all", "grouped", "own"] and every["grouped"]["highest"] == 75.0
 

@@ -216,6 +216,28 @@ def test_rows_rank_the_images_of_their_own_gallery() -> None:
     assert every(found) == [[0], [0]] and top.tolist() == [[-1] * 4, [2, 3, -1, -1]]
 
 
+@pytest.mark.parametrize("keep", [0, 99])
+def test_blocks_have_no_edges(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place of a target and of a dropped image, at the edges of blocks as well, against sorting."""
+    monkeypatch.setattr(ranking, "BLOCK", (4, 4))
+    monkeypatch.setattr(ranking, "KEEP", keep)
+    images = 9
+    scores = np.array([3, 1, 2, 3, 3, 1, 2, 3, 2])
+    pairs = [(t, d) for t in range(images) for d in range(-1, images)]
+    members = np.array([[True] * images, [n % 4 != 1 for n in range(images)]])
+    view = View(
+        [np.array([t]) for t, _ in pairs], np.array([d for _, d in pairs]), members, np.arange(len(pairs)) % 2, every_target=True
+    )
+    queries = torch.tensor([[1.0]] * len(pairs))
+    (found,), top, _ = rank(queries, torch.tensor(scores)[:, None].float(), [view], top=3)
+    for row, (target, dropped) in enumerate(pairs):
+        allowed = set(np.flatnonzero(members[row % 2]).tolist()) - {dropped}
+        best = slow_best(scores, {target} & allowed, allowed)
+        assert found.best[row] == best and every(found)[row] == [best]
+        assert found.ties[row] == (sum(scores[n] == scores[target] for n in allowed - {target}) if best else 0)
+        assert top[row].tolist() == sorted(allowed, key=lambda n: (-scores[n], n))[:3]
+
+
 @pytest.mark.parametrize("every_target", [False, True])
 def test_types_and_shapes(every_target: bool) -> None:
     view = View([np.array([1]), np.array([0])], np.full(2, -1), every_target=every_target)
