@@ -82,17 +82,10 @@ def write_record(ready: Answering) -> None:
         head |= {"missing": ready.absent.counts, "notes": [*head.get("notes", ()), ready.absent.note()]}
         for name, beside in ready.absent.beside("report", split, protocols, result.arrays).items():
             result.protocols[name]["missing"] = beside
-    if ready.home is not None:
-        check_home(ready.folder, ready.home)
-    write_queries(ready.folder, split)
-    write_json(ready.folder / "gallery.json", result.gallery)
     arrays = dict(result.arrays)
     if hasattr(method, "modality_weights"):
         arrays.update(_weights(method, feed, dataset, split, forms[0]))
-    write_npz(ready.folder / "rankings.npz", arrays)
-    if ready.export:
-        _export(ready.folder, split, result.gallery, images, rows, ready.planned.facts.protocols[0].form)
-    write_pictures(ready.folder / "pictures.zip", _pictures(dataset, split, result, forms[0]))
+    pictures = _pictures(dataset, split, result, forms[0])
     first = split.queries[0]
     text = dataset.forms[forms[0]](first)[0][0]
     record = {
@@ -109,6 +102,12 @@ def write_record(ready: Answering) -> None:
     }
     if ready.home is not None:
         check_home(ready.folder, ready.home)
+    write_queries(ready.folder, split)
+    write_json(ready.folder / "gallery.json", result.gallery)
+    write_npz(ready.folder / "rankings.npz", arrays)
+    if ready.export:
+        _export(ready.folder, split, result.gallery, images, rows, ready.planned.facts.protocols[0].form)
+    write_pictures(ready.folder / "pictures.zip", pictures)
     write_json(ready.folder / "record.json", record)
 
 
