@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,6 +92,23 @@ def no_room(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> DiskFullEr
     )
 
 
+def _mark(path: Path) -> str:
+    """How temporary names of a file begin on this machine; then follows the process that writes."""
+    return f".{path.name[:100]}.{socket.gethostname()[:60]}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine left that were killed while they wrote the same file."""
+    mark = _mark(path)
+    with contextlib.suppress(OSError):
+        for left in [p for p in path.parent.iterdir() if p.name.startswith(mark) and p.suffix == ".tmp"]:
+            import psutil
+
+            number = left.name[len(mark) :].partition(".")[0]
+            if number.isdigit() and not psutil.pid_exists(int(number)):
+                left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> Iterator[Path]:
     """A temporary name beside `path`, for whoever writes files itself; it replaces `path` when the block succeeds.
@@ -110,7 +128,8 @@ def writing(path: Path, needed: int = 0, instead: str = ELSEWHERE) -> Iterator[P
         if path.exists() and not path.is_file():
             raise CirbenchError(f"{path} is not a regular file and is left as it is. Name another file.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(prefix=f"{_mark(path)}{os.getpid()}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -168,6 +168,14 @@ def test_an_older_clip_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.
     assert {k: v for k, v in before.items() if k in kept} == kept
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    for dead in (True, False):
+        number = 2**22 + 1 if dead else os.getppid()
+        (tmp_path / f"{files._mark(tmp_path / 'a.json')}{number}.xyz.tmp").write_text("half")
+    files.write_json(tmp_path / "a.json", {})
+    assert len(names(tmp_path)) == 2 and str(os.getppid()) in names(tmp_path)[0], "another process may be writing now"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.run("sum", tmp_path_factory.mktemp("runs"), "clip-only").folder

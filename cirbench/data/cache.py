@@ -33,7 +33,7 @@ def alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a file system without locks: it may be made twice, with equal bytes
             held.enter_context(lock(mark))
-            for left in path.parent.glob(f"*{path.name}.*.tmp"):  # by a process that was killed while it wrote
+            for left in path.parent.glob(f"{path.name}.*.tmp"):  # by an earlier version; today files.py removes them
                 left.unlink()
         try:
             yield
@@ -80,4 +80,8 @@ def usable(path: Path, shape: tuple[int | None, ...], kind: np.dtype, mapped: bo
     except Exception:
         return None  # absent, or damaged by another program: then reading may raise nearly anything
     fits = array.ndim == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
-    return array if fits and array.dtype == kind else None
+    if not fits or array.dtype != kind:
+        return None
+    with contextlib.suppress(OSError):
+        path.with_suffix(".lock").unlink()  # by a process that was killed when it had just made the file
+    return array

@@ -7,6 +7,7 @@ bytes with every version of numpy, Pillow and the C library; tests pin the hashe
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from cirbench.types import CirbenchError
 
 #: Part of every hash of pictures; raise it when a byte of any picture changes.
 RENDERER = "scenes-pictures-1"
+_LOADING = threading.Lock()
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 40), "green": (40, 160, 56), "blue": (44, 84, 220), "yellow": (236, 216, 44),
@@ -219,8 +221,9 @@ class Pictures:
         """(n, side, side, 3) uint8, in the order of the ids."""
         for image_id in image_ids:
             self._scene(image_id)
-        if self._array is None:
-            self._array = self._load()
+        with _LOADING:  # pictures are decoded in several threads, and one of them paints
+            if self._array is None:
+                self._array = self._load()
         return self._array[[self._rows[image_id] for image_id in image_ids]]
 
     def _scene(self, image_id: str) -> Scene:

@@ -14,6 +14,7 @@ from cirbench.datasets import _scenes_render as render
 from cirbench.datasets import scenes
 from cirbench.datasets._scenes_render import CELLS, COLOURS, SHAPES, SIZES, Bits, Scene, Thing
 from cirbench.datasets._scenes_text import EDITS, SAME, captions, describe, edit
+from cirbench.settings import resolve
 from cirbench.types import CirbenchError, Dataset
 
 SMALL = {"train_scenes": 40, "select_scenes": 6, "report_scenes": 12, "distractors": 20}
@@ -402,3 +403,15 @@ def test_knobs_out_of_range(knobs):
 def test_too_few_scenes_for_noise_is_told():
     with pytest.raises(CirbenchError, match="too few"):
         small(train_scenes=1, train_edits=1, noise_kind="target", noise_rate=1.0)
+
+
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"train_scenes": 10**7}, "train_scenes"), ({"train_edits": 10**7}, "train_edits"),
+    ({"report_scenes": 10**7}, "report_scenes"), ({"select_scenes": 10**7}, "select_scenes"),
+    ({"edits": 10**7}, "edits"), ({"distractors": 10**7}, "distractors"), ({"scene_pool": 10**7}, "scene_pool"),
+    ({"scene_pool": 3, "edit_pool": 10**7}, "edit_pool"), ({"train_scenes": 5000, "train_edits": 2000}, "train_edits"),
+])
+def test_what_would_be_generated_for_ever_is_refused(fields: dict[str, int], named: str) -> None:
+    with pytest.raises(CirbenchError, match=rf"5,000,000 at most\. Lower data\.{named} = {fields[named]:,}\."):
+        resolve(scenes.Knobs, "data", fields)
+    assert resolve(scenes.Knobs, "data", {"train_scenes": 1_000_000})
