@@ -325,3 +325,11 @@ def test_queries_and_images_must_fit_one_another() -> None:
         r"in encode_queries: the embeddings of queries have D = 3, those of images D = 4; a dot product needs equal D\.$"
     )):
         evaluation.fit(Networks(), near, torch.zeros(2, 4))  # type: ignore[arg-type]
+
+    class Data:
+        forms: ClassVar = {"text": lambda q: [q.texts], "long": lambda q: [q.texts]}
+
+    narrow: Any = Networks()
+    narrow.encode_queries = lambda batch: torch.zeros(len(batch), 3)
+    with pytest.raises(MethodError, match="a dot product needs equal D"):
+        evaluation.evaluate(narrow, Feed(), Data(), SPLIT, PROTOCOLS)  # type: ignore[arg-type]

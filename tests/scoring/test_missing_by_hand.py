@@ -101,6 +101,15 @@ def test_only_a_missing_first_target_is_doubtful_where_only_that_counts() -> Non
     assert {g: (x.lost, x.doubtful) for g, x in found.items()} == {"x": (1, 0), "y": (0, 0)}
 
 
+def test_bounds_where_only_the_first_target_counts() -> None:
+    protocol = Protocol("f", ("R@1",), hit="first")
+    dataset = dataset_of(protocol)
+    arrays = {"row_query/text": np.arange(3), "rank/f": np.array([1, 9, 9])}
+    # Without c q1 is lost; q3, whose first target is d, is a miss as measured.
+    found = missing_images.bounds(dataset, WHOLE, left_of(dataset, "c"), protocol, "c", arrays)
+    assert found["bounds"]["R@1"] == [0, 50] and found["bounds"]["y/R@1"] == [0, 0]
+
+
 def bounds(protocol: Protocol, ranks: list[int], queries: tuple[int, ...] = (0, 1, 2), **values: list[float]) -> dict[str, Any]:
     """Bounds where the rows left, of q0, q1 and q3, have these ranks."""
     dataset = dataset_of(protocol)

@@ -151,6 +151,7 @@ def test_values_of_each_metric_read_their_own_ranking() -> None:
     assert values({BEST: found[BEST]}, "R@1", "Rs@1", "mAP@5") == {"R@1": [0, 1, 0, 0]}
     assert values({SUBSET: found[SUBSET]}, "mean(R@1,Rs@1)") == {"Rs@1": [1, 0, 0, 0]}
     assert values({}, "R@1", "MdR") == {}
+    assert list(values(found, "MdR", "mAP@5", "MR", "R@1")) == ["mAP@5", "R@1"]
     with pytest.raises(ValueError, match="zip"):  # ranks of fewer rows
         values({EVERY: ranks([1], [1], [0])}, "mAP@5")
 

@@ -216,6 +216,12 @@ def test_rows_rank_the_images_of_their_own_gallery() -> None:
     assert every(found) == [[0], [0]] and top.tolist() == [[-1] * 4, [2, 3, -1, -1]]
 
 
+def test_blocks_are_filled_up_with_zeros_to_one_shape() -> None:
+    given = torch.ones(3, 2)
+    assert ranking._padded(given, 3) is given
+    assert ranking._padded(given, 5).tolist() == [[1, 1]] * 3 + [[0, 0]] * 2
+
+
 @pytest.mark.parametrize("keep", [0, 99])
 def test_blocks_have_no_edges(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every place of a target and of a dropped image, at the edges of blocks as well, against sorting."""
@@ -244,6 +250,8 @@ def test_types_and_shapes(every_target: bool) -> None:
     (found,), top, value = rank(SCORES, torch.eye(5), [view], top=9)
     assert (found.every is not None) == every_target
     assert {found.best.dtype, found.ties.dtype, top.dtype} == {np.dtype(np.int32)} and value.dtype == np.float32
+    assert all(r.dtype == np.int32 for r in found.every or ())
+    assert rank(SCORES.double(), torch.eye(5).double(), [view], top=1)[2].dtype == np.float32
     assert top.shape == value.shape == (2, 9)
     assert (top[:, 5:] == -1).all() and np.isneginf(value[:, 5:]).all() and (top[:, :5] >= 0).all()
     # No rows are no error, and neither is not asking for the first images.
@@ -338,8 +346,16 @@ def test_only_squares_are_scored_twice() -> None:
 
 
 def test_nan_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CirbenchError, match=r"^NaN among the embeddings, which cannot be ranked.$"):
-        rank(torch.ones(1, 1), torch.tensor([[1.0], [torch.nan]]), [View([np.array([0])], np.array([-1]))])
+    whole, spoilt, view = torch.ones(2, 1), torch.tensor([[1.0], [torch.nan]]), View([np.array([0])] * 2, np.full(2, -1))
+    for queries, gallery in ((whole, spoilt), (spoilt, whole)):
+        with pytest.raises(CirbenchError, match=r"^NaN among the embeddings, which cannot be ranked\.$"):
+            rank(queries, gallery, [view])
+
+    def divides(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        return (queries @ gallery.T) * torch.nan
+
+    with pytest.raises(MethodError, match=r"in divides: NaN among the scores of gallery images 0 to 1, which cannot be ranked\. "):
+        rank(whole, whole, [view], divides)
     monkeypatch.setattr(ranking, "BLOCK", (2, 4))
     # The product of numbers too large is infinite, and infinities of both signs have no sum.
     gallery = torch.tensor([[1.0, 1.0]] * 5 + [[3e38, -3e38]])

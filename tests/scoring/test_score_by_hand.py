@@ -93,6 +93,13 @@ def test_a_group_may_have_a_name_of_one_letter_and_images_a_slash(tmp_path: Path
     assert metrics(score_embeddings(dataset_of(), Split("val", QUERIES, gallery), [file]))["w/R@1"] == 100
 
 
+def test_groups_and_images_may_both_hold_slashes(tmp_path: Path) -> None:
+    gallery = {"grouped": {"w/x": ("a", "b", "p/q/r"), "w": ("b", "c", "d")}}
+    for row, hit in (("p/q/r", 100), ("w/x/p/q/r", 0)):
+        file = npz(tmp_path / "e.npz", ONES, {**PLAIN, "p/q/r": 1.0, row: 9.0 if hit == 0 else 1.0})
+        assert metrics(score_embeddings(dataset_of(), Split("val", QUERIES, gallery), [file]))["w/x/R@1"] == hit
+
+
 @pytest.mark.parametrize(("more", "unknown"), [
     ({"z": 1.0}, "1 image ids are not in tiny/val: z. "), ({"w/a/b": 1.0, "y/b": 1.0}, "2 image ids are not in tiny/val: w/a/b, y/b. "),
     ({"/b": 1.0}, "1 image ids are not in tiny/val: /b. "), ({"w/z": 1.0}, "1 image ids are not in tiny/val: w/z. "),

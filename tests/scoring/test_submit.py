@@ -89,6 +89,21 @@ def test_a_subset_file_names_the_subset_alone(files: tuple[Path, Any, list[Path]
         server_files.validate(path, split)
 
 
+@pytest.mark.parametrize(("count", "more", "message"), [
+    (4148, [], ""), (4147, [], "4147 queries, expected the 4148 of test1"), (4147, ["dress"], "'dress' is not a pairid"),
+])
+def test_without_annotations_pairids_are_counted(count: int, more: list[str], message: str, tmp_path: Path) -> None:
+    rows = {key: ["a", "b", "c"] for key in [*map(str, range(count)), *more]}
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"version": "rc2", "metric": "recall_subset", **rows}))
+    if message:
+        with pytest.raises(CirbenchError, match=message):
+            server_files.validate(path)
+    else:
+        found = server_files.validate(path)
+        assert (found.kind, found.queries, found.known) == ("recall_subset", 4148, False)
+
+
 def test_circo_wants_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({str(n): [str(k) for k in range(50)] for n in range(800)}))
