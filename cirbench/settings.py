@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, shown
 
 __all__ = [
     "SCENES_STREAMS", "TUNE", "Field", "Settings", "StreamSettings", "TrainSettings", "like_dwc", "nearest",
@@ -110,15 +110,6 @@ def unknown(what: str, name: str, choices: Iterable[str], then: str = "") -> Cir
     if then:
         parts.append(then)
     return CirbenchError(" ".join(parts))
-
-
-def shown(value: object, most: int = 120) -> str:
-    """`repr` of a value for a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits
-        text = f"a {type(value).__name__} too long to be shown"
-    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 #: A whole number of a field without an upper bound of its own: with more scenes, steps or columns no run would end.

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 MESSAGE = 4000
 
 
+def short(text: str, most: int) -> str:
+    """A text for a message, its middle left out where it is longer than anybody reads."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
+
+
+def shown(value: object, most: int = 120) -> str:
+    """`repr` of a value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        text = f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
 class CirbenchError(Exception):
     """Bad input, reported in one message: what, the value received, the nearest valid one, what to do.
 
@@ -33,8 +47,7 @@ class CirbenchError(Exception):
     """
 
     def __str__(self) -> str:
-        said = super().__str__()
-        return said if len(said) <= MESSAGE else f"{said[: MESSAGE - 1100]} ... {said[-1000:]}"
+        return short(super().__str__(), MESSAGE)
 
 
 class MethodError(CirbenchError):

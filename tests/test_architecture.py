@@ -178,6 +178,12 @@ def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.strip()
 
 
+def test_the_command_itself_starts_without_pydantic() -> None:
+    """It takes longer to import than everything else that `cirbench --version` needs."""
+    code = "import sys\nimport cirbench.cli\nprint(sorted(set(sys.modules) & {'pydantic', 'numpy'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
 def test_bad_names_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom cirbench.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as e:\n"

@@ -20,10 +20,12 @@ from typing import NoReturn
 import click
 
 from cirbench import __version__, process
-from cirbench.cli._shared import settle, short
-from cirbench.types import CirbenchError
+from cirbench.cli._shared import settle
+from cirbench.types import CirbenchError, short
 
 FOLDER = Path(__file__).parent
+#: Characters of a message that a terminal shows.
+LONGEST = 2000
 
 
 class LazyGroup(click.Group):
@@ -92,8 +94,10 @@ def main(args: list[str] | None = None) -> None:
         _readable(sys.argv[1:] if args is None else args)
         cli.main(args, standalone_mode=False, prog_name="cirbench")
     except click.ClickException as error:
-        lines = click.exceptions.ClickException.format_message(error)
-        _fail(error, lines) if len(lines) > 2000 else error.show()
+        said = click.ClickException.format_message(error)
+        if len(said) > LONGEST:
+            _fail(error, said)
+        error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt, process.Terminated) as error:
         # click turns the end of a file into Abort as well.
@@ -159,7 +163,7 @@ _TOO_LARGE = re.compile(
 def _fail(error: BaseException, message: str) -> NoReturn:
     if os.environ.get(process.DEBUG):
         traceback.print_exception(error)
-    click.echo(f"cirbench: {short(message)}", err=True)
+    click.echo(f"cirbench: {short(message, LONGEST)}", err=True)
     sys.exit(2)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from cirbench.process import DEBUG
-from cirbench.settings import shown
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, short, shown
 
 #: Largest whole number that an option without a bound of its own takes: larger ones do not fit into 64 bits.
 LARGEST = 2**63 - 1
@@ -46,7 +45,7 @@ def settle(command: click.Command) -> click.Command:
             kept, param.type = vars(param.type), _Path()
             vars(param.type).update(kept)
         elif param.type.name.startswith(("integer", "float")):
-            param.callback = _sane if param.callback is None else param.callback
+            param.callback = param.callback or _sane
     command.params.append(click.Option(
         ["--debug"], is_flag=True, expose_value=False, is_eager=True, callback=_debug,
         help="Show the traceback of an error as well.",
@@ -65,11 +64,6 @@ def _sane(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         os.environ[DEBUG] = "1"  # of this command, and of the processes that it starts
-
-
-def short(text: str, most: int = 2000) -> str:
-    """The text, its middle left out where it is longer than anybody reads."""
-    return text if len(text) <= most else f"{text[: most * 2 // 3]} [...] {text[-most // 4 :]}"
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:

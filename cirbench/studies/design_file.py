@@ -15,10 +15,10 @@ from cirbench import plugins
 from cirbench.data.reading import read_text
 from cirbench.runs import planning
 from cirbench.seeds import digest
-from cirbench.settings import parse_assignments, shown, unknown
+from cirbench.settings import parse_assignments, unknown
 from cirbench.studies.design import MAX_POINTS, Arm, Objective, Point, Range, Sweep
 from cirbench.studies.design_checks import SCOPES, Checker
-from cirbench.types import CirbenchError
+from cirbench.types import CirbenchError, shown
 
 __all__ = ["SAMPLERS", "Arm", "Objective", "Point", "Range", "Sweep", "read", "sweep_names"]
 
