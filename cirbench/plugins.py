@@ -89,33 +89,20 @@ def import_path(path: Path) -> ModuleType:
     return module
 
 
-@contextlib.contextmanager
-def _guarded(path: Path) -> Iterator[None]:
-    """Import a plugin: whatever it raises is one message, and it may not change what other code shares with it.
+def _guarded(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Import a plugin: whatever it raises is one message, and it may not change what other code shares with it."""
 
-    Raises:
-        CirbenchError: it fails, or changes the state of the process (process.py).
-    """
-    before = process.state()
-    try:
-        with process.undisturbed():
-            yield
-            changed = process.changes(before)
-    except CirbenchError:
-        raise
-    except BaseException as error:
-        if process.is_interrupt(error):
-            raise
+    def failed(error: BaseException) -> str:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and (error.name or "").removeprefix("cirbench.") in MOVED:
             hint = f" It is cirbench.{MOVED[str(error.name).removeprefix('cirbench.')]} now."
         place = process.place_in(error.__traceback__, {path.resolve()})
         where = f" ({place})" if place else ""
-        raise CirbenchError(f"{path} fails when imported: {process.described(error)}{where}.{hint}") from error
-    if changed:
-        raise CirbenchError(
-            f"{path} changes {changed} when imported, which everything else in the process shares. Leave it as it is."
-        )
+        return f"{path} fails when imported: {process.described(error)}{where}.{hint}"
+
+    return process.guarded(failed, lambda what: (
+        f"{path} changes {what} when imported, which everything else in the process shares. Leave it as it is."
+    ))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What a plugin may do to the process it runs in: the state it must leave as it found it, and whose fault an error is.
 
-Only the standard library: torch and numpy are looked at where they are loaded already.
+Only the standard library and types.py: torch and numpy are looked at where they are loaded already.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cirbench.types import CirbenchError, MethodError
+
 __all__ = [
-    "DEBUG", "Terminated", "catch_signals", "changes", "described", "is_interrupt", "place_in", "state", "undisturbed",
+    "DEBUG", "Terminated", "catch_signals", "changes", "described", "guarded", "is_interrupt", "place_in", "state",
+    "unchanged", "undisturbed",
 ]
 
 #: With this environment variable (`--debug` sets it) the traceback is shown.
@@ -169,6 +172,49 @@ def undisturbed() -> Iterator[None]:
             with contextlib.suppress(ValueError, TypeError):  # only the main thread may, and no handler of C
                 if signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def guarded(failed: Callable[[BaseException], str], changed: Callable[[str], str]) -> Iterator[None]:
+    """Run a plugin's code, `undisturbed`: what it raises, or changes in the process, is one message.
+
+    Args:
+        failed: the message of an error.
+        changed: the message where it changed something, from what that was.
+
+    Raises:
+        CirbenchError: with the message.
+    """
+    before = state()
+    try:
+        with undisturbed():
+            yield
+            found = changes(before)
+    except CirbenchError:
+        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise CirbenchError(failed(error)) from error
+    if found:
+        raise CirbenchError(changed(found))
+
+
+@contextlib.contextmanager
+def unchanged(function: object, place: str = "") -> Iterator[None]:
+    """Call a function of a method; it may not change what the whole process shares.
+
+    Args:
+        function: of the method, for the message.
+        place: ` at epoch 0, step 3` or the like.
+
+    Raises:
+        MethodError: it did; what it changed is put back.
+    """
+    before = state()
+    yield
+    if found := changes(before):
+        raise MethodError(function, f"it changed {found}{place}, which the whole process shares. Leave it as it is.")
 
 
 def _handlers() -> list[tuple[signal.Signals, Any]]:

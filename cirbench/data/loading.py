@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ import PIL.Image
 from cirbench import process
 from cirbench.data.image_files import FolderImages
 from cirbench.settings import Settings
-from cirbench.types import CirbenchError, Dataset, ImageSource, Protocol, Query, Split
+from cirbench.types import CirbenchError, Dataset, ImageSource, Protocol, Query, Split, shown
 
 __all__ = ["load"]
 
@@ -48,23 +48,16 @@ def load(module: ModuleType, knobs: Settings, root: Path | None, split: str | No
     return found
 
 
-@contextmanager
-def _guarded(file: Path, doing: str) -> Iterator[None]:
+def _guarded(file: Path, doing: str) -> AbstractContextManager[None]:
     """What a dataset file raises is one message, and the process is left as it was."""
-    before = process.state()
-    try:
-        with process.undisturbed():
-            yield
-            changed = process.changes(before)
-    except CirbenchError:
-        raise
-    except BaseException as error:
-        if process.is_interrupt(error):
-            raise
+
+    def failed(error: BaseException) -> str:
         place = process.place_in(error.__traceback__, {file.resolve()}) or f"{file.name}, in {doing}"
-        raise CirbenchError(f"the dataset fails in {place}: {process.described(error)}.") from error
-    if changed:
-        raise CirbenchError(f"{file.name}, in {doing}: it changed {changed}, which the whole process shares.")
+        return f"the dataset fails in {place}: {process.described(error)}."
+
+    return process.guarded(
+        failed, lambda what: f"{file.name}, in {doing}: it changed {what}, which the whole process shares."
+    )
 
 
 class _Images:
@@ -108,8 +101,7 @@ class _Check:
             CirbenchError: file, place, what was received and what is wanted.
         """
         if not good:
-            shown = " ".join(f"{received!r:.200}".split())
-            text = shown if len(shown) <= 80 else f"{shown[:80]} ..."
+            text = " ".join(shown(received, 80).split())
             raise CirbenchError(f"{self.file}: {where} is {type(received).__name__} {text}; it must be {wanted}.")
 
     def texts(self, value: object, where: str) -> None:

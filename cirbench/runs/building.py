@@ -100,10 +100,9 @@ def build(
     """
     encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
     view = train_view(dataset, training_form(planned, dataset))
-    make, before = planned.method.load().build, process.state()
-    method: Method = make(config or planned.config, encoders, view, state)
-    if changed := process.changes(before):
-        raise MethodError(make, f"it changed {changed}, which the whole process shares. Leave it as it is.")
+    make = planned.method.load().build
+    with process.unchanged(make):
+        method: Method = make(config or planned.config, encoders, view, state)
     _check_parts(make, method)
     if isinstance(method, torch.nn.Module) and device is not None:
         method.to(device)

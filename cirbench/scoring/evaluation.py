@@ -157,10 +157,8 @@ def encoded(function: Callable[..., Tensor], items: Any, count: int) -> Tensor:
     Raises:
         MethodError: no dense floating-point tensor of shape (B, D), or the state of the process was changed.
     """
-    before = process.state()
-    found: object = function(items)
-    if changed := process.changes(before):
-        raise MethodError(function, f"it changed {changed}, which the whole process shares. Leave it as it is.")
+    with process.unchanged(function):
+        found: object = function(items)
     received = type(found).__name__
     if isinstance(found, Tensor) and (found.is_nested or found.layout != torch.strided):
         received = "a nested tensor" if found.is_nested else f"a tensor of layout {found.layout}"
