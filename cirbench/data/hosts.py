@@ -9,7 +9,7 @@ import threading
 import urllib.parse
 import urllib.request
 
-__all__ = ["Hosts"]
+__all__ = ["Hosts", "door", "knock"]
 
 #: Seconds to wait for a connection, finding the host's address included.
 CONNECT = 5.0
@@ -33,24 +33,24 @@ class Hosts:
             ConnectionError: no connection, with the cause.
             ValueError: it is no address.
         """
-        host, door, proxy = _door(url)
+        host, behind, proxy = door(url)
         if not host:
             return
         if host not in self._asked:
             self._asked.add(host)
-            if why := _knock(*door):
-                self.silent[host] = f"{why} ({'the proxy ' if proxy else ''}{door[0]}:{door[1]})"
+            if why := knock(*behind):
+                self.silent[host] = f"{why} ({'the proxy ' if proxy else ''}{behind[0]}:{behind[1]})"
         if host in self.silent:
             raise ConnectionError(f"no connection: {self.silent[host]}")
 
     def silence(self, url: str, why: str) -> None:
         """Note that a host let the connection hang, so that nobody waits for it again."""
-        host = _door(url)[0]
+        host = door(url)[0]
         self._asked.add(host)
         self.silent[host] = why
 
 
-def _door(url: str) -> tuple[str, tuple[str, int], bool]:
+def door(url: str) -> tuple[str, tuple[str, int], bool]:
     """Host of an address ("" if it is a file), whom to connect to, and whether that is a proxy."""
     parts, proxies = urllib.parse.urlsplit(url), urllib.request.getproxies()
     host, to = parts.hostname or "", parts
@@ -61,11 +61,11 @@ def _door(url: str) -> tuple[str, tuple[str, int], bool]:
     return host, (to.hostname or "", to.port or (443 if to.scheme == "https" else 80)), through
 
 
-def _knock(host: str, port: int) -> str:
+def knock(host: str, port: int) -> str:
     """Why no connection comes about, or ""."""
     found: queue.Queue[str] = queue.Queue()
 
-    def knock() -> None:
+    def connect() -> None:
         try:
             socket.create_connection((host, port), timeout=CONNECT).close()
             found.put("")
@@ -73,7 +73,7 @@ def _knock(host: str, port: int) -> str:
             found.put(error.strerror or str(error) or type(error).__name__)
 
     # A look-up of a name has no limit of its own.
-    threading.Thread(target=knock, daemon=True).start()
+    threading.Thread(target=connect, daemon=True).start()
     with contextlib.suppress(queue.Empty):
         return found.get(timeout=CONNECT + 1)
     return "timed out"

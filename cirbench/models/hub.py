@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import textwrap
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from cirbench.data.hosts import door, knock
 from cirbench.models.names import CONFIGS, PACKAGED, Name, is_folder, layout, listed, parts_of, pick
 from cirbench.settings import nearest
 from cirbench.types import CirbenchError
 
 __all__ = ["fetching", "folder_of", "reason"]
-
-#: Seconds to wait for the hub, or for the proxy in front of it, before doing without.
-CONNECT = 5.0
-
 
 def folder_of(name: Name) -> Path | None:
     """The folder with the weights of a name that stands for one, fetched from the hub if need be; else None.
@@ -89,15 +83,6 @@ def _fetched(name: Name) -> Path:
     return folder
 
 
-def _door(endpoint: str) -> tuple[str, int]:
-    """Host and port that a request to the hub is sent to: its own, or those of a proxy."""
-    url, proxies = urllib.parse.urlsplit(endpoint), urllib.request.getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
-        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-
-
 @contextlib.contextmanager
 def fetching() -> Iterator[None]:
     """Load weights by name without the libraries' own logs; an error is reported once, by the caller.
@@ -107,9 +92,7 @@ def fetching() -> Iterator[None]:
     from huggingface_hub import constants
 
     was, disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
-    try:
-        socket.create_connection(_door(constants.ENDPOINT), timeout=CONNECT).close()
-    except OSError:
+    if knock(*door(constants.ENDPOINT)[1]):
         constants.HF_HUB_OFFLINE = True
     logging.disable(logging.ERROR)
     try:

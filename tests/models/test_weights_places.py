@@ -59,6 +59,7 @@ def test_a_proxy_that_refuses_is_not_asked_again_and_again(monkeypatch: pytest.M
 
     from huggingface_hub import constants
 
+    from cirbench.data import hosts
     from cirbench.models import hub
 
     tried = list[Any]()
@@ -74,7 +75,7 @@ def test_a_proxy_that_refuses_is_not_asked_again_and_again(monkeypatch: pytest.M
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         with hub.fetching():
             assert constants.HF_HUB_OFFLINE
-        assert tried.pop() == (door, hub.CONNECT) and not constants.HF_HUB_OFFLINE
+        assert tried.pop() == (door, hosts.CONNECT) and not constants.HF_HUB_OFFLINE
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: socket.socket())
     with hub.fetching():
         assert not constants.HF_HUB_OFFLINE
