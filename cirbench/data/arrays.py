@@ -13,13 +13,18 @@ import numpy as np
 
 from cirbench.types import CirbenchError
 
-__all__ = ["head_of", "read_member"]
+__all__ = ["head", "head_of", "read_member"]
 
 #: Arrays below this size are read without asking how much memory is free.
 SMALL = 1 << 28
 
 
-def _head(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def head(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the .npy array that begins here; the file then stands before its values.
+
+    Raises:
+        ValueError: no head that can be read.
+    """
     try:
         version = np.lib.format.read_magic(file)
         old = version == (1, 0)
@@ -29,8 +34,6 @@ def _head(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         # numpy evaluates the head as Python text, so a damaged one may raise nearly anything.
         said = (str(error).splitlines() or [""])[0][:100]
         raise ValueError(f"the head of the array cannot be read ({said})") from None
-    if dtype.hasobject:
-        raise ValueError(f"it holds Python objects ({dtype}), which are never read")
     return shape, dtype
 
 
@@ -43,8 +46,10 @@ def head_of(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
     """
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        shape, dtype = _head(file)
+        shape, dtype = head(file)
         held, wanted = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"it holds Python objects ({dtype}), which are never read")
     if held != wanted or any(length < 0 for length in shape):
         raise ValueError(f"{name} should have shape {shape} of {dtype}, {wanted} bytes, and has {held} bytes")
     return shape, dtype

@@ -14,10 +14,11 @@ import numpy as np
 
 from cirbench import json_text
 from cirbench.data import reading
+from cirbench.data.arrays import head
 from cirbench.data.image_files import FolderImages
 from cirbench.datasets import _common as c
 from cirbench.settings import Field, Settings
-from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split
+from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split, shown
 
 METRICS = ("R@1", "R@5", "R@10", "R@50", "R@100")
 FILE = "css_toy_dataset_novel2_small.dup.npy"
@@ -71,14 +72,10 @@ class _Plain(pickle.Unpickler):
 
 
 def _array(file: IO[bytes], path: Path) -> Any:
-    # `_read_array_header` guesses nothing: the three functions below are numpy's documented reader of headers.
     try:
-        version = np.lib.format.read_magic(file)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(file)
-    except Exception as error:
-        # numpy evaluates the head as Python text, so a damaged one may raise nearly anything.
-        raise CirbenchError(f"{path} is not an .npy file: {str(error)[:200]}. Fetch it again.") from None
+        shape, dtype = head(file)
+    except ValueError as error:
+        raise CirbenchError(f"{path} is not an .npy file: {error}. Fetch it again.") from None
     if shape != () or dtype != np.dtype(object):
         raise CirbenchError(f"{path}: one pickled object is expected, found an array {shape} of {dtype}.")
     try:
@@ -137,8 +134,7 @@ def _queries(part: dict[str, Any], name: str, crossed: bool, where: str) -> tupl
         for source, target in pairs:
             for index in (source, target):
                 if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
-                    shown = reading.shown(index).strip("'")
-                    raise CirbenchError(f"{at}: image {shown} does not exist; there are {count}.")
+                    raise CirbenchError(f"{at}: image {shown(index, 40)} does not exist; there are {count}.")
             queries.append(Query(
                 str(len(queries)), ids[source], (text,), hits[labels[target]],
                 extra={"target": ids[target], "label": labels[target]},
