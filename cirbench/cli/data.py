@@ -79,6 +79,7 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
         click.echo(f"{item.path}: {state}")
     if spec.manual:
         click.echo(f"by hand: {spec.manual}\nlayout under {root}: {spec.layout}\nlicence: {spec.licence}")
+    lacking = len(failures) + len(offline)
     if offline:
         # The cause first, and once: a terminal shows no end of a list of addresses.
         why = "; ".join(f"{host} cannot be reached: {cause}" for host, cause in hosts.silent.items())
@@ -87,8 +88,7 @@ def get(name: str, root: Path, mirror: tuple[str, ...], annotations_only: bool) 
             f"fetched. Repeat the command with a connection, or put them under {root} by hand."
         ))
     if failures:
-        count = len(failures) + max(len(offline) - 1, 0)
-        raise CirbenchError(f"{count} of {len(spec.downloads)} files are missing: " + " | ".join(failures))
+        raise CirbenchError(f"{lacking} of {len(spec.downloads)} files are missing: " + " | ".join(failures))
 
 
 def _progress(name: str) -> Any:

@@ -6,11 +6,11 @@ Nothing here imports torch: names are read, listed and refused before anything i
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cirbench import json_text
 from cirbench.types import CirbenchError
 
 __all__ = [
@@ -131,8 +131,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CirbenchError: it cannot be read, or is no object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json_text.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CirbenchError(f"{path} cannot be read as JSON: {error}. Fetch or restore the file.") from None
     if not isinstance(found, dict):
         raise CirbenchError(f"{path} holds no JSON object. Fetch or restore the file.")

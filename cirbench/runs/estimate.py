@@ -75,12 +75,6 @@ def _median(times: list[float]) -> float:
 
 
 def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool = True) -> Estimate:
-    """`_measure`, with what a method of somebody else raises as one message."""
-    with blaming(planned.method):
-        return _measure(planned, device, repeats, quiet)
-
-
-def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
     """Measure a few steps; the dataset's annotations are read, its pictures are not.
 
     Args:
@@ -88,7 +82,15 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
         device: where.
         repeats: steps that are timed, after a warm-up step; fewer where they take long.
         quiet: no progress.
+
+    Raises:
+        CirbenchError: among others, whatever a method of somebody else raises.
     """
+    with blaming(planned.method):
+        return _measure(planned, device, repeats, quiet)
+
+
+def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
     keep_freed_memory()
     where, dataset, settings = pick_device(device), planning.load(planned), planned.train
     form = planning.training_form(planned, dataset)

@@ -145,7 +145,7 @@ def _run(
     }
     write_record(Answering(
         folder, planned, method, dataset, absent, device, options.quiet, options.command, options.export, head, seconds,
-        began, home,
+        began, home=home,
     ))
     tidy(folder)
 

@@ -60,7 +60,7 @@ class Answering:
     head: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
-    home: os.stat_result | None = None
+    home: os.stat_result = field(kw_only=True)
 
 
 def write_record(ready: Answering) -> None:
@@ -100,8 +100,7 @@ def write_record(ready: Answering) -> None:
         "environment": cost.environment(ready.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if ready.home is not None:
-        check_home(ready.folder, ready.home)
+    check_home(ready.folder, ready.home)
     write_queries(ready.folder, split)
     write_json(ready.folder / "gallery.json", result.gallery)
     write_npz(ready.folder / "rankings.npz", arrays)
