@@ -5,6 +5,7 @@ Every function takes a `random.Random`, which hypothesis (`st.randoms`) or a fuz
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -98,11 +99,17 @@ def containers(value: Any) -> list[list[Any]]:
     return out
 
 
+def _odd(rng: Rng, odd: tuple[Any, ...]) -> Any:
+    """A copy: a list that stood in two values, or inside itself, would carry one example into the next."""
+    chosen = rng.choice(odd)
+    return copy.deepcopy(chosen) if isinstance(chosen, list | dict) and chosen is not ENDLESS else chosen
+
+
 def edit(value: Any, rng: Rng, odd: tuple[Any, ...] = ODD) -> Any:
     """One change somewhere inside a value made of lists and `Pairs`."""
     places = containers(value)
     if not places or rng.random() < 0.03:
-        return rng.choice(odd)
+        return _odd(rng, odd)
     where = rng.choice(places)
     n = rng.randrange(len(where))
     kind = rng.randrange(6)
@@ -120,7 +127,7 @@ def edit(value: Any, rng: Rng, odd: tuple[Any, ...] = ODD) -> Any:
     elif kind == 3:
         where.reverse()
     else:
-        put(rng.choice(odd))
+        put(_odd(rng, odd))
     return value
 
 
