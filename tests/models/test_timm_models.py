@@ -93,7 +93,7 @@ def test_image_only_ranks_with_a_timm_model(tmp_path: Path) -> None:
     assert set(record.data["loaded"]) == {name} and record.data["inputs"]["weights"][name].startswith("sha256:")
     told = record.data["preprocessing"]["clip"]
     assert told["size"] == 48 and len(told["mean"]) == 3
-    assert exit_code("eval", str(record.folder), "--quiet") == 0
+    assert exit_code("eval", str(record.folder), "--quiet", "--out", str(tmp_path / "evals")) == 0
 
 
 @pytest.mark.parametrize(("method", "over"), [

@@ -195,7 +195,7 @@ def test_the_second_stage_reads_the_first(tmp_path: Path) -> None:
     moved = shutil.copytree(trained.folder, tmp_path / "moved")
     again = tiny.plan("combiner", method__clip=f"run:{moved}", method__projection=8, method__hidden=8)
     assert identify(again, planning.load(again)).id == record.data["id"], "the same weights in another place"
-    assert exit_code("eval", str(record.folder), "--quiet") == 0, "the weights of the second stage load over it"
+    assert exit_code("eval", str(record.folder), "--quiet", "--out", str(tmp_path / "evals")) == 0, "the weights of the second stage load over it"
 
 
 def made_run(folder: Path, clip: str, state: dict[str, Tensor], weights: dict[str, str] | None = None, **config: Any) -> str:

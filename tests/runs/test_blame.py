@@ -77,6 +77,7 @@ def test_check_says_the_same(row: Row, tmp_path: Path) -> None:
     _, edits, message = row
     path, before = written(tmp_path, edits), shared()
     said = []
+    process.catch_signals()  # as the command does, or any KeyboardInterrupt is taken for Ctrl-C
     try:
         subject = contract.Subject(path, over={"method.dim": 8, "method.hidden": 8})
         subject.found  # noqa: B018
