@@ -31,6 +31,7 @@ from cirbench.models.names import (
     parts_of,
     pick,
 )
+from cirbench.models.pseudo_words import encode_pseudo, tower_of
 from cirbench.models.timm_models import check_timm, no_text
 from cirbench.models.trained_run import trained_run
 from cirbench.models.weights import ASSETS, tensors_sha256, weights_id
@@ -162,6 +163,26 @@ class Clip(nn.Module):
         """B strings -> (B, D), not normalised."""
         device = next(self.model.parameters()).device
         return self.model.encode_text(self.tokenize(list(texts)).to(device))
+
+    @property
+    def token_width(self) -> int:
+        """W, width of a word's embedding in the text tower.
+
+        Raises:
+            CirbenchError: a text tower that takes no pseudo-words.
+        """
+        return int(tower_of(self.model, self.tokenize, self.key).token_embedding.embedding_dim)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of cosines in the contrastive loss that it was trained with, exp of the trained value."""
+        return float(self.model.logit_scale.exp())
+
+    def encode_pseudo(self, texts: Sequence[str], pseudo: Tensor, slot: str = "$") -> Tensor:
+        """B texts and (B, W) or (B, k, W) pseudo-words -> (B, D), not normalised; see `pseudo_words.encode_pseudo`."""
+        if next(self.model.parameters()).device != pseudo.device:
+            self.to(pseudo.device)
+        return encode_pseudo(self.model, self.tokenize, texts, pseudo, slot, self.key)
 
 
 def load_clip(name: str, frozen: bool = True, seed: int = 0, image_size: int | None = None) -> Clip:

@@ -85,14 +85,28 @@ class WordTokenizer:
     def __len__(self) -> int:
         return len(self.vocabulary)
 
+    @property
+    def start(self) -> int:
+        """The id that every text begins with."""
+        return self.ids[START]
+
+    @property
+    def end(self) -> int:
+        """The id that every text ends with."""
+        return self.ids[END]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text's words, without start and end, however many."""
+        unknown = self.ids[UNKNOWN]
+        return [self.ids.get(w, unknown) for w in split_words(text)]
+
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """n strings -> (n, context) int64: start, words, end, then padding."""
         texts = [texts] if isinstance(texts, str) else texts
         out = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        unknown, start, end = self.ids[UNKNOWN], self.ids[START], self.ids[END]
         for row, text in enumerate(texts):
-            words = [self.ids.get(w, unknown) for w in split_words(text)[: self.context_length - 2]]
-            out[row, : len(words) + 2] = torch.tensor([start, *words, end])
+            words = self.encode(text)[: self.context_length - 2]
+            out[row, : len(words) + 2] = torch.tensor([self.start, *words, self.end])
         return out
 
 

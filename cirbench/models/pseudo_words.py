@@ -1,0 +1,112 @@
+"""Pseudo-words: vectors in the place of words, read by CLIP's text tower as if they were words (Pic2Word, SEARLE).
+
+A text holds a slot, `a photo of $ , in red`. Around it the text is tokenised as always; the slot becomes one token, or
+k, whose embeddings are replaced before positions are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from open_clip import SimpleTokenizer
+from torch import Tensor, nn
+
+from cirbench.models.small_clip import WordTokenizer
+from cirbench.types import CirbenchError, shown
+
+__all__ = ["encode_pseudo", "tower_of"]
+
+
+def tower_of(model: Any, tokenize: Any, name: str = "this model") -> Any:
+    """The part of a CLIP that holds `token_embedding`, of a text tower that can read pseudo-words.
+
+    Args:
+        model: open_clip's `CLIP`, or its `CustomTextCLIP` with a text tower of open_clip.
+        tokenize: its tokenizer; where a text ends must be known from the ids.
+        name: for the message.
+
+    Raises:
+        CirbenchError: another kind of text tower or tokenizer (SigLIP, CoCa, towers of Hugging Face).
+    """
+    tower = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
+    known = isinstance(tokenize, SimpleTokenizer | WordTokenizer) and getattr(tokenize, "reduction_fn", None) is None
+    embedding = getattr(tower, "token_embedding", None)
+    if not known or not isinstance(embedding, nn.Embedding) or getattr(tower, "cls_emb", None) is not None:
+        raise CirbenchError(
+            f"{name} takes no pseudo-words: its text tower is {type(tower).__name__} with a {type(tokenize).__name__}. "
+            "Name a CLIP whose texts are read by open_clip's own tower and tokenizer, such as ViT-L-14:openai, or a "
+            "packaged one, scenes-small."
+        )
+    return tower
+
+
+def encode_pseudo(
+    model: Any, tokenize: Any, texts: Sequence[str], pseudo: Tensor, slot: str, name: str = "this model"
+) -> Tensor:
+    """Texts with pseudo-words in them; a gradient reaches `pseudo`, whether the tower is frozen or not.
+
+    Args:
+        model: on the device of `pseudo`.
+        tokenize: its tokenizer.
+        texts: B strings, each with at least one slot. What exceeds the tower's context is cut, slots as well.
+        pseudo: (B, W), or (B, k, W) for k pseudo-words in every slot. All slots of a text get the same.
+        slot: marks the places; it is a word of its own, whatever stands beside it.
+        name: of the model, for messages.
+
+    Returns:
+        (B, D), not normalised.
+
+    Raises:
+        CirbenchError: a text without a slot, pseudo-words of another shape, a tower that takes none.
+    """
+    tower = tower_of(model, tokenize, name)
+    width = tower.token_embedding.embedding_dim
+    words = pseudo[:, None] if pseudo.ndim == 2 else pseudo
+    if words.ndim != 3 or len(words) != len(texts) or words.shape[2] != width or not words.shape[1]:
+        raise CirbenchError(
+            f"pseudo-words have the shape {tuple(pseudo.shape)} for {len(texts)} texts; {name} wants (B, {width}), or "
+            f"(B, k, {width}) for k of them in every slot."
+        )
+    ids, place = _tokens(tokenize, texts, slot, words.shape[1])
+    ids, place = ids.to(pseudo.device), place.to(pseudo.device)
+    rows, columns = (place >= 0).nonzero(as_tuple=True)
+
+    def replaced(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+        out = made.clone()
+        out[rows, columns] = words[rows, place[rows, columns]].to(made.dtype)
+        return out
+
+    hook = tower.token_embedding.register_forward_hook(replaced)
+    try:
+        return model.encode_text(ids)
+    finally:
+        hook.remove()
+
+
+def _tokens(tokenize: Any, texts: Sequence[str], slot: str, count: int) -> tuple[Tensor, Tensor]:
+    """(B, context) ids, and which of a slot's `count` tokens each is, -1 for other tokens."""
+    if isinstance(tokenize, SimpleTokenizer):
+        start, end = tokenize.sot_token_id, tokenize.eot_token_id
+    else:
+        start, end = tokenize.start, tokenize.end
+    # What stands there is never read; it must not be the end's id, nor that of padding.
+    stand_in = tokenize.encode("x")[0]
+    length = tokenize.context_length or 77
+    ids, place = torch.zeros(len(texts), length, dtype=torch.long), torch.full((len(texts), length), -1)
+    for row, text in enumerate(texts):
+        pieces = text.split(slot) if slot else [text]
+        if len(pieces) == 1:
+            raise CirbenchError(f"the text {shown(text)} has no slot {slot!r} for its pseudo-word.")
+        line, spots = [start], [-1]
+        for n, piece in enumerate(pieces):
+            if n:
+                line += [stand_in] * count
+                spots += range(count)
+            more = tokenize.encode(piece)
+            line += more
+            spots += [-1] * len(more)
+        line, spots = [*line[: length - 1], end], [*spots[: length - 1], -1]
+        ids[row, : len(line)], place[row, : len(spots)] = torch.tensor(line), torch.tensor(spots)
+    return ids, place
