@@ -319,6 +319,13 @@ class OptionalHooks(Interface):
         """
         ...
 
+    def adapt(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """(B, D), (N, D) -> (B, D'): called once for each gallery that is ranked, before `score`.
+
+        A row may depend on its query and on the gallery as a set, not on the other queries.
+        """
+        ...
+
     def modality_weights(self, batch: QueryBatch) -> Mapping[str, Tensor]:
         """Stream -> (B,) share of the image in the query, 0..1."""
         ...

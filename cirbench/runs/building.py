@@ -111,7 +111,7 @@ def build(
 
 #: What a method must have, and what it may have, as functions.
 HOOKS = ("encode_queries", "encode_images")
-OPTIONAL = ("losses", "optimizers", "score", "modality_weights", "contrasts", "explain", "extra_state")
+OPTIONAL = ("losses", "optimizers", "score", "adapt", "modality_weights", "contrasts", "explain", "extra_state")
 
 
 def _check_parts(make: Any, method: Any) -> None:

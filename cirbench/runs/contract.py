@@ -34,6 +34,7 @@ from cirbench.runs.building import build, load_method, make_deterministic, save_
 from cirbench.runs.recording import shares
 from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
+from cirbench.scoring.adapting import checked_adapt
 from cirbench.scoring.ranking import checked
 from cirbench.types import CirbenchError, Dataset, MethodError, TrainBatch
 
@@ -191,9 +192,22 @@ def embeddings(subject: Subject) -> None:
     _same(images, single, "an image's embedding depends on the other images of its batch")
     _same(images, backwards, "an image's embedding depends on its position in the gallery")
     with torch.inference_mode():
+        ranked = together
+        if hasattr(made, "adapt"):
+            ranked = _adapt(made, together, images)
         if hasattr(made, "score"):
-            _score(made, together, images)
+            _score(made, ranked, images)
         _evidence(made, feed, references, words)
+
+
+def _adapt(made: Any, queries: Tensor, images: Tensor) -> Tensor:
+    """A row that is adapted depends on its query and on the gallery as a set."""
+    whole = checked_adapt(made.adapt, queries, images)
+    single = torch.cat([checked_adapt(made.adapt, queries[n : n + 1], images) for n in range(QUERIES)])
+    _same(whole, single, "what `adapt` makes of a query depends on the other queries of the call")
+    backwards = checked_adapt(made.adapt, queries, images.flip(0))
+    _same(whole, backwards, "what `adapt` makes of a query depends on the order of the gallery")
+    return whole
 
 
 def _score(made: Any, queries: Tensor, images: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cirbench.data.batches import Feed
+from cirbench.scoring.adapting import Adapt
 from cirbench.scoring.ranking import View, dot, rank
 from cirbench.types import Frozen, Inputs, Method, QueryBatch
 
@@ -75,6 +76,7 @@ def latency(
         for n, i in method.inputs.images.items() if isinstance(i, Frozen)
     }
     kept = feed.queries([image_id], [text])
+    adapt: Adapt | None = getattr(method, "adapt", None)
     with torch.inference_mode():
         for _ in range(repeats):
             start = time.perf_counter()
@@ -85,6 +87,7 @@ def latency(
             for name, wanted in method.inputs.texts.items():
                 batch.text[name] = wanted.encoder.encode_texts([text]).float()
             encoded = method.encode_queries(batch).float()
+            encoded = adapt(encoded, gallery) if adapt is not None else encoded
             rank(encoded, gallery, [view], getattr(method, "score", dot))
             if feed.device.type == "cuda":
                 torch.cuda.synchronize(feed.device)

@@ -20,6 +20,7 @@ from cirbench.runs import cost
 from cirbench.runs.planning import Plan, scored
 from cirbench.runs.record import SCHEMA, write_pictures
 from cirbench.scoring import evaluation, missing_images
+from cirbench.scoring.adapting import note_of
 from cirbench.types import CirbenchError, Dataset, Method, MethodError, OptionalHooks, Query, QueryBatch, Split
 
 __all__ = ["Answering", "check_queries", "shares", "write_queries", "write_record"]
@@ -82,6 +83,8 @@ def write_record(ready: Answering) -> None:
         head |= {"missing": ready.absent.counts, "notes": [*head.get("notes", ()), ready.absent.note()]}
         for name, beside in ready.absent.beside("report", split, protocols, result.arrays).items():
             result.protocols[name]["missing"] = beside
+    if notes := note_of(method, protocols):
+        head["notes"] = [*head.get("notes", ()), *notes]
     arrays = dict(result.arrays)
     if hasattr(method, "modality_weights"):
         arrays.update(_weights(method, feed, dataset, split, forms[0]))

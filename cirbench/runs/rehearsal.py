@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cirbench.runs.building import packed
 from cirbench.runs.recording import shares
+from cirbench.scoring.adapting import checked_adapt
 from cirbench.scoring.evaluation import encoded, fit
 from cirbench.scoring.ranking import checked
 from cirbench.types import Frozen, Inputs, Method, MethodError, OptionalHooks, QueryBatch
@@ -57,6 +58,8 @@ def rehearse(method: Method, known: Sequence[str], device: torch.device) -> None
         images = encoded(method.encode_images, noise_images(method.inputs, IMAGES, device), IMAGES)
         queries = encoded(method.encode_queries, batch, QUERIES)
         fit(method, queries, images)
+        if hasattr(method, "adapt"):
+            queries = checked_adapt(optional.adapt, queries.float(), images.float())
         if hasattr(method, "score"):
             checked(optional.score, queries.float(), images.float())
         if hasattr(method, "modality_weights"):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cirbench import process
 from cirbench.data.batches import Feed
 from cirbench.scoring import protocol_scoring
+from cirbench.scoring.adapting import Adapt, adapted
 from cirbench.scoring.ranking import Ranks, Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Method, MethodError, Protocol, Query, QueryBatch, Split
 
@@ -79,9 +80,9 @@ def judge(
 
 def score(
     split: Split, protocols: Sequence[Protocol], gallery: Sequence[str], images: Tensor, rows: Mapping[str, Rows],
-    scoring: Score = dot, absent: Sequence[str] = (),
+    scoring: Score = dot, absent: Sequence[str] = (), adapt: Adapt | None = None,
 ) -> Evaluation:
-    """Rank every text form once and score every protocol from the ranks.
+    """Rank every text form once, or once a gallery where a method adapts to it, and score every protocol.
 
     Args:
         split: queries and galleries.
@@ -91,6 +92,7 @@ def score(
         rows: text form -> encoded rows.
         scoring: a method's own score, or the dot product.
         absent: groups that have no row; averages over groups are then left out.
+        adapt: a method's own, see adapting.py.
 
     Raises:
         CirbenchError: an embedding that is not finite.
@@ -107,16 +109,24 @@ def score(
         part = rows[form]
         if not torch.isfinite(part.embeddings).all():
             raise CirbenchError(f"the query embeddings of {form!r} hold NaN or infinite values and cannot be ranked.")
-        kinds = [(p, kind) for p in mine for kind in protocol_scoring.needed(p)]
-        views = [protocol_scoring.view_of(split, p, position, part.query, kind) for p, kind in kinds]
-        results, top, top_score = rank(part.embeddings, images, views, scoring, TOP)
-        out.arrays[f"row_query/{form}"] = part.query.astype(np.int32)
-        out.arrays[f"top/{form}"], out.arrays[f"top_score/{form}"] = top, top_score
-        for protocol in mine:
-            ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
-            members = views[kinds.index((protocol, protocol_scoring.BEST))].members
-            size = len(gallery) if members is None else int(members.sum(1).max())
-            judge(out, split, protocol, part.query, ranks, position, size, absent)
+        together = [mine]
+        if adapt is not None:  # the queries then depend on what is ranked
+            together = [[p for p in mine if p.gallery == g] for g in dict.fromkeys(p.gallery for p in mine)]
+        for number, ranked in enumerate(together):
+            kinds = [(p, kind) for p in ranked for kind in protocol_scoring.needed(p)]
+            views = [protocol_scoring.view_of(split, p, position, part.query, kind) for p, kind in kinds]
+            queries = part.embeddings
+            if adapt is not None:
+                queries = adapted(adapt, queries, images, views[0], ranked[0])
+            results, top, top_score = rank(queries, images, views, scoring, TOP)
+            if not number:
+                out.arrays[f"row_query/{form}"] = part.query.astype(np.int32)
+                out.arrays[f"top/{form}"], out.arrays[f"top_score/{form}"] = top, top_score
+            for protocol in ranked:
+                ranks = {kind: r for (p, kind), r in zip(kinds, results, strict=True) if p is protocol}
+                members = views[kinds.index((protocol, protocol_scoring.BEST))].members
+                size = len(gallery) if members is None else int(members.sum(1).max())
+                judge(out, split, protocol, part.query, ranks, position, size, absent)
     return out
 
 
@@ -240,4 +250,5 @@ def evaluate(
     scoring = getattr(method, "score", dot)
     for part in rows.values():
         fit(method, part.embeddings, images)
-    return score(split, protocols, gallery, images, rows, scoring), images, rows
+    found = score(split, protocols, gallery, images, rows, scoring, adapt=getattr(method, "adapt", None))
+    return found, images, rows
