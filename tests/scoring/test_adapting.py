@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cirbench.runs import contract
 from cirbench.scoring import evaluation
 from cirbench.scoring.adapting import adapted, checked_adapt, note_of
 from cirbench.scoring.ranking import View
@@ -87,3 +88,19 @@ def test_protocols_of_one_form_with_other_galleries_are_adapted_apart() -> None:
 def test_wrong_results_are_one_message(made, told: str) -> None:
     with pytest.raises(MethodError, match=told):
         checked_adapt(made, torch.randn(3, 4), torch.randn(5, 4))
+
+
+class Company:
+    """Broken: a query is centred by the other queries, or looks at the first image of the gallery."""
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+
+    def adapt(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        return queries - (queries.mean(0) if self.by == "queries" else gallery[0])
+
+
+@pytest.mark.parametrize("by, told", [("queries", "the other queries of the call"), ("order", "the order of the gallery")])
+def test_check_catches_what_depends_on_company(by: str, told: str) -> None:
+    with pytest.raises(contract.Broken, match=told):
+        contract._adapt(Company(by), torch.randn(contract.QUERIES, 4), torch.randn(9, 4))
