@@ -97,6 +97,10 @@ def test_they_run_offline_without_training(tmp_path: Path) -> None:
     assert metrics("sum", "bge-vl", train__epochs=0) == unscaled
     assert metrics("slerp", "", train__epochs=0, method__alpha=0.0) == metrics("image-only", "zero-shot", train__epochs=0)
     assert metrics("slerp", "", train__epochs=0, method__alpha=1.0) == metrics("text-only", "zero-shot", train__epochs=0)
+    # The mean of plain similarities is the sum of unit vectors; one share alone is one of the two floors.
+    assert metrics("weicom", "average", train__epochs=0) == metrics("sum", "zero-shot", train__epochs=0)
+    assert metrics("weicom", "", train__epochs=0, method__share=0.0) == metrics("image-only", "zero-shot", train__epochs=0)
+    assert metrics("weicom", "", train__epochs=0, method__share=1.0) == metrics("text-only", "zero-shot", train__epochs=0)
 
 
 def test_slerp_is_trained_where_it_is_projected() -> None:
