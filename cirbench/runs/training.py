@@ -114,6 +114,13 @@ def _to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
 
+#: What a checkpoint holds, as far as resuming depends on it.
+_KEPT: Mapping[str, type] = {
+    "method": dict, "optimizers": dict, "scaler": dict, "random": dict, "epoch": int, "step": int, "log": list,
+    "best_epoch": int, "seconds": float, "cpu": float,
+}
+
+
 class _Checkpoint:
     """One file, replaced as a whole; loading runs no code."""
 
@@ -129,13 +136,16 @@ class _Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise  # it may be whole
         except Exception:
-            # Only a disk fault leaves a damaged one (it is renamed when complete): then the run starts over.
-            self.path.unlink()
-            return None
+            found = None
+        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in _KEPT.items()):
+            return found
+        # A disk fault damaged it (it is renamed when complete), or another file was put there: the run starts over.
+        self.path.unlink()
+        return None
 
 
 def train(

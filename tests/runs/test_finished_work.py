@@ -150,15 +150,23 @@ def test_nobody_is_told_to_delete_what_may_be_whole(
 
 def test_a_checkpoint_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = training._Checkpoint(tmp_path / "checkpoint.pt")
-    checkpoint.save({"epoch": 1})
+    whole: dict[str, object] = {name: kind() for name, kind in training._KEPT.items()}
+    checkpoint.save(whole)
     for error in (PermissionError(errno.EACCES, "Permission denied"), MemoryError()):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "load", lambda *a, e=error, **k: (_ for _ in ()).throw(e))
             with pytest.raises(type(error)):
                 checkpoint.load()
-    assert checkpoint.load() == {"epoch": 1}
+    assert checkpoint.load() == whole
     (tmp_path / "checkpoint.pt").write_bytes(b"PK damaged")
     assert checkpoint.load() is None and not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("foreign", [{"state_dict": {}}, {}, [1, 2], torch.zeros(3), 7, {"method": {}, "epoch": "3"}], ids=str)
+def test_a_foreign_checkpoint_counts_as_damaged(tmp_path: Path, foreign: object) -> None:
+    torch.save(foreign, tmp_path / "checkpoint.pt")
+    assert training._Checkpoint(tmp_path / "checkpoint.pt").load() is None
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_lease_that_cannot_be_read_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
