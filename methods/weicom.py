@@ -70,7 +70,9 @@ class WeiCom(nn.Module):
         return l2norm(images["clip"])
 
     def adapt(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        """(B, 2D), (N, D) -> (B, 2D + 4): mean and spread of both similarities over the gallery."""
+        """(B, 2D), (N, D) -> (B, 2D + 4): mean and spread of both similarities, where they are read."""
+        if self.config.kind != "normalised":
+            return queries
         # In double precision: x^T C x is a small difference of large sums.
         double = gallery.double()
         mean = double.mean(0)

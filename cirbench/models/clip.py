@@ -180,8 +180,6 @@ class Clip(nn.Module):
 
     def encode_pseudo(self, texts: Sequence[str], pseudo: Tensor, slot: str = "$") -> Tensor:
         """B texts and (B, W) or (B, k, W) pseudo-words -> (B, D), not normalised; see `pseudo_words.encode_pseudo`."""
-        if next(self.model.parameters()).device != pseudo.device:
-            self.to(pseudo.device)
         return encode_pseudo(self.model, self.tokenize, texts, pseudo, slot, self.key)
 
 

@@ -87,26 +87,20 @@ def encode_pseudo(
 
 def _tokens(tokenize: Any, texts: Sequence[str], slot: str, count: int) -> tuple[Tensor, Tensor]:
     """(B, context) ids, and which of a slot's `count` tokens each is, -1 for other tokens."""
-    if isinstance(tokenize, SimpleTokenizer):
-        start, end = tokenize.sot_token_id, tokenize.eot_token_id
-    else:
-        start, end = tokenize.start, tokenize.end
-    # What stands there is never read; it must not be the end's id, nor that of padding.
-    stand_in = tokenize.encode("x")[0]
-    length = tokenize.context_length or 77
-    ids, place = torch.zeros(len(texts), length, dtype=torch.long), torch.full((len(texts), length), -1)
-    for row, text in enumerate(texts):
-        pieces = text.split(slot) if slot else [text]
-        if len(pieces) == 1:
-            raise CirbenchError(f"the text {shown(text)} has no slot {slot!r} for its pseudo-word.")
-        line, spots = [start], [-1]
-        for n, piece in enumerate(pieces):
-            if n:
-                line += [stand_in] * count
-                spots += range(count)
-            more = tokenize.encode(piece)
-            line += more
-            spots += [-1] * len(more)
-        line, spots = [*line[: length - 1], end], [*spots[: length - 1], -1]
-        ids[row, : len(line)], place[row, : len(spots)] = torch.tensor(line), torch.tensor(spots)
-    return ids, place
+    # A template is the text of a whole batch.
+    lines = {text: _line(tokenize, text, slot, count) for text in dict.fromkeys(texts)}
+    marked = torch.stack([lines[text] for text in texts])
+    # What stands in a slot is never read; it must be neither the end's id nor that of padding.
+    return marked.where(marked >= 0, tokenize.encode("x")[0]), (-1 - marked).clamp(min=-1)
+
+
+def _line(tokenize: Any, text: str, slot: str, count: int) -> Tensor:
+    """(context,) ids of one text, with -1 - n for the n-th token of a slot."""
+    first, *others = text.split(slot) if slot else [text]
+    if not others:
+        raise CirbenchError(f"the text {shown(text)} has no slot {slot!r} for its pseudo-word.")
+    line = [tokenize.sot_token_id, *tokenize.encode(first)]
+    for piece in others:
+        line += [*range(-1, -1 - count, -1), *tokenize.encode(piece)]
+    line = [*line[: tokenize.context_length - 1], tokenize.eot_token_id]
+    return torch.tensor(line + [0] * (tokenize.context_length - len(line)))

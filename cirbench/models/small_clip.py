@@ -86,13 +86,13 @@ class WordTokenizer:
         return len(self.vocabulary)
 
     @property
-    def start(self) -> int:
-        """The id that every text begins with."""
+    def sot_token_id(self) -> int:
+        """The id that every text begins with, under open_clip's name for it."""
         return self.ids[START]
 
     @property
-    def end(self) -> int:
-        """The id that every text ends with."""
+    def eot_token_id(self) -> int:
+        """The id that every text ends with, under open_clip's name for it."""
         return self.ids[END]
 
     def encode(self, text: str) -> list[int]:
@@ -106,7 +106,7 @@ class WordTokenizer:
         out = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         for row, text in enumerate(texts):
             words = self.encode(text)[: self.context_length - 2]
-            out[row, : len(words) + 2] = torch.tensor([self.start, *words, self.end])
+            out[row, : len(words) + 2] = torch.tensor([self.sot_token_id, *words, self.eot_token_id])
         return out
 
 

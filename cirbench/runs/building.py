@@ -33,8 +33,8 @@ from cirbench.types import (
 )
 
 __all__ = [
-    "build", "check_backbones", "load_method", "make_deterministic", "packed", "preprocessing", "save_weights",
-    "train_view",
+    "build", "check_backbones", "frozen", "load_method", "make_deterministic", "packed", "preprocessing",
+    "save_weights", "train_view",
 ]
 
 
@@ -89,7 +89,7 @@ def build(
     Args:
         planned: the run.
         dataset: its data; the training texts are shown to the method.
-        device: of the method; None leaves it on the CPU.
+        device: of the method and its frozen encoders; None leaves them on the CPU.
         state: what `extra_state` returned when weights were saved; None in training.
         encoders: loader of its encoders; by default a new one with the seed of the run.
         config: instead of the plan's, for measuring without weights.
@@ -104,9 +104,18 @@ def build(
     with process.unchanged(make):
         method: Method = make(config or planned.config, encoders, view, state)
     _check_parts(make, method)
-    if isinstance(method, torch.nn.Module) and device is not None:
-        method.to(device)
+    if device is not None:
+        if isinstance(method, torch.nn.Module):
+            method.to(device)
+        # A method may read pseudo-words by an encoder outside the module.
+        for wanted in frozen(method.inputs):
+            wanted.encoder.to(device)
     return method
+
+
+def frozen(inputs: Inputs) -> list[Frozen]:
+    """The frozen encoders among a method's inputs; one that reads pictures and texts stands there twice."""
+    return [i for i in (*inputs.images.values(), *inputs.texts.values()) if isinstance(i, Frozen)]
 
 
 #: What a method must have, and what it may have, as functions.
@@ -214,7 +223,7 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
         raise CirbenchError(f"{path} cannot be read as safetensors: {error}. Run it again with --force.") from None
     except Exception as error:
         raise CirbenchError(f"{path} is damaged: {error}. Run it again with --force.") from None
-    method = build(planned, dataset, state=state)
+    method = build(planned, dataset, device, state)
     if isinstance(method, torch.nn.Module):
         try:
             method.load_state_dict(tensors)
@@ -223,5 +232,5 @@ def load_method(planned: Plan, dataset: Dataset, path: Path, device: torch.devic
                 f"the weights in {path} do not match the method {planned.method.name}: "
                 f"{str(error).splitlines()[-1].strip()} Its source or its config has changed since."
             ) from None
-        method.to(device).eval()
+        method.eval()
     return method

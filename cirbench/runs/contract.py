@@ -203,6 +203,7 @@ def embeddings(subject: Subject) -> None:
 def _adapt(made: Any, queries: Tensor, images: Tensor) -> Tensor:
     """A row that is adapted depends on its query and on the gallery as a set."""
     whole = checked_adapt(made.adapt, queries, images)
+    evaluation.fit(made, whole, images, made.adapt)
     single = torch.cat([checked_adapt(made.adapt, queries[n : n + 1], images) for n in range(QUERIES)])
     _same(whole, single, "what `adapt` makes of a query depends on the other queries of the call")
     backwards = checked_adapt(made.adapt, queries, images.flip(0))

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cirbench.data.batches import Feed
+from cirbench.runs.building import frozen
 from cirbench.scoring.adapting import Adapt
 from cirbench.scoring.ranking import View, dot, rank
-from cirbench.types import Frozen, Inputs, Method, QueryBatch
+from cirbench.types import Frozen, Method, QueryBatch
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow", "optuna", "pandas", "scipy")
 
@@ -30,15 +31,11 @@ def parameters(method: Method) -> dict[str, int]:
     """Trainable parameters, and all of them, the frozen encoders behind cached features included."""
     own = list(method.parameters()) if isinstance(method, torch.nn.Module) else []
     trainable = sum(p.numel() for p in own if p.requires_grad)
-    frozen = {id(i.encoder): i.encoder for i in _frozen(method.inputs)}
+    fixed = {id(i.encoder): i.encoder for i in frozen(method.inputs)}
     return {
         "trainable": trainable,
-        "total": sum(p.numel() for p in own) + sum(p.numel() for e in frozen.values() for p in e.parameters()),
+        "total": sum(p.numel() for p in own) + sum(p.numel() for e in fixed.values() for p in e.parameters()),
     }
-
-
-def _frozen(inputs: Inputs) -> list[Frozen]:
-    return [i for i in (*inputs.images.values(), *inputs.texts.values()) if isinstance(i, Frozen)]
 
 
 def flops(method: Method, feed: Feed, image_id: str, text: str) -> dict[str, int]:

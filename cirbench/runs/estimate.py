@@ -142,11 +142,11 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
         many = len(training) * mirrored + len(report.images())
         for wanted in method.inputs.images.values():
             if isinstance(wanted, Frozen):
-                encoder, side = wanted.encoder.to(where), wanted.encoder.pixels.size
+                encoder, side = wanted.encoder, wanted.encoder.pixels.size
                 noise = torch.randn(few, 3, side, side, device=where)
                 feature_seconds += timed(lambda e=encoder, x=noise: e.encode_images(x)) / few * many  # type: ignore[misc]
         for wanted in method.inputs.texts.values():
-            encoder = wanted.encoder.to(where)
+            encoder = wanted.encoder
             strings = len(set(known)) + len(evaluation.texts_of(dataset, report, [form]))
             feature_seconds += timed(lambda e=encoder: e.encode_texts(words)) / few * strings  # type: ignore[misc]
     bar.close()

@@ -60,6 +60,7 @@ def rehearse(method: Method, known: Sequence[str], device: torch.device) -> None
         fit(method, queries, images)
         if hasattr(method, "adapt"):
             queries = checked_adapt(optional.adapt, queries.float(), images.float())
+            fit(method, queries, images, optional.adapt)
         if hasattr(method, "score"):
             checked(optional.score, queries.float(), images.float())
         if hasattr(method, "modality_weights"):

@@ -1,4 +1,4 @@
-"""The optimisation loop: devices, mixed precision, learning-rate schedules, checkpoints and resuming.
+"""The optimisation loop: devices, mixed precision, checkpoints and resuming.
 
 A run that is killed and started again ends bit-identical to one that was not (same machine, same number of threads):
 batches are functions of (seed, epoch, step), and a checkpoint holds weights, optimisers and torch's random state.
@@ -24,6 +24,7 @@ from cirbench import process
 from cirbench.data.batches import Feed, Triplets
 from cirbench.files import check_home, writing
 from cirbench.runs.mutual_information import Bounds
+from cirbench.runs.schedule import learning_rate
 from cirbench.settings import TrainSettings, unknown
 from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
 
@@ -82,19 +83,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(1 << 30))  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         pass  # another libc: only slower
-
-
-def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """Factor of the learning rate at a step, 0-based."""
-    factor = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
-    done = step / max(steps, 1)
-    if settings.schedule == "linear":
-        factor *= min(1.0, 2 * (1 - done))
-    elif settings.schedule == "cosine":
-        factor *= 0.5 * (1 + math.cos(math.pi * done))
-    elif settings.schedule == "step":
-        factor *= settings.decay_factor ** (step // settings.decay_every)
-    return factor
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -219,8 +219,14 @@ def feed_of(
     return Feed(dataset, split.images(), texts_of(dataset, split, forms), method.inputs, device, quiet=quiet)
 
 
-def fit(method: Method, queries: Tensor, images: Tensor) -> None:
+def fit(method: Method, queries: Tensor, images: Tensor, made_by: Callable[..., Tensor] | None = None) -> None:
     """(R, D) queries and (N, D) images of one method can be compared.
+
+    Args:
+        method: of both.
+        queries: (R, D).
+        images: (N, D).
+        made_by: what made the queries, for the message; `encode_queries` by default.
 
     Raises:
         MethodError: they lie on different devices, or have different D and the method has no `score` of its own.
@@ -232,8 +238,8 @@ def fit(method: Method, queries: Tensor, images: Tensor) -> None:
         )
     if not hasattr(method, "score") and queries.shape[1] != images.shape[1]:
         raise MethodError(
-            method.encode_queries, f"the embeddings of queries have D = {queries.shape[1]}, those of images D = "
-            f"{images.shape[1]}; a dot product needs equal D."
+            made_by or method.encode_queries, f"the embeddings of queries have D = {queries.shape[1]}, those of images "
+            f"D = {images.shape[1]}; a dot product needs equal D."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from cirbench.data.batches import Feed
 from cirbench.scoring import evaluation, missing_images, protocol_scoring, server_files
-from cirbench.scoring.adapting import Adapt, adapted
+from cirbench.scoring.adapting import adapted
 from cirbench.scoring.ranking import Score, dot, rank
 from cirbench.types import CirbenchError, Dataset, Method, Protocol, Split
 
@@ -21,17 +21,13 @@ SERVERS = {"cirr": "test1", "circo": "test"}
 
 def rankings(
     dataset: Dataset, split: Split, images: torch.Tensor, rows: evaluation.Rows, protocol: Protocol, k: int,
-    kind: str = protocol_scoring.BEST, scoring: Score = dot, adapt: Adapt | None = None,
+    kind: str = protocol_scoring.BEST, scoring: Score = dot,
 ) -> list[list[str]]:
     """The first k image ids of every query."""
     gallery = evaluation.gallery_of(split)
     position = {name: n for n, name in enumerate(gallery)}
     view = protocol_scoring.view_of(split, protocol, position, rows.query, kind)
-    queries = rows.embeddings
-    if adapt is not None:
-        whole = protocol_scoring.view_of(split, protocol, position, rows.query)
-        queries = adapted(adapt, queries, images, whole, protocol)
-    _, top, _ = rank(queries, images, [view], scoring, k)
+    _, top, _ = rank(rows.embeddings, images, [view], scoring, k)
     return [[gallery[int(t)] for t in line if t >= 0] for line in np.asarray(top)]
 
 
@@ -60,12 +56,16 @@ def write(
     form = dataset.forms[protocol.form]
     texts: Sequence[str] = evaluation.texts_of(dataset, split, [protocol.form])
     feed = Feed(dataset, split.images(), texts, method.inputs, device, quiet=quiet)
-    images = evaluation.encode_gallery(method, feed, evaluation.gallery_of(split), quiet)
+    gallery = evaluation.gallery_of(split)
+    images = evaluation.encode_gallery(method, feed, gallery, quiet)
     rows = evaluation.encode_rows(method, feed, split, form, quiet)
-    scoring, adapt = getattr(method, "score", dot), getattr(method, "adapt", None)
-    ranked = rankings(dataset, split, images, rows, protocol, 50, scoring=scoring, adapt=adapt)
+    if hasattr(method, "adapt"):
+        view = protocol_scoring.view_of(split, protocol, {name: n for n, name in enumerate(gallery)}, rows.query)
+        rows = replace(rows, embeddings=adapted(method.adapt, rows.embeddings, images, view, protocol))
+    scoring = getattr(method, "score", dot)
+    ranked = rankings(dataset, split, images, rows, protocol, 50, scoring=scoring)
     if dataset.name == "cirr":
-        subset = rankings(dataset, split, images, rows, protocol, 5, protocol_scoring.SUBSET, scoring, adapt)
+        subset = rankings(dataset, split, images, rows, protocol, 5, protocol_scoring.SUBSET, scoring)
         paths = server_files.write_cirr(folder, split, ranked, subset)
     else:
         paths = server_files.write_circo(folder, split, ranked)

@@ -95,6 +95,8 @@ EMBEDDINGS: list[Row] = [
      "in score: .*torch.int32"),
     ("adapted to another shape", body("    def adapt(self, queries, gallery):\n        return queries[:, 0]"),
      r"mine.py, line \d+, in adapt: .*of shape \(\d,\)"),
+    ("adapted to another width", body("    def adapt(self, queries, gallery):\n        return torch.cat([queries, queries], 1)"),
+     r"in adapt: .*D = \d+, those of images D = \d+; a dot product"),
     ("adapted to None", body("    def adapt(self, queries, gallery):\n        self.seen = len(gallery)"), "in adapt: .*returned NoneType"),
     ("adapted to NaN", body("    def adapt(self, queries, gallery):\n        return queries / 0 * 0"), "in adapt: .*NaN or infinite"),
     ("weights of another shape", body("    def modality_weights(self, batch):\n        return {'all': torch.ones(2, 2)}"),

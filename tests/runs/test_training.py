@@ -15,7 +15,7 @@ import torch
 from cirbench.data.batches import Triplets
 from cirbench.plugins import find_method
 from cirbench.runs import execution, planning, training
-from cirbench.runs.training import learning_rate
+from cirbench.runs.schedule import learning_rate
 from cirbench.settings import TrainSettings
 from cirbench.types import CirbenchError, TrainBatch
 
