@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from cirbench.methods import pic2word
 
 from cirbench.models.clip import load_clip
+from cirbench.runs import planning
+from cirbench.runs.building import build
 from cirbench.types import TrainBatch
 
 
@@ -71,3 +74,10 @@ def test_biases_do_not_decay(made) -> None:
     weights, biases = made.optimizers()["phi"].param_groups
     assert weights["weight_decay"] == 0.1 and len(weights["params"]) == 3
     assert biases["weight_decay"] == 0.0 and len(biases["params"]) == 3
+
+
+def test_the_clip_is_moved_with_the_method_before_anything_is_encoded() -> None:
+    """Moved while something is encoded, its weights would be tensors of inference, and no gradient would pass them."""
+    planned = tiny.plan("pic2word")
+    made = build(planned, planning.load(planned), torch.device("meta"))
+    assert {p.device.type for p in made.parameters()} == {p.device.type for p in made.clip[0].parameters()} == {"meta"}
