@@ -84,6 +84,14 @@ class TrainSettings(Settings):
         "", description="text form used in training, if not the protocol's; of several strings per query one is drawn "
         "every epoch"
     )
+    captions: str = Field(
+        "", description="text file of further captions, one a line, for methods that learn from captions",
+        json_schema_extra={"neutral": ""},
+    )
+    pictures: str = Field(
+        "", description="folder of further pictures, for methods that look at the training pictures beforehand",
+        json_schema_extra={"neutral": ""},
+    )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the split that selects")
     seconds_between_checkpoints: float = Field(
         20.0, ge=0, description="for resuming; 0 writes a checkpoint after every step. No effect on results",

@@ -274,15 +274,31 @@ class TrainBatch(QueryBatch):
 
 @dataclass(frozen=True)
 class TrainView:
-    """What a method may know of the training set before training: no picture, no label.
+    """What a method may know of the training set when it is built: no picture, no label.
 
     Attributes:
         texts: the training texts in file order (a vocabulary is built from them).
         triplets: how many there are.
+        captions: of single training pictures (`Dataset.captions`), then the lines of `train.captions`; none belongs to
+            a picture of `select` or `report`. Empty where there are none, and where weights are loaded.
     """
 
     texts: Sequence[str]
     triplets: int
+    captions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The training pictures, which a method may study once before training: no triplet, no label.
+
+    Attributes:
+        images: input name -> (N, D) features, for the inputs that are `Frozen`; those of `train.pictures` come last.
+        captions: of each of the N pictures; empty where it has none.
+    """
+
+    images: Mapping[str, Tensor]
+    captions: Sequence[Sequence[str]]
 
 
 class Method(Interface):
@@ -316,6 +332,13 @@ class OptionalHooks(Interface):
         """(B, D), (N, D) -> (B, N), higher is better; by default the dot product.
 
         The gallery comes block by block, real images only, so a score may depend on its query and its image alone.
+        """
+        ...
+
+    def prepare(self, corpus: Corpus) -> None:
+        """Called once before training, also with epochs=0 and where a run is resumed, never where weights are loaded.
+
+        What evaluation needs goes into persistent buffers of a fixed shape. Torch's generator is seeded by the run.
         """
         ...
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cirbench.data import reading
 from cirbench.data.image_files import EXTENSIONS, Reading, nfc
+from cirbench.data.outside import files_below
 from cirbench.types import CirbenchError
 
-#: What systems leave in folders by themselves.
-_IGNORED = ("thumbs.db", "desktop.ini")
 #: From this likeness on, a value of the column `split` is taken for a slip of the pen.
 _SLIP = 0.7
 
@@ -32,7 +31,7 @@ def in_folder(root: Path, manual: str) -> tuple[dict[str, str], list[str]]:
         raise CirbenchError(f"custom: {root} has neither images.csv nor a folder images/ (it holds {here}). {manual}")
     paths: dict[str, str] = {}
     others: Counter[str] = Counter()
-    for file in sorted(_walk(folder)):
+    for file in sorted(files_below(folder)):
         path = file.relative_to(root).as_posix()
         if file.suffix.lower() not in EXTENSIONS:
             others[file.suffix.lower() or "no ending"] += 1
@@ -55,17 +54,6 @@ def in_folder(root: Path, manual: str) -> tuple[dict[str, str], list[str]]:
         )
     note = f"{others.total()} files under images/ take no part, by their endings: {listing}"
     return paths, [note] if others else []
-
-
-def _walk(folder: Path) -> Iterable[Path]:
-    """Files below a folder, each real folder once, whatever links lead to it."""
-    seen: set[str] = set()
-    for here, below, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        below[:] = [] if real in seen else sorted(name for name in below if name != "__MACOSX")
-        if real not in seen:
-            yield from (Path(here, name) for name in files if name[0] != "." and name.lower() not in _IGNORED)
-        seen.add(real)
 
 
 def listed(table: Path) -> tuple[dict[str, str], list[dict[str, str]]]:

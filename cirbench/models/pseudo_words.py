@@ -16,7 +16,24 @@ from torch import Tensor, nn
 from cirbench.models.small_clip import WordTokenizer
 from cirbench.types import CirbenchError, shown
 
-__all__ = ["encode_pseudo", "tower_of"]
+__all__ = ["PseudoWord", "encode_pseudo", "slots_read", "tower_of"]
+
+
+class PseudoWord(nn.Sequential):
+    """phi of SEARLE and LinCIR, an image or text vector -> a pseudo-word: (B, D) -> (B, W).
+
+    Args:
+        dim: D.
+        hidden: width of both hidden layers; the papers' 4 D.
+        width: W, the token width of the text tower.
+        dropout: rate behind both hidden layers.
+    """
+
+    def __init__(self, dim: int, hidden: int, width: int, dropout: float = 0.5) -> None:
+        super().__init__(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width),
+        )
 
 
 def tower_of(model: Any, tokenize: Any, name: str = "this model") -> Any:
@@ -83,6 +100,11 @@ def encode_pseudo(
         return model.encode_text(ids)
     finally:
         hook.remove()
+
+
+def slots_read(tokenize: Any, text: str, slot: str) -> int:
+    """How many slots of a text lie within the context of the tower, the others being cut off."""
+    return int((_line(tokenize, text, slot, 1) < 0).sum()) if slot in text else 0
 
 
 def _tokens(tokenize: Any, texts: Sequence[str], slot: str, count: int) -> tuple[Tensor, Tensor]:

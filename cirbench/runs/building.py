@@ -19,7 +19,8 @@ from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
 from cirbench.models.encoders import Encoders
 from cirbench.models.names import PREFIXES
-from cirbench.runs.planning import Plan, training_form
+from cirbench.runs.corpus import train_view
+from cirbench.runs.planning import Plan
 from cirbench.seeds import derive
 from cirbench.types import (
     CirbenchError,
@@ -29,12 +30,11 @@ from cirbench.types import (
     Method,
     MethodError,
     Pixels,
-    TrainView,
 )
 
 __all__ = [
     "build", "check_backbones", "frozen", "load_method", "make_deterministic", "packed", "preprocessing",
-    "save_weights", "train_view",
+    "save_weights",
 ]
 
 
@@ -71,15 +71,6 @@ def preprocessing(method: Method) -> dict[str, dict[str, Any]]:
     return {name: asdict(wanted) for name, wanted in pixels.items()}
 
 
-def train_view(dataset: Dataset, form: str) -> TrainView:
-    """What a method may know of the training set, in one text form."""
-    if "train" not in dataset.splits:
-        # Evaluation-only datasets: a method's vocabulary is in the state of its checkpoint.
-        return TrainView([], 0)
-    texts = [t for q in dataset.splits["train"].queries for row in dataset.forms[form](q) for t in row]
-    return TrainView(texts, len(dataset.splits["train"].queries))
-
-
 def build(
     planned: Plan, dataset: Dataset, device: torch.device | None = None, state: Mapping[str, Any] | None = None,
     encoders: Encoders | None = None, config: Any = None, declared: Collection[str] | None = None,
@@ -88,7 +79,7 @@ def build(
 
     Args:
         planned: the run.
-        dataset: its data; the training texts are shown to the method.
+        dataset: its data; the training texts and captions are shown to the method.
         device: of the method and its frozen encoders; None leaves them on the CPU.
         state: what `extra_state` returned when weights were saved; None in training.
         encoders: loader of its encoders; by default a new one with the seed of the run.
@@ -99,7 +90,7 @@ def build(
         CirbenchError: weights that cannot be loaded, or a method file that fails.
     """
     encoders = encoders or Encoders(derive(planned.seed, "weights"), declared)
-    view = train_view(dataset, training_form(planned, dataset))
+    view = train_view(planned, dataset, learning=state is None)
     make = planned.method.load().build
     with process.unchanged(make):
         method: Method = make(config or planned.config, encoders, view, state)
@@ -120,7 +111,9 @@ def frozen(inputs: Inputs) -> list[Frozen]:
 
 #: What a method must have, and what it may have, as functions.
 HOOKS = ("encode_queries", "encode_images")
-OPTIONAL = ("losses", "optimizers", "score", "adapt", "modality_weights", "contrasts", "explain", "extra_state")
+OPTIONAL = (
+    "losses", "optimizers", "prepare", "score", "adapt", "modality_weights", "contrasts", "explain", "extra_state",
+)
 
 
 def _check_parts(make: Any, method: Any) -> None:

@@ -31,6 +31,7 @@ from cirbench.process import DEBUG, is_interrupt, undisturbed
 from cirbench.runs import planning
 from cirbench.runs.blame import failure
 from cirbench.runs.building import build, load_method, make_deterministic, save_weights
+from cirbench.runs.corpus import corpus_of, prepare
 from cirbench.runs.recording import shares
 from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
@@ -100,10 +101,13 @@ class Subject:
         return _LOADED[key]
 
     def build(self, state: Mapping[str, Any] | None = None) -> Any:
-        """The method, in evaluation mode, from the seed."""
+        """The method, prepared and in evaluation mode, from the seed."""
         make_deterministic(self.seed)
         declared = weights_in(self.planned.config.model_dump())
         made: Any = build(self.planned, self.dataset, state=state, declared=declared)
+        if hasattr(made, "prepare") and state is None:
+            device = torch.device("cpu")
+            prepare(made, corpus_of(self.dataset, made.inputs, device), self.seed, device)
         return made.eval() if isinstance(made, torch.nn.Module) else made
 
     def feed(self, made: Any, role: str = "report") -> Feed:

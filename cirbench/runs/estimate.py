@@ -15,12 +15,13 @@ from cirbench.models.encoders import Encoders
 from cirbench.models.names import PREFIXES
 from cirbench.runs import cost, planning
 from cirbench.runs.blame import blaming
-from cirbench.runs.building import build, train_view
+from cirbench.runs.building import build
+from cirbench.runs.corpus import prepare, train_view, training_pictures
 from cirbench.runs.planning import Plan
 from cirbench.runs.rehearsal import noise_images, noise_texts
 from cirbench.runs.training import keep_freed_memory, optimizers_of, pick_device, take_step
 from cirbench.scoring import evaluation
-from cirbench.types import Frozen, QueryBatch, TrainBatch
+from cirbench.types import Corpus, Frozen, QueryBatch, TrainBatch
 
 __all__ = ["Estimate", "estimate"]
 
@@ -37,6 +38,7 @@ class Estimate:
         evaluate_seconds: of one evaluation.
         evaluations: how many, including those that choose a checkpoint.
         memory_mb: peak while measuring, weights and optimisers included.
+        prepare_seconds: of the method's look at the training pictures, at most: in proportion to their number.
     """
 
     parameters: int
@@ -46,12 +48,13 @@ class Estimate:
     evaluate_seconds: float
     evaluations: int
     memory_mb: float
+    prepare_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of the whole run."""
         training = self.steps * self.step_seconds
-        return training + self.feature_seconds + self.evaluations * self.evaluate_seconds
+        return training + self.prepare_seconds + self.feature_seconds + self.evaluations * self.evaluate_seconds
 
 
 def _random_weights(planned: Plan) -> Any:
@@ -66,6 +69,8 @@ def _random_weights(planned: Plan) -> Any:
     return planned.config.model_copy(update=fields)
 
 
+#: Training pictures that a method's `prepare` is measured on.
+SAMPLE = 128
 #: Seconds after which a measurement is not repeated.
 PATIENCE = 20.0
 
@@ -95,7 +100,8 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
     where, dataset, settings = pick_device(device), planning.load(planned), planned.train
     form = planning.training_form(planned, dataset)
     torch.manual_seed(0)
-    known = train_view(dataset, form).texts or evaluation.texts_of(dataset, dataset.splits["report"], [form])
+    trained = train_view(planned, dataset, learning=False).texts
+    known = trained or evaluation.texts_of(dataset, dataset.splits["report"], [form])
     method = build(planned, dataset, where, encoders=Encoders(0), config=_random_weights(planned))
 
     def images(count: int) -> dict[str, torch.Tensor]:
@@ -117,6 +123,15 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
             bar.update()
         return _median(times[1:])
 
+    prepare_seconds = 0.0
+    if hasattr(method, "prepare"):
+        # With real captions: a method may look for words in them.
+        own = training_pictures(dataset)
+        rows = min(len(own), SAMPLE)
+        corpus = Corpus(images(rows), [dataset.captions.get(i, ()) for i in own[:rows]])
+        tick = time.perf_counter()
+        prepare(method, corpus, planned.seed, where)
+        prepare_seconds = (time.perf_counter() - tick) * len(own) / max(rows, 1)
     steps, step_seconds = 0, 0.0
     if hasattr(method, "losses") and settings.epochs:
         size = settings.batch_size
@@ -155,5 +170,5 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
     selecting += bool(dataset.splits.get("select"))  # the weights that are reported are scored there too
     return Estimate(
         cost.parameters(method)["trainable"], steps, step_seconds, feature_seconds, evaluate, selecting + 1,
-        cost.peak_memory_mb(where),
+        cost.peak_memory_mb(where), prepare_seconds,
     )

@@ -132,7 +132,7 @@ def evaluate_run(
     where = pick_device(device)
     dataset, absent = missing_images.settle(planning.load(planned), ("report",), allow_missing)
     weights = record.folder / "model.safetensors"
-    inputs = identify(planned, dataset).inputs
+    inputs = identify(planned, dataset, record.data["inputs"].get("corpus", {})).inputs
     inputs["evaluated"] = {"run": record.id, "model": file_sha256(weights), **_training_of(record, inputs)}
     run_id = id_of(inputs)
     folder = out / f"{run_name(planned, run_id)[: -11]}-eval-{run_id[:10]}"

@@ -21,6 +21,7 @@ from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
 from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
+from cirbench.runs.corpus import check_wanted, corpus_of, note_of, prepare
 from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
@@ -110,19 +111,26 @@ def _run(
     encoders = Encoders(derive(planned.seed, "weights"), declared=identity.inputs["weights"])
     method = build(planned, dataset, device, encoders=encoders)
     form = planning.training_form(planned, dataset)
+    check_wanted(planned, method)
     rehearse(method, evaluation.texts_of(dataset, dataset.splits["report"], [form]), device)
-    trained = Trained()
     trainable = hasattr(method, "losses") and planned.train.epochs > 0
     if trainable and "train" not in dataset.splits:
         raise CirbenchError(
             f"{dataset.name} is for evaluation only; it has no training triplets for {planned.method.name}. Train on "
             f"another dataset, then `cirbench eval RUN --dataset {dataset.name} --root DIR`."
         )
+    seconds = {}
+    if hasattr(method, "prepare"):
+        tick = time.perf_counter()
+        corpus = corpus_of(dataset, method.inputs, device, planned.train.pictures, options.quiet)
+        prepare(method, corpus, planned.seed, device)
+        seconds["prepare"] = time.perf_counter() - tick
+    trained = Trained()
     if trainable:
         trained = _train(planned, method, dataset, device, folder, options)
     check_home(folder, home)
     write_jsonl(folder / "training.jsonl", map(as_numbers, trained.log))
-    seconds = {
+    seconds |= {
         "train": trained.seconds, "epoch": trained.seconds / planned.train.epochs if trainable else 0.0,
         "cpu": trained.cpu, "validate": trained.validation,
     }
@@ -130,7 +138,7 @@ def _run(
     tick = time.perf_counter()
     selected = _on_select(folder, planned, method, dataset, device, options)
     seconds["select"] = time.perf_counter() - tick
-    notes = list(dataset.notes)
+    notes = [*dataset.notes, *note_of(planned, identity.inputs)]
     if planned.train.selection == "test-oracle":
         notes.append("The checkpoint was chosen on the reported split (test-oracle).")
     head = {

@@ -70,7 +70,7 @@ def explain_run(
             f"{dataset.fingerprint[:12]}, the run's is {record.data['inputs']['fingerprint'][:12]}). Use --root."
         )
     # A run that continued without missing pictures has an image set of its own.
-    if not record.data.get("missing") and identify(planned, dataset).images != record.data["inputs"]["images"]:
+    if not record.data.get("missing") and identify(planned, dataset, {}).images != record.data["inputs"]["images"]:
         why = "are not those of the run {}: they were changed or replaced. Use --root, or repeat the run."
         if record.data["schema"] == 1 and planned.facts.needs_root:
             why = "cannot be compared with those of {}: its record has only sizes. Repeat the run."

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cirbench.data import outside
 from cirbench.data.images import image_set_fingerprint
 from cirbench.models.weights import weights_in
 from cirbench.runs.planning import Plan, code, scored
@@ -38,15 +39,29 @@ class Identity:
         return str(self.inputs["images"])
 
 
-def identify(planned: Plan, dataset: Dataset) -> Identity:
-    """The identity of a run: settings, contents of annotations, pictures and weights, seed, and code."""
+def identify(planned: Plan, dataset: Dataset, corpus: Mapping[str, str] | None = None) -> Identity:
+    """The identity of a run: settings, contents of annotations, pictures and weights, seed, and code.
+
+    Args:
+        planned: the run.
+        dataset: its data.
+        corpus: hashes of what `train.captions` and `train.pictures` led to when the weights were made, for an
+            evaluation, which needs neither; None to read them.
+
+    Raises:
+        CirbenchError: something that counts cannot be read.
+    """
     ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
     images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
-    inputs = _inputs(planned, dataset, images, weights_in(planned.config.model_dump()))
+    if corpus is None:
+        corpus = outside.content(planned.train.captions, planned.train.pictures)
+    inputs = _inputs(planned, dataset, images, weights_in(planned.config.model_dump()), corpus)
     return Identity(id_of(inputs), inputs)
 
 
-def _inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, str]) -> dict[str, Any]:
+def _inputs(
+    planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, str], corpus: Mapping[str, str]
+) -> dict[str, Any]:
     protocols, left = scored(planned, dataset)
     # A record with fewer protocols is another record, though its numbers are the same.
     fewer = {"forms": list(dict.fromkeys(p.form for p in protocols))} if left else {}
@@ -54,6 +69,7 @@ def _inputs(planned: Plan, dataset: Dataset, images: str, weights: Mapping[str, 
         "dataset": dataset.name, "data": planned.knobs.identity(), "fingerprint": dataset.fingerprint, "images": images,
         "method": planned.method.name, "config": planned.config.identity(), "train": planned.train.identity(),
         "seed": planned.seed, "weights": dict(weights), "numerics": code(planned), **fewer,
+        **({"corpus": dict(corpus)} if corpus else {}),
     }
 
 
@@ -64,7 +80,7 @@ def run_name(planned: Plan, run_id: str) -> str:
 
 
 def id_of(inputs: Mapping[str, Any]) -> str:
-    """Hash of the resolved inputs; weights on this machine enter it by content, not by path."""
+    """Hash of the resolved inputs; weights, captions and pictures on this machine enter it by content, not by path."""
     weights = {name: sha for name, sha in inputs["weights"].items() if sha.startswith("sha256:")}
 
     def by_content(value: Any) -> Any:
@@ -74,4 +90,7 @@ def id_of(inputs: Mapping[str, Any]) -> str:
             return {key: by_content(part) for key, part in value.items()}
         return [by_content(part) for part in value] if isinstance(value, list | tuple) else value
 
-    return digest({**inputs, "config": by_content(inputs["config"]), "weights": sorted(set(weights.values()))})
+    named = inputs.get("corpus", {})
+    train = {name: named.get(name, value) for name, value in inputs["train"].items()}
+    config = by_content(inputs["config"])
+    return digest({**inputs, "config": config, "train": train, "weights": sorted(set(weights.values()))})

@@ -237,7 +237,7 @@ class Cost:
     Attributes:
         parameters: `trainable`, `total`.
         flops: of one `query` and one `image`.
-        seconds: `total`, `train`, `cpu`, `epoch`, `features`, `evaluate`, `select`.
+        seconds: `total`, `prepare`, `train`, `cpu`, `epoch`, `features`, `evaluate`, `select`.
         latency_ms: `p50`, `p95` of one query.
         peak_memory_mb: of the process, or of the device.
     """
