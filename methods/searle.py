@@ -71,7 +71,6 @@ class Config(Settings):
 VARIANTS: dict[str, dict[str, Any]] = {
     "oti": {"invert": True, "train.epochs": 0},
     "no-phrases": {"phrase_weight": 0.0, "oti_phrase_weight": 0.0},
-    "untrained": {"train.epochs": 0},
 }
 
 TRAIN = {"epochs": 100, "batch_size": 256}
@@ -79,11 +78,11 @@ TRAIN = {"epochs": 100, "batch_size": 256}
 DATASETS = {
     # "photo" and "that" are no words of the packaged CLIPs.
     "scenes": {
-        "clip": "scenes-small", "template": "a picture of $ , {}", "pictures": 2000, "concepts": 1000, "oti_steps": 100,
-        "near_phi": 15, "hidden": 512, "lr": 1e-3, "train.epochs": 8, "train.batch_size": 64,
+        "clip": "scenes-small", "template": "a picture of $ , {}", "pictures": 1000, "concepts": 300, "oti_steps": 60,
+        "oti_ema": 0.9, "near_phi": 15, "batch": 128, "hidden": 512, "lr": 1e-3, "train.epochs": 8,
+        "train.batch_size": 64,
     },
     "scenes/oti": {"train.epochs": 0},
-    "scenes/untrained": {"train.epochs": 0},
     "fashioniq": {"train.protocol": "fiq-original-keep-avg"},
 }
 

@@ -48,6 +48,8 @@ NARROW: Mapping[str, Any] = {
     "clip": "scenes-small", "cnn": "scenes-cnn", "cnn_size": 48, "clip_dim": 32, "cnn_dim": 16, "word_dim": 8,
 }
 BATCH, QUERIES, STEPS = 32, 6, 12
+#: Training pictures that a method's `prepare` is shown.
+PICTURES = 24
 #: Embeddings of one query in different batches may differ by rounding only.
 TOLERANCE = 1e-5
 
@@ -107,7 +109,7 @@ class Subject:
         made: Any = build(self.planned, self.dataset, state=state, declared=declared)
         if hasattr(made, "prepare") and state is None:
             device = torch.device("cpu")
-            prepare(made, corpus_of(self.dataset, made.inputs, device), self.seed, device)
+            prepare(made, corpus_of(self.dataset, made.inputs, device, most=PICTURES), self.seed, device)
         return made.eval() if isinstance(made, torch.nn.Module) else made
 
     def feed(self, made: Any, role: str = "report") -> Feed:

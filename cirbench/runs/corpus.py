@@ -56,7 +56,7 @@ def train_view(planned: Plan, dataset: Dataset, learning: bool = True) -> TrainV
 
 
 def corpus_of(
-    dataset: Dataset, inputs: Inputs, device: torch.device, pictures: str = "", quiet: bool = True
+    dataset: Dataset, inputs: Inputs, device: torch.device, pictures: str = "", quiet: bool = True, most: int | None = None
 ) -> Corpus:
     """Features and captions of the training pictures, then the features of an outside folder's.
 
@@ -66,8 +66,9 @@ def corpus_of(
         device: of the features.
         pictures: `train.pictures`, or "".
         quiet: no progress bars.
+        most: of the training pictures, for measuring and checking.
     """
-    own = training_pictures(dataset)
+    own = training_pictures(dataset)[:most]
     sources = [(dataset.images, own)] if own else []
     if pictures:
         sources.append(outside.picture_folder(pictures))

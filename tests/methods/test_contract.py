@@ -34,4 +34,5 @@ def test_what_learns_is_trained() -> None:
     still = {i for (m, v), i in zip(PAIRS, IDS, strict=True) if not (s := contract.Subject(m, v)).trains(s.build())}
     named = {"random", "sum-sum-raw", "sum-bge-vl", "slerp", "slerp-as-released", "pic2word-untrained"}
     named |= {"weicom", "weicom-average", "weicom-product"}
+    named |= {"lincir-untrained", "searle-oti", "basic", "basic-as-released", "basic-no-expansion", "basic-no-projection"}
     assert still == {*named, *(i for i in IDS if i.endswith("zero-shot"))}
