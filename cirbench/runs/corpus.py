@@ -56,7 +56,8 @@ def train_view(planned: Plan, dataset: Dataset, learning: bool = True) -> TrainV
 
 
 def corpus_of(
-    dataset: Dataset, inputs: Inputs, device: torch.device, pictures: str = "", quiet: bool = True, most: int | None = None
+    dataset: Dataset, inputs: Inputs, device: torch.device, pictures: str = "", quiet: bool = True,
+    most: int | None = None,
 ) -> Corpus:
     """Features and captions of the training pictures, then the features of an outside folder's.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import own_data
 import pytest
 import tiny
 import torch
+from commands import exit_code
 
 from cirbench.data.outside import caption_lines, content, picture_folder
 from cirbench.runs import contract, execution, planning
@@ -18,6 +20,8 @@ from cirbench.runs.corpus import corpus_of, prepare, train_view, training_pictur
 from cirbench.runs.evaluate_run import evaluate_run, plan_eval
 from cirbench.runs.identity import identify
 from cirbench.types import CirbenchError, Corpus, Frozen, MethodError, Query, Split
+
+ROOT = next(p for p in Path(__file__).parents if (p / "pyproject.toml").is_file())
 
 #: A method that learns nothing and centres its pictures; `{}` is the body of `prepare`.
 CENTRED = """'''Centred.'''
@@ -195,6 +199,17 @@ def test_the_contract_finds_a_broken_prepare(tmp_path: Path, body: str, check: s
     subject = contract.Subject(method(tmp_path, body))
     problem = contract._problem(contract.CHECKS[check], subject)
     assert message in problem and bool(problem) == bool(message)
+
+
+def test_the_printed_prepare_keeps_the_contract(tmp_path: Path) -> None:
+    """docs/add-a-method.md, with the parts that are printed elsewhere around it."""
+    page = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
+    printed = next(text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "def prepare" in text)
+    head, _, tail = CENTRED.format("pass").partition("class Mine(nn.Module):\n")
+    queries = '    def encode_queries(self, batch):\n        return batch.reference["clip"] - self.mean\n'
+    build = tail[tail.index("\ndef build") :].replace("clip(config.clip)", "clip(config.clip), train.captions")
+    (tmp_path / "printed.py").write_text(f"{head}class Mine(nn.Module):\n{printed}\n{queries}{build}")
+    assert exit_code("check", str(tmp_path / "printed.py")) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
