@@ -70,6 +70,20 @@ def _installed() -> tuple[Path, ...]:
     return tuple({Path(folder).resolve() for folder in with_user if folder})
 
 
+def _is_installed(file: Path, is_package: bool) -> bool:
+    """Whether a file belongs to an installed package; .pth files and PYTHONPATH add folders that `_installed` lacks.
+
+    Such a folder is that of another environment, or one that `pip install --target` filled. A link is followed, too:
+    some installers link files of a store.
+    """
+    for path in (file, file.resolve()):
+        holds = path.parents[1] if is_package else path.parent
+        named = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        if named or any(path.is_relative_to(f) for f in _installed()) or next(holds.glob("*.dist-info"), None):
+            return True
+    return False
+
+
 @lru_cache(maxsize=256)
 def _folder_of(top: str, own: str) -> Path | None:
     """Folder of a top-level package, or its one file, where it is part of the digested code; else None."""
@@ -81,10 +95,10 @@ def _folder_of(top: str, own: str) -> Path | None:
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    path = Path(spec.origin).resolve()
-    if top not in (own, "cirbench") and any(path.is_relative_to(folder) for folder in _installed()):
+    path, is_package = Path(spec.origin), spec.submodule_search_locations is not None
+    if top not in (own, "cirbench") and _is_installed(path, is_package):
         return None
-    return path.parent if spec.submodule_search_locations is not None else path
+    return path.resolve().parent if is_package else path.resolve()
 
 
 def _below(folder: Path, names: list[str]) -> tuple[Path, bool] | None:

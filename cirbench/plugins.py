@@ -303,6 +303,11 @@ def _entry_points() -> dict[str, list[str]]:
     return found
 
 
+def _is_built_in(path: Path, package: str) -> bool:
+    """Whether a path leads to a file that has a name of its own, so that both are one method or dataset."""
+    return path.parent == _folder(package).resolve() and not path.stem.startswith("_")
+
+
 def _builtin_names() -> list[str]:
     return [p.stem.replace("_", "-") for p in _folder("cirbench.methods").glob("*.py") if p.stem[0] != "_"]
 
@@ -331,9 +336,11 @@ def find_method(name: str) -> MethodFile:
                 "`cirbench list methods` shows what is built in."
             )
         path = path.resolve()
-        return _cached(path.stem.replace("_", "-"), path, "", path.stat().st_mtime_ns)
-    path = _folder("cirbench.methods") / f"{name.replace('-', '_')}.py"
-    if path.is_file() and not path.stem.startswith("_"):
+        if not _is_built_in(path, "cirbench.methods"):
+            return _cached(path.stem.replace("_", "-"), path, "", path.stat().st_mtime_ns)
+        name = path.stem.replace("_", "-")
+    if name in _builtin_names():  # as it is spelled there: another spelling would be another run
+        path = _folder("cirbench.methods") / f"{name.replace('-', '_')}.py"
         return _cached(name, path, f"cirbench.methods.{path.stem}", path.stat().st_mtime_ns)
     points = _entry_points()
     if name in points:
@@ -346,8 +353,14 @@ def _origin(name: str, modules: list[str]) -> Path:
     """File of a method of an installed package.
 
     Raises:
-        CirbenchError: two packages give a method of this name, or the one that does cannot be imported.
+        CirbenchError: two packages give a method of this name, the one that does cannot be imported, or a built-in
+            method has the name in another spelling.
     """
+    if (spelled := name.replace("_", "-")) in _builtin_names():
+        raise CirbenchError(
+            f"{modules[0]}, of an installed package, is called {name!r}, like the built-in method. Did you mean "
+            f"{spelled!r}? Name the package's by the path of its file."
+        )
     if len(modules) > 1:
         raise CirbenchError(
             f"the name {name!r} is given to methods by several installed packages: {', '.join(modules)}. Uninstall all "
@@ -404,6 +417,8 @@ def find_dataset(name: str) -> ModuleType:
         path = Path(name)
         if not path.is_file():
             raise CirbenchError(f"no dataset file at {name}. `cirbench list datasets` shows what is built in.")
+        if _is_built_in(path.resolve(), "cirbench.datasets"):
+            return find_dataset(path.stem)
         module = import_path(path.resolve())
         if not isinstance(getattr(module, "SPEC", None), DatasetSpec) or not callable(getattr(module, "load", None)):
             raise CirbenchError(f"{name} is not a dataset: it has no SPEC = DatasetSpec(...) and load(knobs, root).")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import site
 import subprocess
 import sys
 import textwrap
@@ -86,6 +87,38 @@ def test_what_computes_something_counts(
         assert was in b
         b = b.replace(was, new)
     assert of(write(tmp_path / "other", main=a, helper=b)) != base
+
+
+@pytest.mark.parametrize(("place", "counts"), [
+    ("other/lib/python3.11/site-packages", False), ("other/dist-packages", False), ("target", False), ("project/src", True),
+    ("linked", False),
+])
+def test_packages_that_a_pth_file_joins_are_installed_ones(
+    place: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torch in another environment each of its thousands of files would be read and digested."""
+    folder, name = tmp_path / place, f"joined_{place.replace('/', '_').replace('.', '_').replace('-', '_')}"
+    store = tmp_path / "store/archive"
+    for home in (folder, store):
+        home.mkdir(parents=True)
+    if place == "target":  # of `pip install --target`
+        (folder / "anything-1.0.dist-info").mkdir()
+    if place == "linked":  # every file of the package links to a store that holds its metadata as well
+        (store / "anything-1.0.dist-info").mkdir()
+    write((store if place == "linked" else folder) / name, __init__="from . import deep\n", deep="HALF = 2\n")
+    write(store if place == "linked" else folder, **{f"{name}_alone": "HALF = 2\n"})
+    if place == "linked":
+        (folder / name).symlink_to(store / name)
+        (folder / f"{name}_alone.py").symlink_to(store / f"{name}_alone.py")
+    environment = tmp_path / "environment"
+    environment.mkdir()
+    (environment / "joins.pth").write_text(f"{folder}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    site.addsitedir(str(environment))
+    assert str(folder) in sys.path
+    main = write(tmp_path / "mine", main=f"import helper\nfrom {name} import deep\nimport {name}_alone as alone\n", helper="A = 1\n")
+    named = {name, f"{name}.deep", f"{name}_alone"} if counts else set()
+    assert set(closure(entry(main))) == {"", "helper", *named}
 
 
 def test_exchanged_helpers_count(tmp_path: Path) -> None:

@@ -229,6 +229,40 @@ def test_two_methods_of_one_name(package: Path, capsys: pytest.CaptureFixture[st
     assert "no method file at other_idea.py" in capsys.readouterr().err
 
 
+def test_a_method_has_one_spelling(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under another spelling a run would be another run: its name is part of the id."""
+    entries = next(package.glob("*.dist-info")) / "entry_points.txt"
+    entries.write_text(f"{entries.read_text()}text_only = their_package.idea\n")
+    for given, meant in (
+        ("image_only", "image-only"), ("text_only", "text-only"), ("their_idea", "their-idea"), ("DWC", "dwc"),
+    ):
+        for words in (["run", "-m", given, "-d", "scenes"], ["check", given], ["list", "variants", "-m", given],
+                      ["sweep", "noise", "-m", given]):
+            assert exit_code(*words) == 2, words
+            assert f"Did you mean {meant!r}?" in capsys.readouterr().err, words
+    assert exit_code("list", "methods") == 0
+    assert re.search("text_only +broken: their_package.idea, of an installed package", capsys.readouterr().out)
+    for words, meant in (
+        (["run", "-m", "sum", "-d", "Scenes"], "scenes"), (["run", "-m", "sum", "-d", "fashion-iq"], "fashioniq"),
+        (["sweep", "batch_size"], "batch-size"), (["sweep", "zero_shot"], "zero-shot"), (["new_method", "x"], "new-method"),
+        (["run", "-m", "dwc", "-d", "scenes", "--variant", "no_emd"], "no-emd"),
+        (["run", "-m", "dwc", "-d", "scenes", "--backbone", "scenes_small"], "scenes-small"),
+        (["run", "-m", "dwc", "-d", "scenes", "--backbone", "ViT-B-32:laion2b-s34b-b79k"], "laion2b_s34b_b79k"),
+    ):
+        assert exit_code(*words) == 2, words
+        assert f"Did you mean {meant!r}?" in capsys.readouterr().err, words
+
+
+def test_the_path_of_a_built_in_file_is_the_built_in_one(tmp_path: Path) -> None:
+    for name in ("image-only", "dwc"):
+        found = plugins.find_method(name)
+        assert plugins.find_method(str(found.path)) is found and found.module
+        copy = shutil.copy(found.path, tmp_path)
+        assert not plugins.find_method(str(copy)).module
+    module = plugins.find_dataset("scenes")
+    assert plugins.find_dataset(str(module.__file__)) is module
+
+
 def _break(before: str, after: str) -> Callable[[str], str]:
     def change(text: str) -> str:
         assert before in text

@@ -36,6 +36,8 @@ class LazyGroup(click.Group):
         return sorted(p.stem.rstrip("_").replace("_", "-") for p in FOLDER.glob("*.py") if p.stem[0] != "_")
 
     def _file(self, name: str) -> Path | None:
+        if "_" in name:  # a command has one name
+            return None
         stem = name.replace("-", "_")
         return next((p for s in (stem, f"{stem}_") if (p := FOLDER / f"{s}.py").is_file() and s[0] != "_"), None)
 

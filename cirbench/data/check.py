@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from cirbench.data.image_files import DESCRIBED, FolderImages, Reading, decode
+from cirbench.data.file_hashes import file_sha256s
+from cirbench.data.image_files import DESCRIBED, FolderImages, Reading
 from cirbench.data.loading import load
+from cirbench.data.verdicts import verdicts
 from cirbench.plugins import find_dataset
 from cirbench.settings import parse_assignments, resolve
 from cirbench.types import CirbenchError, Dataset
@@ -56,12 +53,10 @@ def _duplicates(files: dict[str, Path]) -> list[list[str]]:
     sizes: dict[int, list[str]] = {}
     for image_id, path in files.items():
         sizes.setdefault(path.stat().st_size, []).append(image_id)
+    alike = [image_id for size, ids in sizes.items() if len(ids) > 1 and size for image_id in ids]
     groups: dict[str, list[str]] = {}
-    for size, ids in sizes.items():
-        if len(ids) > 1 and size:
-            for image_id in ids:
-                key = hashlib.sha256(files[image_id].read_bytes()).hexdigest()
-                groups.setdefault(key, []).append(image_id)
+    for image_id, sha in zip(alike, file_sha256s([files[i] for i in alike]), strict=True):
+        groups.setdefault(sha, []).append(image_id)
     return [ids for ids in groups.values() if len(ids) > 1 and len({files[i] for i in ids}) > 1]
 
 
@@ -92,16 +87,11 @@ class Looked:
 
 
 def look(images: FolderImages, ids: Sequence[str], quiet: bool = True) -> Looked:
-    """Decode every picture, each file once: neither its name nor its first and last bytes tell whether that works."""
+    """Decode every picture that was not decoded before: neither name nor first and last bytes tell if that works."""
     problems: dict[str, list[str]] = {kind: [] for kind in ("missing", *DESCRIBED)}
     paths = {image_id: images.path(image_id) for image_id in ids}
     files = list(dict.fromkeys(path for path in paths.values() if path is not None))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = tqdm(
-            pool.map(lambda path: replace(decode(path), image=None), files), total=len(files), desc="decoding pictures",
-            disable=quiet, leave=False,
-        )
-        found = dict(zip(files, jobs, strict=True))
+    found = verdicts(files, quiet)
     for image_id, path in paths.items():
         problem = "missing" if path is None else found[path].problem
         if problem:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cirbench.data.cache import cache_dir
 
-__all__ = ["file_sha256", "file_sha256s"]
+__all__ = ["CHUNK", "database", "file_sha256", "file_sha256s"]
 
 #: A file changed this recently could change again within one clock tick unnoticed, so its hash is not stored yet.
 RECENT = 2.0
@@ -39,7 +39,7 @@ def file_sha256s(paths: Sequence[Path]) -> list[str]:
     now = time.time()
     stamps = dict(zip(names, map(_stamp, names), strict=True))
     todo = [name for name, (stamp, _) in stamps.items() if _known.get(name, ("", ""))[0] != stamp]
-    with _database() as rows:
+    with database("hashes.sqlite3", "files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)") as rows:
         for name, stamp, sha in _remembered(rows, todo):
             if stamps[name][0] == stamp:
                 _known[name] = stamp, sha
@@ -65,15 +65,20 @@ def _stamp(name: str) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
-def _database() -> Iterator[sqlite3.Connection | None]:
-    """The table of known hashes, or None if it cannot be used; a damaged one is recreated."""
-    path = cache_dir() / "hashes.sqlite3"
+def database(name: str, table: str) -> Iterator[sqlite3.Connection | None]:
+    """A file of the cache with one table, or None if it cannot be used; a damaged one is recreated.
+
+    Args:
+        name: of the file.
+        table: its name and its columns, as SQL creates it.
+    """
+    path = cache_dir() / name
     connection = None
     for attempt in range(2):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=10)
-            connection.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
             connection.commit()
             break
         except (sqlite3.Error, OSError) as error:

@@ -1,12 +1,10 @@
 """CSS3D (Vo et al., CVPR 2019): rendered scenes of coloured shapes; any image with the target's label is a hit.
 
-The annotation is a pickle. It is read by an unpickler that knows plain values and arrays and refuses everything else,
-since unpickling an arbitrary file runs arbitrary code.
+The annotation is a pickle, read as plain values and arrays (data/pickles.py).
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +14,7 @@ from cirbench import json_text
 from cirbench.data import reading
 from cirbench.data.arrays import head
 from cirbench.data.image_files import FolderImages
+from cirbench.data.pickles import load_plain
 from cirbench.datasets import _common as c
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Download, Protocol, Query, Split, shown
@@ -41,11 +40,6 @@ SPEC = DatasetSpec(
     template=("images/{id}", "css_images/{id}", "CSS/images/{id}"),
 )
 _LISTS = (list, tuple, range, np.ndarray)
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
-}
 
 
 class Knobs(Settings):
@@ -59,18 +53,6 @@ class Knobs(Settings):
     select_seed: int = Field(0, description="seed of the carving hash")
 
 
-class _Plain(pickle.Unpickler):
-    """Arrays and plain values, nothing that runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise CirbenchError(
-                f"css3d: the annotation file refers to {module}.{name}, which plain data never does. It could run "
-                "code, so it was not read. Fetch the file again from its authors."
-            )
-        return super().find_class(module, name)
-
-
 def _array(file: IO[bytes], path: Path) -> Any:
     try:
         shape, dtype = head(file)
@@ -79,13 +61,11 @@ def _array(file: IO[bytes], path: Path) -> Any:
     if shape != () or dtype != np.dtype(object):
         raise CirbenchError(f"{path}: one pickled object is expected, found an array {shape} of {dtype}.")
     try:
-        value = _Plain(file, encoding="latin1").load()
-    except CirbenchError:
-        raise
-    except Exception as error:
-        # A damaged pickle may raise nearly any exception.
-        what = f"{type(error).__name__}: {str(error)[:200]}"
-        raise CirbenchError(f"{path}: the pickle is damaged ({what}). Fetch it again.") from None
+        value = load_plain(file.read())
+    except CirbenchError as error:
+        raise CirbenchError(f"css3d: {path} {error}") from None
+    except (ValueError, MemoryError) as error:
+        raise CirbenchError(f"{path}: the pickle is damaged ({error}). Fetch it again.") from None
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
 
 

@@ -126,6 +126,8 @@ ANNOTATIONS: list[tuple[str, str, Damage, str]] = [
     ("no npy", "css3d", raw(NPY, b"hello"), "is not an .npy"),
     ("plain array", "css3d", lambda root: np.save(root / NPY, np.zeros(3)), "one pickled object"),
     ("pickle cut", "css3d", lambda root: (root / NPY).write_bytes((root / NPY).read_bytes()[:400]), "damaged"),
+    ("memo of gigabytes", "css3d", lambda root: (root / NPY).write_bytes(
+        (root / NPY).read_bytes().replace(b"\x80\x04", b"\x80\x04]r\xff\xff\xff\x000", 1)), "place 16,777,215 of the memo"),
     ("image index", "css3d", css(lambda d: d["test"]["mods"][0].update(to=[1, 2, 99])), "image 99 does not exist"),
     ("uneven pairs", "css3d", css(lambda d: d["test"]["mods"][0].update(to=[1])), "3 sources and 1 targets"),
     ("labels too few", "css3d", css(lambda d: d["test"]["labels"].pop()), "15 labels for 16 images"),

@@ -89,7 +89,7 @@ def test_transforms_that_we_do_not_have_are_refused() -> None:
 def test_image_only_ranks_with_a_timm_model(tmp_path: Path) -> None:
     timm_file(tmp_path / "w.safetensors", "test_vit", num_classes=0)
     name = f"timm:test_vit:{tmp_path / 'w.safetensors'}"
-    record = tiny.run("image_only", tmp_path / "runs", "zero-shot", method__clip=name, method__clip_size=48, train__epochs=0)
+    record = tiny.run("image-only", tmp_path / "runs", "zero-shot", method__clip=name, method__clip_size=48, train__epochs=0)
     assert set(record.data["loaded"]) == {name} and record.data["inputs"]["weights"][name].startswith("sha256:")
     told = record.data["preprocessing"]["clip"]
     assert told["size"] == 48 and len(told["mean"]) == 3
@@ -97,8 +97,8 @@ def test_image_only_ranks_with_a_timm_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "over"), [
-    ("sum", {}), ("dwc", {}), ("combiner", {"method__projection": 8, "method__hidden": 8}), ("text_only", {}),
-    ("image_only", {"method__freeze_clip": False}),
+    ("sum", {}), ("dwc", {}), ("combiner", {"method__projection": 8, "method__hidden": 8}), ("text-only", {}),
+    ("image-only", {"method__freeze_clip": False}),
 ])
 def test_a_method_that_needs_a_text_tower_refuses_an_image_encoder(method: str, over: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CirbenchError, match="timm:test_vit:random is an image encoder without a text tower"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -30,6 +31,42 @@ def test_permutation_agrees_with_enumeration():
     signs = np.array(list(itertools.product([-1, 1], repeat=8)))
     exact = np.mean(np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12)
     assert float(statistics.paired_permutation(difference, resamples=40_000)) == pytest.approx(exact, abs=0.008)
+
+
+#: Differences in whole parts of a unit, the unit, and their clusters. Sums of equal parts in another order differ in the
+#: last bits of a float; sums that differ by a millionth of a part are not equal.
+TIED: list[tuple[list[int], Fraction, list[int] | None]] = [
+    ([1, 2, -1, 3, 1, -2, 1, 2, -3, 1], Fraction(1, 3), None),  # hits averaged over three seeds
+    ([1, 2, 3, -1, 4, 2, -3, 1, 1, 2, 3], Fraction(1, 10), None),
+    ([1, 2, -1, 3, 1, -2, 1, 2, -3, 1], Fraction(10**9, 3), None),
+    ([3, -1, 2, 2, -3, 1, 5, 1], Fraction(1, 7 * 10**12), None),
+    ([1, 1, 2, -1, 3, -2, 1, 1, 2, 2, -1, 1, 3, 1], Fraction(1, 3), [0, 0, 1, 2, 2, 3, 4, 4, 4, 5, 6, 7, 8, 8]),
+    ([1000000, 1000001, 1000002, -1000004, 1000008, -1000016, 1000032, 999999], Fraction(1, 10**6), None),
+    ([1, 1, 1, 1, 1, 1], Fraction(1, 3), None), ([1, -1], Fraction(1, 3), None), ([2], Fraction(1, 3), None),
+]
+
+
+@pytest.mark.parametrize(("parts", "unit", "clusters"), TIED)
+def test_permutation_agrees_with_enumeration_where_sums_are_equal(
+    parts: list[int], unit: Fraction, clusters: list[int] | None
+):
+    """Every pattern of signs, in whole numbers: sums as far from zero as the one observed count, and no others."""
+    sums = parts if clusters is None else [
+        sum(part for part, c in zip(parts, clusters, strict=True) if c == cluster) for cluster in sorted(set(clusters))
+    ]
+    totals = [abs(sum(s * v for s, v in zip(signs, sums, strict=True)))
+              for signs in itertools.product([-1, 1], repeat=len(sums))]
+    exact = Fraction(sum(total >= abs(sum(sums)) for total in totals), len(totals))
+    difference = np.array([float(part * unit) for part in parts])
+    codes = None if clusters is None else np.array(clusters)
+    resamples = 40_000
+    spread = math.sqrt(exact * (1 - exact) / resamples)
+    for sign in (1, -1):
+        p = float(statistics.paired_permutation(sign * difference, codes, resamples=resamples))
+        assert p == pytest.approx(float(exact), abs=4 * spread + 1 / resamples)
+    # What it would be without the equal sums, or with nearly equal ones among them, is another number.
+    other = sum(total >= abs(sum(sums)) - 40 if max(parts) > 100 else total > abs(sum(sums)) for total in totals)
+    assert abs(float(exact) - other / len(totals)) > 8 * spread + 2 / resamples
 
 
 def test_permutation_agrees_with_scipy_and_with_itself_by_columns():
