@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cirbench import process
 from cirbench.data.batches import Feed, Triplets
-from cirbench.files import check_home, writing
+from cirbench.runs.checkpoint import Checkpoint, random_state, set_random_state, to_cpu
 from cirbench.runs.mutual_information import Bounds
 from cirbench.runs.schedule import learning_rate
 from cirbench.settings import TrainSettings, unknown
@@ -85,57 +85,6 @@ def keep_freed_memory() -> None:
         pass  # another libc: only slower
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
-
-
-#: What a checkpoint holds, as far as resuming depends on it.
-_KEPT: Mapping[str, type] = {
-    "method": dict, "optimizers": dict, "scaler": dict, "random": dict, "epoch": int, "step": int, "log": list,
-    "best_epoch": int, "seconds": float, "cpu": float,
-}
-
-
-class _Checkpoint:
-    """One file, replaced as a whole; loading runs no code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.home = path, path.parent.stat()
-
-    def save(self, state: dict[str, Any]) -> None:
-        check_home(self.path.parent, self.home)
-        with writing(self.path) as temporary:
-            torch.save(state, temporary)
-
-    def load(self) -> dict[str, Any] | None:
-        if not self.path.is_file():
-            return None
-        try:
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, MemoryError):
-            raise  # it may be whole
-        except Exception:
-            found = None
-        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in _KEPT.items()):
-            return found
-        # A disk fault damaged it (it is renamed when complete), or another file was put there: the run starts over.
-        self.path.unlink()
-        return None
-
-
 def train(
     method: Method, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
     validate: Callable[[], float] | None, quiet: bool = True, measure: Bounds | None = None,
@@ -172,7 +121,7 @@ def train(
     optimizers = optimizers_of(method)
     base = {name: [group["lr"] for group in opt.param_groups] for name, opt in optimizers.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
-    checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
+    checkpoint, out = Checkpoint(folder / "checkpoint.pt"), Trained()
     best_state: dict[str, Any] | None = None
     start_epoch = start_step = 0
     if (kept := checkpoint.load()) is not None:
@@ -180,7 +129,7 @@ def train(
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(kept["optimizers"][name])
         scaler.load_state_dict(kept["scaler"])
-        _set_random_state(kept["random"], device)
+        set_random_state(kept["random"], device)
         start_epoch, start_step = kept["epoch"], kept["step"]
         out = Trained(
             list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"], kept["cpu"],
@@ -193,8 +142,8 @@ def train(
     def save(epoch: int, step: int) -> None:
         nonlocal saved
         checkpoint.save({
-            "method": _to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
-            "scaler": scaler.state_dict(), "random": _random_state(device), "epoch": epoch, "step": step,
+            "method": to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+            "scaler": scaler.state_dict(), "random": random_state(device), "epoch": epoch, "step": step,
             "log": out.log, "best_epoch": out.epoch, "best": out.best, "best_state": best_state,
             "seconds": before + time.perf_counter() - began, "cpu": used + time.process_time() - ticks,
             "validation": out.validation,
@@ -239,7 +188,7 @@ def train(
         ticks += time.process_time() - aside
         if not math.isnan(value):
             if out.best is None or value > out.best:
-                out.best, out.epoch, best_state = value, epoch + 1, _to_cpu(method.state_dict())
+                out.best, out.epoch, best_state = value, epoch + 1, to_cpu(method.state_dict())
         elif validate is None:
             out.epoch = epoch + 1
         if time.perf_counter() - saved >= settings.seconds_between_checkpoints or epoch + 1 == settings.epochs:
