@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
 
-#: What a checkpoint holds, as far as resuming depends on it; `ema` only where weights are averaged.
+#: What a checkpoint holds, as far as resuming depends on it.
 KEPT: Mapping[str, type] = {
     "method": dict, "optimizers": dict, "scaler": dict, "random": dict, "epoch": int, "step": int, "log": list,
     "best_epoch": int, "seconds": float, "cpu": float,
@@ -52,8 +53,12 @@ class Checkpoint:
         with writing(self.path) as temporary:
             torch.save(state, temporary)
 
-    def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None where there is none, or a damaged one, which is removed."""
+    def load(self, more: Mapping[str, type] = MappingProxyType({})) -> dict[str, Any] | None:
+        """The state that was saved last; None where there is none, or a damaged one, which is removed.
+
+        Args:
+            more: what it must hold beside `KEPT` to go on.
+        """
         if not self.path.is_file():
             return None
         try:
@@ -62,7 +67,9 @@ class Checkpoint:
             raise  # it may be whole
         except Exception:
             found = None
-        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in KEPT.items()):
+        if isinstance(found, dict) and all(
+            isinstance(found.get(name), kind) for name, kind in {**KEPT, **more}.items()
+        ):
             return found
         # A disk fault damaged it (it is renamed when complete), or another file was put there: the run starts over.
         self.path.unlink()
