@@ -361,11 +361,18 @@ def test_the_contract_passes_a_method_that_uses_everything() -> None:
         assert not contract._problem(check, contract.Subject(str(STAGED))), name
 
 
-def test_the_loss_of_a_method_that_draws_falls_by_the_same_draw(tmp_path: Path) -> None:
+def test_every_step_of_the_check_has_the_same_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is mostly noise: only with one draw for all steps is its fall that of the weights."""
-    drawn = "loss = loss + 0 * loss + 50 * torch.rand(())\n        yield \"all\", loss"
-    path = changed(tmp_path, [('yield "all", loss', drawn)])
+    path = changed(tmp_path, [('yield "all", loss', 'loss = loss + 50 * torch.rand(())\n        yield "all", loss')])
+    states, real = [], contract.take_step
+
+    def watched(*args: Any, **more: Any) -> Any:
+        states.append(torch.get_rng_state())
+        return real(*args, **more)
+
+    monkeypatch.setattr(contract, "take_step", watched)
     assert not contract._problem(contract.losses_fall, contract.Subject(path))
+    assert len(states) == contract.STEPS and all(torch.equal(state, states[0]) for state in states)
 
 
 def test_an_estimate_begins_an_epoch(tmp_path: Path) -> None:
