@@ -155,7 +155,7 @@ class PixelStore:
         """
         rows = np.fromiter((self.rows[i] for i in image_ids), np.int64, len(image_ids))
         side, size = self.pixels.side, self.pixels.size
-        if crops is not None:
+        if crops is not None and (crops.kind == "resized" or side > size):
             block = self._cut(rows, crops.boxes(side, size))
         elif side > size:
             start = middle(side, size)
