@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from cirbench.types import CirbenchError, shown
@@ -59,17 +59,44 @@ class TrainSettings(Settings):
         32, ge=2, le=1_000_000, description="triplets per step; an incomplete last batch is dropped"
     )
     schedule: str = Field(
-        "constant", pattern="^(constant|linear|cosine|step)$",
-        description="learning rate over time: constant; decaying to 0 (linear: over the second half; cosine); or step, "
-        "a drop every decay_every steps",
+        "constant", pattern="^(constant|linear|cosine|cosine-after-warmup|step)$",
+        description="learning rate over time: constant; decaying to 0 (linear: over the second half; cosine: over all "
+        "steps; cosine-after-warmup: from the end of the warm-up); or step, a drop every decay_every steps",
     )
     decay_every: int = Field(50_000, ge=1, description="schedule=step: steps from one drop to the next")
+    decay_epochs: int = Field(
+        0, ge=0, description="schedule=step: epochs from one drop to the next, instead of decay_every; 0 for that",
+        json_schema_extra={"neutral": 0},
+    )
+    last_decay: int = Field(
+        0, ge=0, description="schedule=step: no drop at or after this epoch, the first being 0; 0 for no end",
+        json_schema_extra={"neutral": 0},
+    )
     decay_factor: float = Field(0.1, gt=0, le=1, description="schedule=step: the rate is multiplied by this at a drop")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
     clip_norm: float = Field(0.0, ge=0, description="gradient norm is clipped to this; 0 for no clipping")
     flip: str = Field(
         "none", pattern="^(none|joint|independent)$",
         description="random horizontal flips in training: of reference and target together, or each by itself",
+    )
+    crop: Literal["none", "random", "resized"] = Field(
+        "none", description="cuts in training, of every picture by itself: random, `size` out of the larger picture "
+        "that an input keeps (`Pixels.stored`), which is cut from the centre in evaluation; resized, a random share of "
+        "the area (crop_scale) enlarged or reduced to `size`",
+        json_schema_extra={"neutral": "none"},
+    )
+    crop_scale: tuple[float, float] = Field(
+        (0.75, 1.33), description="crop=resized: smallest and largest share of the area, 0 < low <= high; a cut that "
+        "does not fit is drawn again",
+        json_schema_extra={"neutral": (0.75, 1.33)},  # type: ignore[dict-item]
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of a moving average of the weights, updated once a step; the average is "
+        "what is evaluated, chosen and kept; 0 for none", json_schema_extra={"neutral": 0.0},
+    )
+    ema_warmup: bool = Field(
+        True, description="ema: at update n, from 0, the decay is at most (1 + n) / (10 + n)",
+        json_schema_extra={"neutral": True},
     )
     amp: str = Field("off", pattern="^(off|bf16|fp16)$", description="autocast precision; fp16 needs CUDA")
     selection: str = Field(
@@ -97,6 +124,14 @@ class TrainSettings(Settings):
         20.0, ge=0, description="for resuming; 0 writes a checkpoint after every step. No effect on results",
         json_schema_extra={"identity": False},
     )
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        low, high = value
+        if not 0 < low <= high:
+            raise ValueError("must be two numbers, 0 < low <= high")
+        return value
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -279,7 +314,9 @@ class StreamSettings(Settings):
     temperature: float = Field(0.07, gt=0, description="tau of the contrastive loss")
     learn_temperature: bool = Field(False, description="learn a scale s per stream, logits = s^2 cos, from s^2 = 1/tau")
     clip_share: float = Field(0.5, ge=0, le=1, description="weight of the CLIP stream's cosine in the final score")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of both streams; SGD with momentum 0.9")
+    optimizer: Literal["adam", "adamw", "radam", "sgd"] = Field(
+        "adam", description="of both streams; radam with AdamW's decay, SGD with momentum 0.9"
+    )
     eps: float = Field(
         1e-8, gt=0, description="epsilon in the denominator of Adam", json_schema_extra={"neutral": 1e-8}
     )
@@ -323,5 +360,5 @@ def like_dwc(config: type[StreamSettings], streams: str = "both") -> dict[str, A
     return {
         **shared, "streams": streams, "loss": "softmax",
         "train.epochs": 50, "train.batch_size": 32, "train.schedule": "constant", "train.form": "",
-        "train.flip": "joint",
+        "train.flip": "joint", "train.crop": "none", "train.ema": 0.0,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
@@ -192,10 +192,13 @@ class Pixels:
 
     Attributes:
         size: side in pixels.
-        resize: `crop` (shorter side to size, centre crop), `squash`, `pad` (square, zero), or `targetpad` (pad to
-            aspect 1.25, then crop; CLIP4Cir). `crop:S`, `squash:S` resize to S pixels, then cut out the centre.
+        resize: `crop` (shorter side to size, centre crop), `squash`, `pad` (square), or `targetpad` (pad to aspect
+            1.25, then crop; CLIP4Cir). `crop:S`, `squash:S` resize to S pixels, then cut out the centre.
         interpolation: `bicubic` or `bilinear`.
         mean, std: per channel, of values in 0..1.
+        stored: side that pictures are resized to and kept at, >= size; None for `size`. `size` is cut from it: from
+            the centre, and in training as `train.crop` says.
+        pad: `zero` or `white`, the colour of what `pad` and `targetpad` add.
     """
 
     size: int
@@ -203,6 +206,19 @@ class Pixels:
     std: tuple[float, float, float]
     resize: str = "crop"
     interpolation: str = "bicubic"
+    stored: int | None = None
+    pad: str = "zero"
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures that are kept."""
+        return self.size if self.stored is None else self.stored
+
+    def __repr__(self) -> str:
+        # Keys of caches hold it: fields that are newer than they are left out where they change nothing.
+        newer = {"stored": None, "pad": "zero"}
+        told = {f.name: getattr(self, f.name) for f in fields(self)}
+        return f"Pixels({', '.join(f'{n}={v!r}' for n, v in told.items() if n not in newer or v != newer[n])})"
 
 
 class Encoder(Interface):
@@ -346,6 +362,14 @@ class OptionalHooks(Interface):
         """(B, D), (N, D) -> (B, D'): called once for each gallery that is ranked, before `score`.
 
         A row may depend on its query and on the gallery as a set, not on the other queries.
+        """
+        ...
+
+    def start_epoch(self, epoch: int) -> float | None:
+        """Called before each epoch of training, in training mode, and again where a run is resumed in its middle.
+
+        It may set modes and `requires_grad`; what it does may depend on the epoch (from 0) alone. It returns the
+        factor of this epoch's learning rate, >= 0; None for 1.
         """
         ...
 

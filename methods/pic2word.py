@@ -6,13 +6,12 @@ Saito et al., CVPR 2023 (arXiv 2302.03084). With x the un-normalised image vecto
 
 phi is trained on pictures alone. With e = text("a photo of $") and S = s n(e) n(x)^T, s being CLIP's own factor,
 the loss is (CE(S) + CE(S^T)) / 2. Here the pictures are the references and targets of a batch, equal ones once: which
-of them belong together is not used.
+of them belong together is not used. The learning rate follows a cosine from the end of the warm-up, as theirs does.
 
 Differences from the authors' code:
 - the pictures of the training triplets | Conceptual Captions 3M, 30 epochs;
 - pictures as CLIP sees them in evaluation | the same transform, over images of any size;
 - a slot in the query's text is a blank | would be a second pseudo-word;
-- the cosine of the learning rate runs over all steps | begins where the warm-up ends;
 - one process | the negatives are gathered over all GPUs.
 """
 
@@ -49,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untrained": {"train.epochs": 0},
 }
 
-TRAIN = {"epochs": 30, "batch_size": 128, "schedule": "cosine", "warmup": 10_000}
+TRAIN = {"epochs": 30, "batch_size": 128, "schedule": "cosine-after-warmup", "warmup": 10_000}
 
 DATASETS = {
     # "photo" is no word of the packaged CLIPs.

@@ -58,7 +58,9 @@ class Config(StreamSettings):
     )
     temperature: float = Field(0.0625, gt=0, description="tau of the contrastive loss; s starts at 1/sqrt(tau) = 4")
     learn_temperature: bool = Field(True, description="learn a scale s per stream, logits = s^2 cos, from s^2 = 1/tau")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("sgd", description="of both streams; SGD with momentum 0.9")
+    optimizer: Literal["adam", "adamw", "radam", "sgd"] = Field(
+        "sgd", description="of both streams; radam with AdamW's decay, SGD with momentum 0.9"
+    )
     clip_lr: float = Field(1e-2, gt=0, description="learning rate of the CLIP stream")
     cnn_lr: float = Field(1e-2, gt=0, description="learning rate of the CNN stream")
     backbone_rate: float = Field(0.1, ge=0, description="learning rate of the CNN itself, as a multiple of cnn_lr")

@@ -22,7 +22,7 @@ from cirbench import files, lease
 from cirbench.data import cache, images
 from cirbench.models import small_clip
 from cirbench.runs import building, execution
-from cirbench.runs.training import _Checkpoint
+from cirbench.runs.checkpoint import Checkpoint
 from cirbench.types import Pixels
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -143,7 +143,7 @@ def test_writers_leave_nothing_of_a_file(tmp_path: Path, full: pytest.MonkeyPatc
     model = torch.nn.Linear(2, 2)
     (tmp_path / "run").mkdir()
     for write in (
-        lambda: _Checkpoint(tmp_path / "run" / "checkpoint.pt").save({"a": 1}),
+        lambda: Checkpoint(tmp_path / "run" / "checkpoint.pt").save({"a": 1}),
         lambda: building.save_weights(tmp_path / "model.safetensors", model),  # type: ignore[arg-type]
         lambda: cache.keep(tmp_path / "cache" / "a.npy", np.zeros(3)),
         lambda: files.write_npz(tmp_path / "a.npz", {"a": np.zeros(3)}),

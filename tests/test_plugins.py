@@ -69,6 +69,37 @@ def test_printed_files_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureF
     assert exit_code("check", str(tmp_path / "words.py")) == 0, capsys.readouterr().out
 
 
+def test_printed_training_keeps_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/add-a-method.md: `start_epoch`, and the settings with an average and cuts, around a CNN."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    printed = re.findall(r"```python\n(.*?)```", page, re.S)
+    hook, settings = (next(text for text in printed if part in text) for part in ("def start_epoch(", '"ema": 0.9999'))
+    (tmp_path / "staged.py").write_text(
+        "import dataclasses\nimport torch\nfrom torch import nn\n\n"
+        "from cirbench.models.layers import adam, contrastive, hard_labels, l2norm\n"
+        "from cirbench.settings import Field, Settings\nfrom cirbench.types import Inputs\n\n"
+        "class Config(Settings):\n"
+        "    cnn: str = Field('scenes-cnn', description='CNN')\n"
+        "    lr: float = Field(1e-3, description='rate')\n"
+        "    weight_decay: float = Field(0.0, description='decay')\n\n"
+        "VARIANTS, DATASETS = {}, {}\n\n" + settings + "\n"
+        "def build(config, encoders, train, state=None):\n    return Mine(encoders.cnn(config.cnn, 48), config)\n\n"
+        "class Mine(nn.Module):\n    def __init__(self, cnn, config):\n        super().__init__()\n"
+        "        self.config, self.cnn, self.fc = config, cnn, nn.Linear(cnn.info.channels, 16)\n"
+        "        pixels = dataclasses.replace(cnn.info.pixels, stored=56, resize='pad', pad='white')\n"
+        "        self.inputs = Inputs(images={'cnn': pixels})\n"
+        "\n    def encode_images(self, images):\n        return l2norm(self.fc(self.cnn(images['cnn']).mean((2, 3))))\n"
+        "\n    def encode_queries(self, batch):\n        return self.encode_images(batch.reference)\n"
+        "\n    def losses(self, batch):\n        labels = hard_labels(batch.positives)\n"
+        "        loss = contrastive(self.encode_queries(batch), self.encode_images(batch.target), labels, 0.1)\n"
+        "        yield 'all', loss, {}\n\n" + hook
+    )
+    assert exit_code("check", str(tmp_path / "staged.py")) == 0, capsys.readouterr().out
+    run = ("run", "-m", str(tmp_path / "staged.py"), "-d", "scenes", "--out", str(tmp_path / "runs"), "--quiet",
+           "--set", "train.epochs=3", "--set", "data.train_scenes=48", "--set", "data.report_scenes=12")
+    assert exit_code(*run) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "said"), [
     ("dwc", "already"), ("9lives", "9lives"), ("class", "class"), ("my idea", "my-idea"), ("my-idea", "exists"),
 ])

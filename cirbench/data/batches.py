@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cirbench.data.crops import Crops, drawn
 from cirbench.data.features import FeatureStore, TextStore
 from cirbench.data.images import PixelStore
 from cirbench.seeds import derive
@@ -32,7 +33,7 @@ class Feed:
         mirrored: bool = False, quiet: bool = True,
     ) -> None:
         self.device = device
-        self.image_stores: dict[str, Callable[..., Tensor]] = {}
+        self.image_stores: dict[str, PixelStore | FeatureStore] = {}
         for name, wanted in inputs.images.items():
             if isinstance(wanted, Frozen):
                 wanted.encoder.to(device)
@@ -43,9 +44,20 @@ class Feed:
             name: TextStore(wanted.encoder.to(device), texts, quiet) for name, wanted in inputs.texts.items()
         }
 
-    def images(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Input name -> tensor of B images; `flip` (B,) mirrors some, in every input alike."""
-        return {name: store(image_ids, flip).to(self.device) for name, store in self.image_stores.items()}
+    def images(
+        self, image_ids: Sequence[str], flip: np.ndarray | None = None, crops: Crops | None = None
+    ) -> dict[str, Tensor]:
+        """Input name -> tensor of B images.
+
+        Args:
+            image_ids: B pictures.
+            flip: (B,) bool, which of them are mirrored, in every input alike.
+            crops: how pixels are cut; frozen features are those of whole pictures.
+        """
+        return {
+            name: (store(image_ids, flip, crops) if isinstance(store, PixelStore) else store(image_ids, flip))
+            .to(self.device) for name, store in self.image_stores.items()
+        }
 
     def texts(self, words: Sequence[str]) -> dict[str, Tensor]:
         """Input name -> tensor of B texts."""
@@ -71,11 +83,15 @@ class Triplets:
         batch_size: triplets per step; an incomplete last batch is dropped.
         flip: `none`, `joint` or `independent`.
         seed: of the run.
+        crop, crop_scale: see `TrainSettings`.
     """
 
-    def __init__(self, dataset: Dataset, form: str, batch_size: int, flip: str, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, form: str, batch_size: int, flip: str, seed: int, crop: str = "none",
+        crop_scale: tuple[float, float] = (0.75, 1.33),
+    ) -> None:
         self.split = dataset.splits["train"]
-        self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self.batch_size, self.flip, self.seed, self.crop, self.crop_scale = batch_size, flip, seed, crop, crop_scale
         # A query with several strings (both orders of two captions, each caption alone) draws one of them per epoch.
         self.strings = [[s for row in dataset.forms[form](q) for s in row] for q in self.split.queries]
         # Targets that several queries share are positives of all of them.
@@ -100,8 +116,9 @@ class Triplets:
             flips: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
             if self.flip != "none":
                 flips = (mirror[0][rows], mirror[0 if self.flip == "joint" else 1][rows])
+            crops = drawn(self.crop, self.crop_scale, self.seed, epoch, step, len(rows))
             positives = torch.tensor([[t in self.targets[r] for t in targets] for r in rows])
             yield TrainBatch(
-                feed.images([queries[r].reference for r in rows], flips[0]), feed.texts(words), words,
-                feed.images(targets, flips[1]), positives.to(feed.device),
+                feed.images([queries[r].reference for r in rows], flips[0], crops[0]), feed.texts(words), words,
+                feed.images(targets, flips[1], crops[1]), positives.to(feed.device),
             )

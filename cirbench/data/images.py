@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cirbench import numerics
 from cirbench.data.cache import ELSEWHERE, alone, cache_dir, usable
+from cirbench.data.crops import Crops, middle
 from cirbench.files import allocate, writing
 from cirbench.seeds import digest
 from cirbench.types import ImageSource, Pixels
@@ -27,30 +28,36 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _pad(image: PIL.Image.Image, width: int, height: int) -> PIL.Image.Image:
-    """Zero padding to this size, or one pixel less; both sides get equal padding."""
+#: Values of `Pixels.pad`.
+PADS = {"zero": (0, 0, 0), "white": (255, 255, 255)}
+
+
+def _pad(image: PIL.Image.Image, width: int, height: int, pad: str = "zero") -> PIL.Image.Image:
+    """Padding to this size, or one pixel less; both sides get equal padding."""
     x, y = max((width - image.width) // 2, 0), max((height - image.height) // 2, 0)
-    out = PIL.Image.new("RGB", (image.width + 2 * x, image.height + 2 * y))
+    out = PIL.Image.new("RGB", (image.width + 2 * x, image.height + 2 * y), PADS[pad])
     out.paste(image, (x, y))
     return out
 
 
-def _padded(image: PIL.Image.Image, size: int, between: PIL.Image.Resampling) -> PIL.Image.Image:
+def _padded(image: PIL.Image.Image, size: int, between: PIL.Image.Resampling, pad: str) -> PIL.Image.Image:
     """open_clip's `longest`: the longer side becomes `size`, the shorter is rounded and padded, odd pixel last."""
     ratio = max(image.size) / size
     width, height = (round(length / ratio) for length in image.size)
-    out = PIL.Image.new("RGB", (size, size))
+    out = PIL.Image.new("RGB", (size, size), PADS[pad])
     out.paste(image.resize((max(width, 1), max(height, 1)), between), ((size - width) // 2, (size - height) // 2))
     return out
 
 
-def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str = "bicubic") -> PIL.Image.Image:
+def resized(
+    image: PIL.Image.Image, size: int, resize: str, interpolation: str = "bicubic", pad: str = "zero"
+) -> PIL.Image.Image:
     """A size x size RGB picture.
 
     Args:
         image: any mode, any size.
         size: side in pixels.
-        resize, interpolation: see `Pixels`.
+        resize, interpolation, pad: see `Pixels`.
 
     Raises:
         ValueError: unknown `resize`.
@@ -66,12 +73,12 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
         image = image.resize((shorter, shorter), between)
         return _centre(image, size) if first else image
     if resize == "pad":
-        return _padded(image, size, between)
+        return _padded(image, size, between, pad)
     if resize == "targetpad":
         # CLIP4Cir: pad to an aspect ratio of at most 1.25, then crop as CLIP does.
         if max(image.size) / min(image.size) >= 1.25:
             side = max(image.size) / 1.25
-            image = _pad(image, int(side), int(side))
+            image = _pad(image, int(side), int(side), pad)
     elif resize != "crop":
         raise ValueError(f"unknown resize {resize!r}; one of crop, squash, pad, targetpad")
     # torchvision's Resize: the shorter side exactly, the longer one rounded down.
@@ -81,12 +88,12 @@ def resized(image: PIL.Image.Image, size: int, resize: str, interpolation: str =
 
 def _centre(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
     """torchvision's CenterCrop, which pads with zeros where the picture is smaller."""
-    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
+    left, top = middle(image.width, size), middle(image.height, size)
     return image.crop((left, top, left + size, top + size))
 
 
 class PixelStore:
-    """Pictures of one image set under one transform, decoded once into a file of bytes (N, size, size, 3).
+    """Pictures of one image set under one transform, decoded once into a file of bytes (N, side, side, 3).
 
     Args:
         source: of the pictures.
@@ -100,12 +107,14 @@ class PixelStore:
 
     def __init__(self, source: ImageSource, image_ids: Sequence[str], pixels: Pixels, quiet: bool = True) -> None:
         self.pixels, self.rows = pixels, {image_id: row for row, image_id in enumerate(image_ids)}
+        side = pixels.side
+        padded = [] if pixels.pad == "zero" else [pixels.pad]  # so keys are as they were before there was a choice
         key = digest([
-            source.fingerprint(image_ids), list(image_ids), pixels.size, pixels.resize, pixels.interpolation,
-            numerics.of_part("pictures"), numerics.of_class(type(source)),
+            source.fingerprint(image_ids), list(image_ids), side, pixels.resize, pixels.interpolation,
+            numerics.of_part("pictures"), numerics.of_class(type(source)), *padded,
         ])
         path = cache_dir() / "pixels" / f"{key[:32]}.npy"
-        shape = (len(image_ids), pixels.size, pixels.size, 3)
+        shape = (len(image_ids), side, side, 3)
         kept = usable(path, shape, np.dtype(np.uint8), mapped=True)
         if kept is None:
             with alone(path):
@@ -118,15 +127,15 @@ class PixelStore:
         self.std = torch.tensor(pixels.std).view(1, 3, 1, 1) * 255
 
     def _decode(self, source: ImageSource, image_ids: Sequence[str], path: Path, quiet: bool) -> None:
-        size = self.pixels.size
-        needed = len(image_ids) * size * size * 3
+        side, wanted = self.pixels.side, self.pixels
+        needed = len(image_ids) * side * side * 3
         with writing(path, needed, ELSEWHERE) as temporary:
-            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), size, size, 3))
+            out = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(image_ids), side, side, 3))
             allocate(temporary)
 
             def one(row: int) -> None:
                 with source.open(image_ids[row]) as image:
-                    out[row] = np.asarray(resized(image, size, self.pixels.resize, self.pixels.interpolation))
+                    out[row] = np.asarray(resized(image, side, wanted.resize, wanted.interpolation, wanted.pad))
 
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 jobs = pool.map(one, range(len(image_ids)))
@@ -134,14 +143,40 @@ class PixelStore:
                     pass
             out.flush()
 
-    def __call__(self, image_ids: Sequence[str], flip: np.ndarray | None = None) -> Tensor:
-        """(B, 3, size, size) float32, normalised, channels last in memory; `flip` (B,) mirrors some of them."""
+    def __call__(
+        self, image_ids: Sequence[str], flip: np.ndarray | None = None, crops: Crops | None = None
+    ) -> Tensor:
+        """(B, 3, size, size) float32, normalised, channels last in memory.
+
+        Args:
+            image_ids: B pictures.
+            flip: (B,) bool, which of them are mirrored, after they were cut.
+            crops: how they are cut from what is stored; None for the centre.
+        """
         rows = np.fromiter((self.rows[i] for i in image_ids), np.int64, len(image_ids))
-        block = self.bytes[rows]
+        side, size = self.pixels.side, self.pixels.size
+        if crops is not None and (crops.kind == "resized" or side > size):
+            block = self._cut(rows, crops.boxes(side, size))
+        elif side > size:
+            start = middle(side, size)
+            block = np.ascontiguousarray(self.bytes[rows, start : start + size, start : start + size])
+        else:
+            block = self.bytes[rows]
         if flip is not None and flip.any():
             block[flip] = block[flip, :, ::-1]
         x = torch.from_numpy(block).permute(0, 3, 1, 2).to(torch.float32)
         return x.sub_(self.mean).div_(self.std)
+
+    def _cut(self, rows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """(B, size, size, 3) bytes of these boxes (B, 4), resized where they have another size."""
+        size = self.pixels.size
+        between = PIL.Image.Resampling[self.pixels.interpolation.upper()]
+        block = np.empty((len(rows), size, size, 3), np.uint8)
+        for n, (row, (top, left, height, width)) in enumerate(zip(rows, boxes.tolist(), strict=True)):
+            part = np.ascontiguousarray(self.bytes[row, top : top + height, left : left + width])
+            same = (height, width) == (size, size)
+            block[n] = part if same else np.asarray(PIL.Image.fromarray(part).resize((size, size), between))
+        return block
 
 
 def webp(image: PIL.Image.Image, side: int = 96) -> bytes:

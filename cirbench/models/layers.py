@@ -320,3 +320,11 @@ def adam(
     kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     make = torch.optim.AdamW if decoupled else torch.optim.Adam
     return make(kept, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+
+
+def radam(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float, eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """Rectified Adam (Liu et al., ICLR 2020, arXiv 1908.03265) with AdamW's decay; takes parameters or groups."""
+    kept: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
+    return torch.optim.RAdam(kept, lr=lr, weight_decay=weight_decay, eps=eps, decoupled_weight_decay=True)

@@ -23,6 +23,7 @@ from cirbench.models.layers import (
     draw_negatives,
     hard_labels,
     l2norm,
+    radam,
     sgd,
     side_by_side,
     soft_triplet,
@@ -235,6 +236,8 @@ class Streams(nn.Module):
             groups, lr = self._groups(name), config.clip_lr if name == "clip" else config.cnn_lr
             if config.optimizer == "sgd":
                 out[name] = sgd(groups, lr, config.weight_decay)
+            elif config.optimizer == "radam":
+                out[name] = radam(groups, lr, config.weight_decay, config.eps)
             else:
                 out[name] = adam(groups, lr, config.weight_decay, config.eps, config.optimizer == "adamw")
         return out

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cirbench import process
+from cirbench.data.images import PADS
 from cirbench.files import writing
 from cirbench.models.clip import check_clip
 from cirbench.models.cnn import check_cnn
@@ -112,7 +113,8 @@ def frozen(inputs: Inputs) -> list[Frozen]:
 #: What a method must have, and what it may have, as functions.
 HOOKS = ("encode_queries", "encode_images")
 OPTIONAL = (
-    "losses", "optimizers", "prepare", "score", "adapt", "modality_weights", "contrasts", "explain", "extra_state",
+    "losses", "optimizers", "prepare", "start_epoch", "score", "adapt", "modality_weights", "contrasts", "explain",
+    "extra_state",
 )
 
 
@@ -147,10 +149,26 @@ def _check_parts(make: Any, method: Any) -> None:
             if isinstance(value, Frozen) and not hasattr(value.encoder, "dim"):
                 kind = type(value.encoder).__name__
                 raise MethodError(make, f"inputs.{part}[{name!r}] holds {kind}, which is no encoder (types.py).")
-            if isinstance(value, Pixels) and (type(value.size) is not int or not 1 <= value.size <= 16_384):
-                raise MethodError(
-                    make, f"inputs.{part}[{name!r}]: size is {value.size!r:.60}; it must be a whole number of pixels."
-                )
+            pixels = value if isinstance(value, Pixels) else getattr(value.encoder, "pixels", None)
+            if isinstance(pixels, Pixels):
+                _check_pixels(make, f"inputs.{part}[{name!r}]", pixels)
+
+
+def _check_pixels(make: Any, place: str, pixels: Pixels) -> None:
+    """Sizes and the colour of padding, which a picture would be decoded with only later.
+
+    Raises:
+        MethodError: what is wrong with them.
+    """
+    if type(pixels.size) is not int or not 1 <= pixels.size <= 16_384:
+        raise MethodError(make, f"{place}: size is {pixels.size!r:.60}; it must be a whole number of pixels.")
+    if pixels.stored is not None and (type(pixels.stored) is not int or not pixels.size <= pixels.stored <= 16_384):
+        raise MethodError(
+            make, f"{place}: stored is {pixels.stored!r:.60}; it must be None, or a whole number of pixels that is not "
+            f"below size, {pixels.size}."
+        )
+    if pixels.pad not in tuple(PADS):
+        raise MethodError(make, f"{place}: pad is {pixels.pad!r:.60}; it must be {' or '.join(PADS)}.")
 
 
 def packed(method: Method) -> tuple[dict[str, torch.Tensor], str]:

@@ -7,10 +7,8 @@ mend it. Nothing here depends on a method's name.
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
-import socket
 import tempfile
 import time
 import traceback
@@ -26,13 +24,17 @@ from torch import Tensor
 
 from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
+from cirbench.data.crops import check_crop
 from cirbench.models.weights import weights_in
 from cirbench.process import DEBUG, is_interrupt, undisturbed
 from cirbench.runs import planning
 from cirbench.runs.blame import failure
 from cirbench.runs.building import build, load_method, make_deterministic, save_weights
+from cirbench.runs.contract_epochs import check_again, check_epochs
 from cirbench.runs.corpus import corpus_of, prepare
+from cirbench.runs.offline import no_network
 from cirbench.runs.recording import shares
+from cirbench.runs.schedule import epoch_factor
 from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
 from cirbench.scoring.adapting import checked_adapt
@@ -91,6 +93,11 @@ class Subject:
         return planning.plan(
             self.method, "scenes", self.variant, seed=self.seed, over={**DATA, **narrow, **train, **self.over}
         )
+
+    @cached_property
+    def epochs(self) -> int:
+        """Epochs of the run as it is planned without the contract."""
+        return planning.plan(self.method, "scenes", self.variant, over={**DATA, **self.over}).train.epochs
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -273,21 +280,31 @@ def rankings_repeat(subject: Subject) -> None:
 
 def losses_fall(subject: Subject) -> None:
     """In a few steps on one batch every loss is finite, has an optimizer, and falls."""
-    made = subject.build()
+    made, settings = subject.build(), subject.planned.train
     if not subject.trains(made):
         return
-    made.train()
-    triplets = Triplets(subject.dataset, "text", BATCH, subject.planned.train.flip, 0)
+    check_crop(settings.crop, made.inputs)
+    triplets = Triplets(subject.dataset, "text", BATCH, settings.flip, 0, settings.crop, settings.crop_scale)
     batch = next(triplets.epoch(0, subject.feed(made, "train")))
     optimizers = optimizers_of(made)
+    made.train()
+    if hasattr(made, "start_epoch"):
+        check_epochs(made, subject.build(), subject.epochs, subject.seed)
+        made.train()
+        epoch_factor(made, 0, subject.seed, torch.device("cpu"))
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for step in range(STEPS):
+        # The same draw in every step: a method that draws its own texts, negatives or noise would else be compared on
+        # other samples in its last step than in its first, and whether its loss falls would be chance.
+        make_deterministic(subject.seed)
         for name, loss, _ in take_step(
-            made, batch, optimizers, torch.device("cpu"), subject.planned.train, place=f"step {step} of the check"
+            made, batch, optimizers, torch.device("cpu"), settings, place=f"step {step} of the check"
         ):
             first.setdefault(name, loss.item())
             last[name] = loss.item()
+    if hasattr(made, "start_epoch"):
+        check_again(made, 0, subject.seed)
     idle = set(optimizers) - set(first)
     require(not idle, f"optimizers that `losses` never yields: {', '.join(sorted(idle))}. Yield or drop them.")
     for name in first:
@@ -331,29 +348,6 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "weights survive saving": weights_survive,
 }
 ONCE = ("every field is used and described", "variants are valid")
-
-
-@contextlib.contextmanager
-def no_network() -> Iterator[list[str]]:
-    """Connections are refused and their addresses collected."""
-    tried: list[str] = []
-
-    def refuse(_self: Any, address: Any, *_: Any) -> Any:
-        if isinstance(address, str | bytes):  # a Unix socket is local
-            return original(_self, address)
-        tried.append(str(address))
-        raise OSError("the contract allows no network")
-
-    def refuse_name(host: Any, *_: Any, **__: Any) -> Any:
-        tried.append(str(host))
-        raise OSError("the contract allows no network")
-
-    original, names = socket.socket.connect, socket.getaddrinfo
-    socket.socket.connect, socket.getaddrinfo = refuse, refuse_name  # type: ignore[method-assign]
-    try:
-        yield tried
-    finally:
-        socket.socket.connect, socket.getaddrinfo = original, names  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

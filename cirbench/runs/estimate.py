@@ -19,6 +19,7 @@ from cirbench.runs.building import build
 from cirbench.runs.corpus import prepare, train_view, training_pictures
 from cirbench.runs.planning import Plan
 from cirbench.runs.rehearsal import noise_images, noise_texts
+from cirbench.runs.schedule import epoch_factor
 from cirbench.runs.training import keep_freed_memory, optimizers_of, pick_device, take_step
 from cirbench.scoring import evaluation
 from cirbench.types import Corpus, Frozen, QueryBatch, TrainBatch
@@ -141,6 +142,7 @@ def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:
         if where.type == "cpu":
             settings = settings.model_copy(update={"amp": "off" if settings.amp == "fp16" else settings.amp})
         method.train()  # type: ignore[attr-defined]
+        epoch_factor(method, 0, planned.seed, where)
         step_seconds = timed(lambda: take_step(method, batch, optimizers, where, settings))
         steps = len(dataset.splits["train"].queries) // size * settings.epochs
     if isinstance(method, torch.nn.Module):

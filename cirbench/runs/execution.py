@@ -16,6 +16,7 @@ import torch
 from cirbench import lease
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.cache import renewing
+from cirbench.data.crops import check_crop, crop_note
 from cirbench.files import as_numbers, check_home, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
 from cirbench.runs import planning
@@ -139,6 +140,8 @@ def _run(
     selected = _on_select(folder, planned, method, dataset, device, options)
     seconds["select"] = time.perf_counter() - tick
     notes = [*dataset.notes, *note_of(planned, identity.inputs)]
+    if trainable and planned.train.crop != "none" and (told := crop_note(planned.train.crop, method.inputs)):
+        notes.append(told)
     if planned.train.selection == "test-oracle":
         notes.append("The checkpoint was chosen on the reported split (test-oracle).")
     head = {
@@ -162,8 +165,11 @@ def _train(
     planned: Plan, method: Method, dataset: Dataset, device: torch.device, folder: Path, options: Options
 ) -> Trained:
     settings, protocol = planned.train, dataset.protocols[0]
+    check_crop(settings.crop, method.inputs)
     form = planning.training_form(planned, dataset)
-    triplets = Triplets(dataset, form, settings.batch_size, settings.flip, planned.seed)
+    triplets = Triplets(
+        dataset, form, settings.batch_size, settings.flip, planned.seed, settings.crop, settings.crop_scale
+    )
     texts = list(dict.fromkeys(t for ts in triplets.strings for t in ts))
     feed = Feed(
         dataset, triplets.split.images(), texts, method.inputs, device, mirrored=settings.flip != "none",

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from cirbench import process
 from cirbench.data.batches import Feed, Triplets
-from cirbench.files import check_home, writing
+from cirbench.runs.averaging import Average, evaluated
+from cirbench.runs.checkpoint import Checkpoint, random_state, set_random_state, to_cpu
 from cirbench.runs.mutual_information import Bounds
-from cirbench.runs.schedule import learning_rate
+from cirbench.runs.schedule import epoch_factor, learning_rate
 from cirbench.settings import TrainSettings, unknown
 from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
 
@@ -85,62 +86,13 @@ def keep_freed_memory() -> None:
         pass  # another libc: only slower
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
-
-
-#: What a checkpoint holds, as far as resuming depends on it.
-_KEPT: Mapping[str, type] = {
-    "method": dict, "optimizers": dict, "scaler": dict, "random": dict, "epoch": int, "step": int, "log": list,
-    "best_epoch": int, "seconds": float, "cpu": float,
-}
-
-
-class _Checkpoint:
-    """One file, replaced as a whole; loading runs no code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.home = path, path.parent.stat()
-
-    def save(self, state: dict[str, Any]) -> None:
-        check_home(self.path.parent, self.home)
-        with writing(self.path) as temporary:
-            torch.save(state, temporary)
-
-    def load(self) -> dict[str, Any] | None:
-        if not self.path.is_file():
-            return None
-        try:
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, MemoryError):
-            raise  # it may be whole
-        except Exception:
-            found = None
-        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in _KEPT.items()):
-            return found
-        # A disk fault damaged it (it is renamed when complete), or another file was put there: the run starts over.
-        self.path.unlink()
-        return None
-
-
 def train(
     method: Method, triplets: Triplets, feed: Feed, settings: TrainSettings, device: torch.device, folder: Path,
     validate: Callable[[], float] | None, quiet: bool = True, measure: Bounds | None = None,
 ) -> Trained:
     """Train in place; with `validate`, end with the weights of the best epoch.
+
+    With `ema` it is the weights' average that is validated, measured and left in the method.
 
     Args:
         method: an nn.Module with `losses` and `optimizers`.
@@ -172,15 +124,21 @@ def train(
     optimizers = optimizers_of(method)
     base = {name: [group["lr"] for group in opt.param_groups] for name, opt in optimizers.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
-    checkpoint, out = _Checkpoint(folder / "checkpoint.pt"), Trained()
+    # A method's `start_epoch` may freeze weights; which of them are trained is counted as the method was built.
+    trainable = {p: p.requires_grad for p in method.parameters()}
+    every = [p for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+    average = Average(method, every, settings.ema, settings.ema_warmup) if settings.ema else None
+    checkpoint, out = Checkpoint(folder / "checkpoint.pt"), Trained()
     best_state: dict[str, Any] | None = None
     start_epoch = start_step = 0
-    if (kept := checkpoint.load()) is not None:
+    if (kept := checkpoint.load({"ema": dict} if average is not None else {})) is not None:
         method.load_state_dict(kept["method"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(kept["optimizers"][name])
         scaler.load_state_dict(kept["scaler"])
-        _set_random_state(kept["random"], device)
+        if average is not None:
+            average.load(kept["ema"])
+        set_random_state(kept["random"], device)
         start_epoch, start_step = kept["epoch"], kept["step"]
         out = Trained(
             list(kept["log"]), kept["best_epoch"], kept["best"], kept["seconds"], kept["cpu"],
@@ -193,11 +151,11 @@ def train(
     def save(epoch: int, step: int) -> None:
         nonlocal saved
         checkpoint.save({
-            "method": _to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
-            "scaler": scaler.state_dict(), "random": _random_state(device), "epoch": epoch, "step": step,
+            "method": to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
+            "scaler": scaler.state_dict(), "random": random_state(device), "epoch": epoch, "step": step,
             "log": out.log, "best_epoch": out.epoch, "best": out.best, "best_state": best_state,
             "seconds": before + time.perf_counter() - began, "cpu": used + time.process_time() - ticks,
-            "validation": out.validation,
+            "validation": out.validation, "ema": average.state() if average is not None else None,
         })
         saved = time.perf_counter()
 
@@ -208,9 +166,10 @@ def train(
     )
     for epoch in range(start_epoch, settings.epochs):
         method.train()
+        own_factor = epoch_factor(method, epoch, triplets.seed, device)
         for step, batch in enumerate(triplets.epoch(epoch, feed, start_step), start_step):
             tick = time.perf_counter()
-            factor = learning_rate(settings, epoch * triplets.steps + step, total)
+            factor = own_factor * learning_rate(settings, epoch * triplets.steps + step, total, triplets.steps)
             logs: dict[str, Any] = {}
             for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, base[name], strict=True):
@@ -218,6 +177,8 @@ def train(
             place = f"epoch {epoch}, step {step}"
             for _, _, more in take_step(method, batch, optimizers, device, settings, scaler, place):
                 logs.update(more)
+            if average is not None:
+                average.update()
             out.log.append({
                 "step": epoch * triplets.steps + step, "epoch": epoch, "losses": logs,
                 "seconds": time.perf_counter() - tick,
@@ -228,25 +189,30 @@ def train(
         start_step = 0
         # The time of measurements beside training is not counted.
         tick, aside = time.perf_counter(), time.process_time()
-        if measure is not None:
-            out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
-        evaluating, value = time.perf_counter(), math.nan
-        if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
-            value = validate()
-            out.validation += time.perf_counter() - evaluating
-            out.log.append({"epoch": epoch, "select": value})
-        began += time.perf_counter() - tick
-        ticks += time.process_time() - aside
-        if not math.isnan(value):
-            if out.best is None or value > out.best:
-                out.best, out.epoch, best_state = value, epoch + 1, _to_cpu(method.state_dict())
-        elif validate is None:
-            out.epoch = epoch + 1
+        with evaluated(average):
+            if measure is not None:
+                out.log.append({"epoch": epoch, "bound": measure(), "pairs": len(measure.words)})
+            evaluating, value = time.perf_counter(), math.nan
+            if validate is not None and ((epoch + 1) % settings.eval_every == 0 or epoch + 1 == settings.epochs):
+                value = validate()
+                out.validation += time.perf_counter() - evaluating
+                out.log.append({"epoch": epoch, "select": value})
+            began += time.perf_counter() - tick
+            ticks += time.process_time() - aside
+            if not math.isnan(value):
+                if out.best is None or value > out.best:
+                    out.best, out.epoch, best_state = value, epoch + 1, to_cpu(method.state_dict())
+            elif validate is None:
+                out.epoch = epoch + 1
         if time.perf_counter() - saved >= settings.seconds_between_checkpoints or epoch + 1 == settings.epochs:
             save(epoch + 1, 0)
     bar.close()
+    for parameter, trains in trainable.items():
+        parameter.requires_grad = trains
     if best_state is not None:
         method.load_state_dict(best_state)
+    elif average is not None:
+        average.keep()
     if wrong := next((n for n, p in method.named_parameters() if p.requires_grad and not p.isfinite().all()), None):
         raise CirbenchError(
             f"training diverged in its last step: the weights {wrong!r} are not finite. Lower the learning rate, add "

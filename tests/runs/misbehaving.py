@@ -99,6 +99,16 @@ EMBEDDINGS: list[Row] = [
      r"in adapt: .*D = \d+, those of images D = \d+; a dot product"),
     ("adapted to None", body("    def adapt(self, queries, gallery):\n        self.seen = len(gallery)"), "in adapt: .*returned NoneType"),
     ("adapted to NaN", body("    def adapt(self, queries, gallery):\n        return queries / 0 * 0"), "in adapt: .*NaN or infinite"),
+    ("a start of epochs that returns text", body("    def start_epoch(self, epoch):\n        return 'fast'"),
+     r"mine.py, line \d+, in start_epoch: `start_epoch` returned 'fast' for epoch 0"),
+    ("a start of epochs that takes none", body("    def start_epoch(self):\n        return 1.0"), "in start_epoch: TypeError"),
+    ("a start of epochs that changes the threads", body("    def start_epoch(self, epoch):\n        torch.set_num_threads(3)"),
+     r"in start_epoch: it changed torch's number of threads from \d+ to 3 at the start of epoch 0"),
+    ("a start of epochs that is a number", [(INIT, f"{INIT}        self.start_epoch = 1.0\n")], "`start_epoch` of the method is 1.0"),
+    ("less stored than read", [(INPUTS, "        from cirbench.types import Pixels\n        self.inputs = Inputs(images={'clip': "
+     "Pixels(32, (0, 0, 0), (1, 1, 1), stored=16)})\n")], IN_BUILD + r"inputs.images\['clip'\]: stored is 16; .*below size, 32"),
+    ("padding of a colour", [(INPUTS, "        from cirbench.types import Pixels\n        self.inputs = Inputs(images={'clip': "
+     "Pixels(32, (0, 0, 0), (1, 1, 1), pad='grey')})\n")], IN_BUILD + r"inputs.images\['clip'\]: pad is 'grey'; .*zero or white"),
     ("weights of another shape", body("    def modality_weights(self, batch):\n        return {'all': torch.ones(2, 2)}"),
      r"in modality_weights: .*of shape \(2, 2\) for 'all'"),
     ("weights as a tensor", body("    def modality_weights(self, batch):\n        return torch.ones(3)"),

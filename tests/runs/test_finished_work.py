@@ -19,6 +19,7 @@ from commands import exit_code
 
 from cirbench import files, lease
 from cirbench.runs import execution, recording, training
+from cirbench.runs.checkpoint import KEPT, Checkpoint
 from cirbench.runs.record import Record
 from cirbench.runs.store import find_records
 from cirbench.types import CirbenchError
@@ -86,7 +87,7 @@ def test_a_folder_that_is_gone_is_not_finished(
     moment: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, name = {
-        "a checkpoint": (training._Checkpoint, "save"), "the weights": (execution, "_train"),
+        "a checkpoint": (Checkpoint, "save"), "the weights": (execution, "_train"),
         "the record": (recording, "_pictures"),
     }[moment]
     real = getattr(place, name)
@@ -149,8 +150,8 @@ def test_nobody_is_told_to_delete_what_may_be_whole(
 
 
 def test_a_checkpoint_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = training._Checkpoint(tmp_path / "checkpoint.pt")
-    whole: dict[str, object] = {name: kind() for name, kind in training._KEPT.items()}
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt")
+    whole: dict[str, object] = {name: kind() for name, kind in KEPT.items()}
     checkpoint.save(whole)
     for error in (PermissionError(errno.EACCES, "Permission denied"), MemoryError()):
         with monkeypatch.context() as patch:
@@ -165,7 +166,7 @@ def test_a_checkpoint_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("foreign", [{"state_dict": {}}, {}, [1, 2], torch.zeros(3), 7, {"method": {}, "epoch": "3"}], ids=str)
 def test_a_foreign_checkpoint_counts_as_damaged(tmp_path: Path, foreign: object) -> None:
     torch.save(foreign, tmp_path / "checkpoint.pt")
-    assert training._Checkpoint(tmp_path / "checkpoint.pt").load() is None
+    assert Checkpoint(tmp_path / "checkpoint.pt").load() is None
     assert not (tmp_path / "checkpoint.pt").exists()
 
 

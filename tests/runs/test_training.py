@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,14 +27,48 @@ from cirbench.types import CirbenchError, TrainBatch
     ({"schedule": "linear"}, [1, 1, 1, 1, 2 / 3, 1 / 3]),
     ({"schedule": "step", "decay_every": 2}, [1, 1, 0.1, 0.1, 0.01, 0.01]),
     ({"schedule": "step", "decay_every": 4, "decay_factor": 0.5, "warmup": 2}, [0.5, 1, 1, 1, 0.5, 0.5]),
+    ({"schedule": "step", "decay_every": 3, "decay_epochs": 1, "decay_factor": 0.5}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    ({"schedule": "step", "decay_epochs": 2}, [1, 1, 1, 1, 0.1, 0.1]),
+    ({"schedule": "step", "decay_epochs": 1, "last_decay": 1}, [1, 1, 1, 1, 1, 1]),
+    ({"schedule": "step", "decay_epochs": 1, "last_decay": 2}, [1, 1, 0.1, 0.1, 0.1, 0.1]),
+    ({"schedule": "step", "decay_every": 1, "decay_factor": 0.5, "last_decay": 2}, [1, 0.5, 0.25, 0.125, 0.125, 0.125]),
+    ({"decay_epochs": 1}, [1, 1, 1, 1, 1, 1]),
+    ({"schedule": "cosine"}, [1, 0.5 + 0.75**0.5 / 2, 0.75, 0.5, 0.25, 0.5 - 0.75**0.5 / 2]),
+    ({"schedule": "cosine-after-warmup"}, [1, 0.5 + 0.75**0.5 / 2, 0.75, 0.5, 0.25, 0.5 - 0.75**0.5 / 2]),
+    ({"schedule": "cosine-after-warmup", "warmup": 3}, [1 / 3, 2 / 3, 1, 1, 0.75, 0.25]),
+    ({"schedule": "cosine-after-warmup", "warmup": 9}, [n / 9 for n in range(1, 7)]),
 ], ids=str)
 def test_rate_over_time(settings: dict, expected: list[float]) -> None:
-    assert [learning_rate(TrainSettings(**settings), n, 6) for n in range(6)] == pytest.approx(expected)
+    """Six steps, two in an epoch."""
+    assert [learning_rate(TrainSettings(**settings), n, 6, 2) for n in range(6)] == pytest.approx(expected)
+
+
+def test_clvc_nets_rate_drops_at_epoch_ten_and_on_shoes_at_twenty_too() -> None:
+    for last, expected in ((20, [1, 1, 0.1, 0.1, 0.1, 0.1]), (30, [1, 1, 0.1, 0.1, 0.01, 0.01])):
+        settings = TrainSettings(schedule="step", decay_epochs=10, last_decay=last)
+        rates = [learning_rate(settings, 7 * epoch + 6, 350, 7) for epoch in (0, 9, 10, 19, 20, 49)]
+        assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given", [[0.0, 1.0], [0.9, 0.5], [0.5], [1, 2, 3], "half", [-1, 1]], ids=str)
+def test_shares_of_the_area_are_two_in_order(given: object) -> None:
+    with pytest.raises(CirbenchError, match=r"train\.crop_scale.*0 < low <= high"):
+        tiny.plan("sum", train__crop_scale=given)
+
+
+def test_new_settings_change_no_id_at_their_defaults() -> None:
+    """Also written out, and read back from a record's JSON."""
+    neutral = TrainSettings.neutral()
+    named = {"decay_epochs", "last_decay", "crop", "crop_scale", "ema", "ema_warmup"}
+    assert named <= neutral.keys() and not named & TrainSettings().identity().keys()
+    read = TrainSettings(**json.loads(json.dumps({name: neutral[name] for name in named})))
+    assert read == TrainSettings() and read.identity() == TrainSettings().identity()
+    assert TrainSettings(crop_scale=(0.5, 1.0)).identity()["crop_scale"] == (0.5, 1.0)
 
 
 def test_tirgs_paper_drops_the_rate_every_fifty_thousand_steps() -> None:
     settings = TrainSettings(**find_method("tirg").train)
-    rates = [learning_rate(settings, n, 160_000) for n in (0, 49_999, 50_000, 99_999, 100_000, 150_000)]
+    rates = [learning_rate(settings, n, 160_000, 5_000) for n in (0, 49_999, 50_000, 99_999, 100_000, 150_000)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
     assert planning.plan("tirg", "scenes").train.schedule == "linear", "scenes is too short for it"
     assert planning.plan("tirg", "scenes", "like-dwc").train == planning.plan("dwc", "scenes").train
@@ -67,7 +102,7 @@ class NoFeed:
 
     device = torch.device("cpu")
 
-    def images(self, ids: list[str], flip: object = None) -> dict:
+    def images(self, ids: list[str], flip: object = None, crops: object = None) -> dict:
         return {}
 
     def texts(self, words: list[str]) -> dict:
