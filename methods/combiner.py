@@ -8,7 +8,8 @@ The defaults are the paper's: CLIP RN50x4 with pictures padded towards 1.25 (`ta
 no projection of the targets, and on FashionIQ no flips and the captions of a query drawn anew every epoch: a and b, b
 and a, a alone, or b alone. `like-dwc` has DWC's encoders, projections, loss, optimiser and budget, over both streams;
 `like-dwc-clip` and `like-dwc-cnn` over one. The first stage, CLIP fine-tuned under a sum, is the variant `clip4cir-1`
-of methods/sum.py; `--set method.clip=run:FOLDER` reads its CLIP into this stage.
+of methods/sum.py: `two-stage` does it first and goes on with its CLIP, `--set method.clip=run:FOLDER` takes that of a
+finished run.
 
 Differences from the paper and its code:
 - the checkpoint is the last, unless `train.selection` says otherwise; theirs is the best on the validation split,
@@ -52,6 +53,7 @@ class Config(StreamSettings):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "two-stage": {"clip": "after:sum clip4cir-1"},
     "like-dwc": like_dwc(Config),
     "like-dwc-clip": like_dwc(Config, "clip"),
     "like-dwc-cnn": like_dwc(Config, "cnn"),
@@ -68,6 +70,7 @@ _LIKE_DWC = {**_SCENES, "clip_lr": 0.004, "cnn_lr": 0.002, "dropout": 0.2}
 DATASETS = {
     "fashioniq": {"train.form": "four-ways", "train.flip": "none"},
     "scenes": _SCENES,
+    "scenes/two-stage": {"clip": "after:sum clip4cir-1"},
     "scenes/like-dwc": _LIKE_DWC,
     "scenes/like-dwc-clip": _LIKE_DWC,
     "scenes/like-dwc-cnn": _LIKE_DWC,

@@ -36,7 +36,9 @@ def flat(inputs: Inputs) -> dict[str, Any]:
 
     Of weights that were trained on other data than they are evaluated on, also `trained.dataset` and `trained.y`.
     """
-    scopes = (("method", inputs.config), ("data", inputs.data), ("train", inputs.train))
+    # A stage before this one is another run for every seed, and one setting.
+    config = {**inputs.config, **inputs.raw.get("stages", {})}
+    scopes = (("method", config), ("data", inputs.data), ("train", inputs.train))
     out = {f"{scope}.{name}": value for scope, knobs in scopes for name, value in knobs.items()}
     evaluated = inputs.evaluated
     if evaluated is not None and evaluated.dataset:
@@ -59,6 +61,9 @@ def identity(inputs: Inputs, *without: str, code: bool = True) -> str:
     apart = ("seed", "config", "data", "train", *(() if code else CODE))
     rest = {k: v for k, v in inputs.raw.items() if k not in apart}
     knobs = {k: v for k, v in flat(inputs).items() if k not in without}
+    staged = {inputs.config.get(field) for field in rest.pop("stages", {})}
+    if staged:
+        rest["weights"] = {name: sha for name, sha in inputs.weights.items() if name not in staged}
     if any(name.startswith("data.") for name in without):
         for name in ("fingerprint", "images"):  # they follow from the data knobs
             rest.pop(name, None)

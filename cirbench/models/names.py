@@ -38,6 +38,8 @@ FORMS: tuple[tuple[str, str], ...] = (
      "of Hugging Face (config.json of a CLIPModel)"),
     ("hf-hub:OWNER/NAME", "the same from the Hugging Face hub, fetched once: hf-hub:BAAI/BGE-VL-base, ..."),
     ("run:FOLDER", "the CLIP that a finished run trained (freeze_clip=false), for a second stage"),
+    ("after:METHOD VARIANT", "the CLIP that a run of another method trains first, on the same data with the same seed: "
+     "after:sum clip4cir-1"),
     ("timm:NAME", "any timm model as a frozen encoder of pictures, for methods that read no text with it: "
      "timm:vit_small_patch14_dinov2.lvd142m, timm:convnext_base.fb_in22k; also timm:NAME:FILE, timm:NAME:random, "
      "timm:hf-hub:OWNER/NAME, timm:local-dir:DIR"),

@@ -35,6 +35,7 @@ from cirbench.runs.corpus import corpus_of, prepare
 from cirbench.runs.offline import no_network
 from cirbench.runs.recording import shares
 from cirbench.runs.schedule import epoch_factor
+from cirbench.runs.stages import started
 from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
 from cirbench.scoring.adapting import checked_adapt
@@ -90,9 +91,9 @@ class Subject:
         narrow = {f"method.{k}": v for k, v in NARROW.items() if k in self.found.config.model_fields}
         epochs = self.found.variants.get(self.variant, {}).get("train.epochs", self.found.train.get("epochs", 1))
         train = {"train.epochs": 1, "train.batch_size": BATCH} if epochs else {}
-        return planning.plan(
+        return started(planning.plan(
             self.method, "scenes", self.variant, seed=self.seed, over={**DATA, **narrow, **train, **self.over}
-        )
+        ))
 
     @cached_property
     def epochs(self) -> int:

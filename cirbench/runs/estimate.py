@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from cirbench.runs.corpus import prepare, train_view, training_pictures
 from cirbench.runs.planning import Plan
 from cirbench.runs.rehearsal import noise_images, noise_texts
 from cirbench.runs.schedule import epoch_factor
+from cirbench.runs.stages import first_stages, started
 from cirbench.runs.training import keep_freed_memory, optimizers_of, pick_device, take_step
 from cirbench.scoring import evaluation
 from cirbench.types import Corpus, Frozen, QueryBatch, TrainBatch
@@ -39,6 +40,7 @@ class Estimate:
         evaluate_seconds: of one evaluation.
         evaluations: how many, including those that choose a checkpoint.
         memory_mb: peak while measuring, weights and optimisers included.
+        before_seconds: of the stages before this run.
         prepare_seconds: of the method's look at the training pictures, at most: in proportion to their number.
     """
 
@@ -50,12 +52,14 @@ class Estimate:
     evaluations: int
     memory_mb: float
     prepare_seconds: float = 0.0
+    before_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of the whole run."""
         training = self.steps * self.step_seconds
-        return training + self.prepare_seconds + self.feature_seconds + self.evaluations * self.evaluate_seconds
+        once = self.before_seconds + self.prepare_seconds + self.feature_seconds
+        return training + once + self.evaluations * self.evaluate_seconds
 
 
 def _random_weights(planned: Plan) -> Any:
@@ -92,8 +96,9 @@ def estimate(planned: Plan, device: str = "auto", repeats: int = 3, quiet: bool 
     Raises:
         CirbenchError: among others, whatever a method of somebody else raises.
     """
+    firsts = [estimate(first, device, repeats, quiet).seconds for first in first_stages(planned).values()]
     with blaming(planned.method):
-        return _measure(planned, device, repeats, quiet)
+        return replace(_measure(started(planned), device, repeats, quiet), before_seconds=sum(firsts))
 
 
 def _measure(planned: Plan, device: str, repeats: int, quiet: bool) -> Estimate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def plan_eval(
         over |= {f"data.{k}": v for k, v in {**neutral, **inputs["data"]}.items()}
     for field, value in parse_assignments(sets, ("data",))["data"].items():
         over[f"data.{field}"] = value
-    return planning.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms), record
+    planned = planning.plan(method, name, seed=inputs["seed"], root=root, over=over, forms=forms)
+    return replace(planned, stages=inputs.get("stages", {})), record
 
 
 def _training_of(record: Record | Converted, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cirbench.data.cache import renewing
 from cirbench.data.crops import check_crop, crop_note
 from cirbench.files import as_numbers, check_home, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
-from cirbench.runs import planning
+from cirbench.runs import planning, stages
 from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
 from cirbench.runs.corpus import check_wanted, corpus_of, note_of, prepare
@@ -50,7 +50,7 @@ class Options:
 
 
 def run(planned: Plan, options: Options = Options()) -> Record:
-    """Do a run, resume it, or return its finished record.
+    """Do a run, resume it, or return its finished record; a run that a first stage is wanted of does that first.
 
     Args:
         planned: what to run.
@@ -60,6 +60,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
         CirbenchError: anything wrong with data, weights or device.
     """
     device = pick_device(options.device)
+    planned = stages.settled(planned, lambda first: run(first, replace(options, export=False, command="")).folder)
     check_backbones(planned.config.model_dump())
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
     dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)

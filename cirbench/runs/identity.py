@@ -69,7 +69,7 @@ def _inputs(
         "dataset": dataset.name, "data": planned.knobs.identity(), "fingerprint": dataset.fingerprint, "images": images,
         "method": planned.method.name, "config": planned.config.identity(), "train": planned.train.identity(),
         "seed": planned.seed, "weights": dict(weights), "numerics": code(planned), **fewer,
-        **({"corpus": dict(corpus)} if corpus else {}),
+        **({"corpus": dict(corpus)} if corpus else {}), **({"stages": dict(planned.stages)} if planned.stages else {}),
     }
 
 
@@ -93,4 +93,6 @@ def id_of(inputs: Mapping[str, Any]) -> str:
     named = inputs.get("corpus", {})
     train = {name: named.get(name, value) for name, value in inputs["train"].items()}
     config = by_content(inputs["config"])
-    return digest({**inputs, "config": config, "train": train, "weights": sorted(set(weights.values()))})
+    # How a stage before this one was written is a label; its weights count.
+    rest = {name: value for name, value in inputs.items() if name != "stages"}
+    return digest({**rest, "config": config, "train": train, "weights": sorted(set(weights.values()))})

@@ -31,6 +31,8 @@ class Plan:
         root: folder of the data; not part of the identity (the fingerprint is).
         overrides: what the variant, `--backbone` and `--set` changed, for labels.
         forms: the only text forms scored beside the default one, or None for all.
+        stages: field of the method -> how the stage before was written (`after:sum clip4cir-1`), where its run has
+            taken the field's place; a label.
     """
 
     method: plugins.MethodFile
@@ -43,6 +45,7 @@ class Plan:
     root: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[str, ...] | None = None
+    stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def facts(self) -> DatasetSpec:
