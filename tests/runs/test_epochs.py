@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cirbench.process import Terminated
-from cirbench.runs import contract, training
+from cirbench.runs import contract, evaluate_run, training
 from cirbench.runs.record import Record
 from cirbench.runs.schedule import epoch_factor
 from cirbench.settings import TrainSettings
@@ -380,6 +380,15 @@ def test_an_estimate_begins_an_epoch(tmp_path: Path) -> None:
     from cirbench.runs.estimate import estimate
 
     assert estimate(tiny.plan(str(STAGED)), "cpu", 1).steps == 3
+
+
+def test_a_finished_run_is_evaluated_again(tmp_path: Path) -> None:
+    """By the average, from the record's settings as JSON, on the centre of what is stored."""
+    record = tiny.run(str(STAGED), tmp_path, train__crop="resized", train__crop_scale=[0.5, 1.0])
+    planned, found = evaluate_run.plan_eval(record.folder)
+    assert planned.train.crop_scale == (0.5, 1.0)
+    again = evaluate_run.evaluate_run(planned, found, tmp_path, "cpu", True, "test")
+    assert again.data["protocols"] == record.data["protocols"]
 
 
 def test_crops_without_room_are_refused_by_run_and_check(tmp_path: Path) -> None:
