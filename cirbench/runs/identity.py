@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cirbench.data.images import image_set_fingerprint
-from cirbench.models.weights import weights_in
+from cirbench.models.weights import weights_of
 from cirbench.runs.planning import Plan, code, scored
 from cirbench.seeds import digest
 from cirbench.types import Dataset
@@ -42,7 +42,7 @@ def identify(planned: Plan, dataset: Dataset) -> Identity:
     """The identity of a run: settings, contents of annotations, pictures and weights, seed, and code."""
     ids = [i for role in ("train", "select", "report") if role in dataset.splits for i in dataset.splits[role].images()]
     images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
-    inputs = _inputs(planned, dataset, images, weights_in(planned.config.model_dump()))
+    inputs = _inputs(planned, dataset, images, weights_of(planned.config))
     return Identity(id_of(inputs), inputs)
 
 
