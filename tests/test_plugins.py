@@ -100,6 +100,35 @@ def test_printed_training_keeps_the_contract(tmp_path: Path, capsys: pytest.Capt
     assert exit_code(*run) == 0, capsys.readouterr().err
 
 
+def test_printed_levels_and_words_keep_the_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/add-a-method.md: maps at several depths, and words that start from a file of vectors."""
+    page = (Path(__file__).parents[1] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    printed = next(t for t in re.findall(r"```python\n(.*?)```", page, re.S) if "encoders.cnn_levels(" in t)
+    field, build, rest = printed.partition("def build")
+    (tmp_path / "glove.txt").write_text("red 1 2 3 4 5 6 7 8\nblue 8 7 6 5 4 3 2 1\n")
+    field = field.replace('""', repr(str(tmp_path / "glove.txt")))
+    (tmp_path / "levels.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "from cirbench.models.layers import adam, contrastive, hard_labels, l2norm\n"
+        "from cirbench.models.lstm_text import build_vocabulary\nfrom cirbench.settings import Field, Settings\n"
+        "from cirbench.types import Inputs\n\n"
+        "class Config(Settings):\n"
+        "    cnn: str = Field('scenes-cnn', description='CNN')\n"
+        "    cnn_size: int = Field(48, description='side')\n"
+        "    word_dim: int = Field(8, description='of a word')\n"
+        "    dim: int = Field(48, description='D')\n"
+        f"{field}\nVARIANTS, TRAIN, DATASETS = {{}}, {{'epochs': 1}}, {{}}\n\n{build}{rest}"
+        "\n    def encode_queries(self, batch):\n"
+        "        return l2norm(self.encode_images(batch.reference) + self.text(batch))\n"
+        "\n    def losses(self, batch):\n        labels = hard_labels(batch.positives)\n"
+        "        loss = contrastive(self.encode_queries(batch), self.encode_images(batch.target), labels, 0.1)\n"
+        "        yield 'all', loss, {}\n"
+        "\n    def optimizers(self):\n        return {'all': adam(self.parameters(), 1e-3, 0.0)}\n"
+        "\n    def extra_state(self):\n        return {'vocabulary': self.words.vocabulary}\n"
+    )
+    assert exit_code("check", str(tmp_path / "levels.py")) == 0, capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("name", "said"), [
     ("dwc", "already"), ("9lives", "9lives"), ("class", "class"), ("my idea", "my-idea"), ("my-idea", "exists"),
 ])

@@ -1,7 +1,8 @@
-"""CNNs as feature maps: any timm model, or the small one of cirbench (`scenes-cnn`)."""
+"""CNNs as feature maps: any timm model, or the small one of cirbench (`scenes-cnn`); the last map, or several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from cirbench.models.timm_models import check_timm, make_body
 from cirbench.models.weights import ASSETS
 from cirbench.types import CirbenchError, Pixels
 
-__all__ = ["Cnn", "CnnInfo", "check_cnn", "load_cnn"]
+__all__ = ["Cnn", "CnnInfo", "CnnLevels", "LevelsInfo", "check_cnn", "levels_of", "load_cnn"]
 
 
 def check_cnn(name: str) -> None:
@@ -99,3 +100,79 @@ def load_cnn(name: str, size: int, pretrained: bool = True, statistics: str = "i
     return Cnn(body, CnnInfo(int(shape[1]), Pixels(size, mean, std)))
 
 
+@dataclass(frozen=True)
+class LevelsInfo:
+    """Maps of a CNN at several depths.
+
+    Attributes:
+        channels: C of each map.
+        sizes: (h, w) of each map.
+        pixels: the input.
+    """
+
+    channels: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    pixels: Pixels
+
+
+class CnnLevels(nn.Module):
+    """A CNN whose outputs are its maps at several depths: (B, 3, H, W) -> ((B, C_1, h_1, w_1), ...).
+
+    Its parameters have the names they have in `Cnn`, as far as there are any: what lies deeper than the deepest of
+    these maps is left out.
+    """
+
+    def __init__(self, body: nn.Module, levels: Sequence[int], pixels: Pixels) -> None:
+        super().__init__()
+        self.body: Any = body
+        self.levels = tuple(levels)
+        with torch.no_grad():
+            was = body.training
+            body.eval()
+            maps = self(torch.zeros(1, 3, pixels.size, pixels.size))
+            body.train(was)
+        channels, sizes = tuple(int(m.shape[1]) for m in maps), tuple((int(m.shape[2]), int(m.shape[3])) for m in maps)
+        self.info = LevelsInfo(channels, sizes, pixels)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> one (B, C, h, w) for each level, in the order they were asked for."""
+        # timm gives maps by depth, each once.
+        depths = sorted(set(self.levels))
+        maps = self.body.forward_intermediates(
+            images.contiguous(memory_format=torch.channels_last), indices=depths, stop_early=True, output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        by_depth = dict(zip(depths, maps, strict=True))
+        return tuple(by_depth[level] for level in self.levels)
+
+
+def levels_of(cnn: Cnn, levels: Sequence[int], name: str = "this model") -> CnnLevels:
+    """Maps at several depths of a CNN, whose layers are taken over; deeper ones than are needed are dropped from it.
+
+    Args:
+        cnn: the whole CNN; not to be used afterwards.
+        levels: indices of timm's `feature_info`, from the shallowest, 0; negative ones count from the deepest. Maps are
+            as a level ends in timm, so those of a pre-activation network are not normalised, and the last one of a
+            network with layers behind its stages (EfficientNet's `conv_head`) is not the map of `Cnn`.
+        name: for messages.
+
+    Raises:
+        CirbenchError: an unknown level, with the valid ones, or a CNN without levels.
+    """
+    body = cnn.body
+    told = getattr(body, "feature_info", None) or ()
+    told = list(getattr(told, "info", told))
+    if not told or not hasattr(body, "forward_intermediates") or not hasattr(body, "prune_intermediate_layers"):
+        raise CirbenchError(
+            f"timm knows no levels of the CNN {name!r} ({type(body).__name__}). Choose another, such as resnet50, or a "
+            "newer timm."
+        )
+    count = len(told)
+    unknown = [level for level in levels if not -count <= level < count]
+    if unknown or not levels:
+        valid = ", ".join(f"{n} ({t['num_chs']} channels, stride {t['reduction']})" for n, t in enumerate(told))
+        what = f"has no level {unknown[0]}" if unknown else "is asked for no level"
+        raise CirbenchError(f"the CNN {name!r} {what}. Valid: {valid}; or from the end, {-count} to -1.")
+    absolute = [level % count for level in levels]
+    body.prune_intermediate_layers(sorted(set(absolute)), prune_norm=True, prune_head=True)
+    return CnnLevels(body, absolute, cnn.info.pixels)

@@ -9,13 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cirbench.types import CirbenchError
+
 
 class GeM(nn.Module):
-    """Generalised mean over the last axes: (mean max(x, eps)^p)^(1/p), p learned (Radenovic et al. 2018)."""
+    """Generalised mean over the last axes: (mean max(x, eps)^p)^(1/p) (Radenovic et al. 2018).
 
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+    Args:
+        p: the exponent, at the start where it is learned.
+        eps: smaller values are raised to it.
+        learned: p is a parameter; otherwise a buffer of the same name, and stays (ARTEMIS).
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6, learned: bool = True) -> None:
         super().__init__()
-        self.p, self.eps = nn.Parameter(torch.tensor([p])), eps
+        self.eps = eps
+        self.p: Tensor
+        if learned:
+            self.p = nn.Parameter(torch.tensor([p]))
+        else:
+            self.register_buffer("p", torch.tensor([p]))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, D, ...) -> (B, D). `mask` (B, L) bool leaves positions out of the mean of a (B, D, L) input."""
@@ -31,33 +44,73 @@ def l2norm(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
+#: Channels of an inception block's convolutions, branch by branch: ((a,), (b, b'), (c, c', c''), (e,)).
+Widths = Sequence[Sequence[int]]
+
+
+def _widths(out_dim: int, widths: Widths | None) -> list[tuple[int, ...]]:
+    """The widths of an inception block, checked; DWC's where none are given.
+
+    Raises:
+        CirbenchError: branches of another shape, a width below 1, or ends that do not sum to `out_dim`.
+    """
+    d = out_dim
+    if widths is None:
+        if d < 8 or d % 8:
+            raise CirbenchError(
+                f"an inception block of out_dim={d}: its usual widths are eighths of it. Take "
+                f"{max(8, round(d / 8) * 8)}, or give `widths`."
+            )
+        return [(3 * d // 8,), (d // 2, d // 4), (d // 4, d // 8, d // 4), (d // 8,)]
+    made = [tuple(branch) for branch in widths]
+    if [len(branch) for branch in made] != [1, 2, 3, 1] or min(sum(made, ())) < 1:
+        raise CirbenchError(
+            f"widths={made} of an inception block: four branches of 1, 2, 3 and 1 convolutions are wanted, such as "
+            "((30,), (24, 24), (24, 10, 24), (18,))."
+        )
+    ends = [branch[-1] for branch in made]
+    if sum(ends) != d:
+        raise CirbenchError(
+            f"widths={made} of an inception block: its branches end in {' + '.join(map(str, ends))} = {sum(ends)} "
+            f"channels, but out_dim is {d}. They must be equal."
+        )
+    return made
+
+
 class Inception2d(nn.Module):
     """Four branches over a map, concatenated (CLVC-Net, DWC): (B, in, h, w) -> (B, out, h, w).
 
-    With out = d: 1x1 to 3d/8 | 1x1 to d/2, 3x3 to d/4 | 1x1 to d/4, 3x3 to d/8, 3x3 to d/4 | 3x3 average, 1x1 to d/8.
-    Convolutions have no bias and are followed by batch normalisation, with ReLU in between, but not at the end.
+    1x1 to a | 1x1 to b, 3x3 to b' | 1x1 to c, 3x3 to c', 3x3 to c'' | 3x3 average, 1x1 to e.
+    Convolutions have no bias and are followed by batch normalisation, with ReLU in between, and at the end with
+    `final_relu`.
 
-    The four 1x1 convolutions are one product here, and the average is taken after its 1x1, on d/8 channels: both are
+    The four 1x1 convolutions are one product here, and the average is taken after its 1x1, on e channels: both are
     linear, so the result is the same.
 
     Args:
         in_dim: channels in.
-        out_dim: channels out, a multiple of 8.
+        out_dim: channels out, d.
+        widths: ((a,), (b, b'), (c, c', c''), (e,)) with a + b' + c'' + e = d; by default DWC's ((3d/8,), (d/2, d/4),
+            (d/4, d/8, d/4), (d/8,)), for d a multiple of 8.
+        final_relu: every convolution is followed by ReLU, so that no output is negative (CLVC-Net).
+
+    Raises:
+        CirbenchError: widths that do not make a block of `out_dim` channels.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, widths: Widths | None = None, final_relu: bool = False) -> None:
         super().__init__()
-        d = out_dim
-        self.first = (3 * d // 8, d // 2, d // 4, d // 8)
+        (a,), (b, b2), (c, c2, c3), (e,) = _widths(out_dim, widths)
+        self.first, self.final_relu = (a, b, c, e), final_relu
         self.reduce = nn.Conv2d(in_dim, sum(self.first), 1, bias=False)
         self.norm = nn.BatchNorm2d(sum(self.first[:3]))
         self.norm_pooled = nn.BatchNorm2d(self.first[3])
-        self.second = nn.Conv2d(d // 2, d // 4, 3, padding=1, bias=False)
-        self.norm_second = nn.BatchNorm2d(d // 4)
-        self.third_a = nn.Conv2d(d // 4, d // 8, 3, padding=1, bias=False)
-        self.norm_third_a = nn.BatchNorm2d(d // 8)
-        self.third_b = nn.Conv2d(d // 8, d // 4, 3, padding=1, bias=False)
-        self.norm_third_b = nn.BatchNorm2d(d // 4)
+        self.second = nn.Conv2d(b, b2, 3, padding=1, bias=False)
+        self.norm_second = nn.BatchNorm2d(b2)
+        self.third_a = nn.Conv2d(c, c2, 3, padding=1, bias=False)
+        self.norm_third_a = nn.BatchNorm2d(c2)
+        self.third_b = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
+        self.norm_third_b = nn.BatchNorm2d(c3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, h, w) -> (B, out, h, w)."""
@@ -68,7 +121,8 @@ class Inception2d(nn.Module):
         two = self.norm_second(self.second(two.relu()))
         three = self.norm_third_a(self.third_a(three.relu())).relu()
         three = self.norm_third_b(self.third_b(three))
-        return torch.cat([one, two, three, self.norm_pooled(pooled)], 1)
+        out = torch.cat([one, two, three, self.norm_pooled(pooled)], 1)
+        return out.relu() if self.final_relu else out
 
 
 def _norm_words(norm: nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
@@ -83,22 +137,22 @@ class Inception1d(nn.Module):
     """`Inception2d` over a sequence, blind to padding: (B, in, L), mask (B, L) -> (B, out, L).
 
     Padding is zero before every convolution and excluded from averages and batch statistics, so the result for a text
-    does not depend on the longest text of its batch.
+    does not depend on the longest text of its batch. Arguments and errors are those of `Inception2d`.
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, widths: Widths | None = None, final_relu: bool = False) -> None:
         super().__init__()
-        d = out_dim
-        self.first = (3 * d // 8, d // 2, d // 4, d // 8)
+        (a,), (b, b2), (c, c2, c3), (e,) = _widths(out_dim, widths)
+        self.first, self.final_relu = (a, b, c, e), final_relu
         self.reduce = nn.Conv1d(in_dim, sum(self.first), 1, bias=False)
         self.norm = nn.BatchNorm1d(sum(self.first[:3]))
         self.norm_pooled = nn.BatchNorm1d(self.first[3])
-        self.second = nn.Conv1d(d // 2, d // 4, 3, padding=1, bias=False)
-        self.norm_second = nn.BatchNorm1d(d // 4)
-        self.third_a = nn.Conv1d(d // 4, d // 8, 3, padding=1, bias=False)
-        self.norm_third_a = nn.BatchNorm1d(d // 8)
-        self.third_b = nn.Conv1d(d // 8, d // 4, 3, padding=1, bias=False)
-        self.norm_third_b = nn.BatchNorm1d(d // 4)
+        self.second = nn.Conv1d(b, b2, 3, padding=1, bias=False)
+        self.norm_second = nn.BatchNorm1d(b2)
+        self.third_a = nn.Conv1d(c, c2, 3, padding=1, bias=False)
+        self.norm_third_a = nn.BatchNorm1d(c2)
+        self.third_b = nn.Conv1d(c2, c3, 3, padding=1, bias=False)
+        self.norm_third_b = nn.BatchNorm1d(c3)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, in, L), (B, L) bool -> (B, out, L), zero at padding."""
@@ -112,7 +166,8 @@ class Inception1d(nn.Module):
         real = mask[:, None].to(x.dtype)
         total = F.avg_pool1d(pooled, 3, 1, 1, count_include_pad=True)
         pooled = total / F.avg_pool1d(real, 3, 1, 1, count_include_pad=True).clamp(min=1e-6)
-        return torch.cat([one, two, three, _norm_words(self.norm_pooled, pooled, mask)], 1)
+        out = torch.cat([one, two, three, _norm_words(self.norm_pooled, pooled, mask)], 1)
+        return out.relu() if self.final_relu else out
 
 
 def gate(in_dim: int, hidden: int, out_dim: int, dropout: float) -> nn.Sequential:

@@ -7,6 +7,7 @@ MLP, because a mean over the map would lose positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,11 +76,19 @@ class Head(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
+def _indices(asked: int | Sequence[int] | None) -> list[int]:
+    """Which of the four maps timm asks for: the last n, those of a list, or all; counted from the start."""
+    if asked is None or isinstance(asked, int):
+        return list(range(4))[-(asked or 4) :]
+    return [range(4)[index] for index in asked]
+
+
 class SmallCnn(nn.Module):
     """Four convolution stages; timm's interface.
 
     Args:
-        widths: channels after the stem (stride 2) and the stages of stride 4, 8 and 8.
+        widths: channels after the stem (stride 2) and the stages of stride 4, 8 and 8: 48 pixels give maps of 24x24,
+            12x12, 6x6 and 6x6.
         num_classes: width of the output, 0 for pooled features.
         in_chans: channels of the picture.
         global_pool: see `Head`.
@@ -97,7 +106,7 @@ class SmallCnn(nn.Module):
         self.stem = ConvNorm(in_chans, a, 5, 2)
         self.stage1, self.stage2, self.stage3 = Stage(a, b, 2), Stage(b, c, 2), Stage(c, d, 1)
         self.head = Head(d, num_classes, global_pool, head_hidden)
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": n, "reduction": r, "module": m}
             for n, r, m in zip(widths, (2, 4, 8, 8), ("stem", "stage1", "stage2", "stage3"), strict=True)
         ]
@@ -125,6 +134,46 @@ class SmallCnn(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 8, W / 8)."""
         return self.stage3(self.stage2(self.stage1(self.stem(x))))
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
+        output_fmt: str = "NCHW", intermediates_only: bool = False,
+    ) -> Any:
+        """timm's interface: the maps after the stem and the three stages, (B, C, h, w) each, in order of depth.
+
+        Args:
+            x: (B, 3, H, W).
+            indices: which of the four, negative ones from the end; an int for the last ones, None for all.
+            norm: no effect, every map is normalised.
+            stop_early: go no further than the last map that is wanted.
+            output_fmt: NCHW.
+            intermediates_only: without the last map in front.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r}; the small CNN gives NCHW")
+        wanted = _indices(indices)
+        maps = []
+        for index, stage in enumerate((self.stem, self.stage1, self.stage2, self.stage3)):
+            if stop_early and index > max(wanted):
+                break
+            x = stage(x)
+            if index in wanted:
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """timm's interface: drop what lies deeper than these maps; their indices from the start."""
+        wanted = _indices(indices)
+        deepest = max(wanted)
+        for index in range(deepest + 1, 4):
+            setattr(self, f"stage{index}", nn.Identity())
+        if deepest < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[deepest]["num_chs"]
+        if prune_head or deepest < 3:
+            self.reset_classifier(0, "")
+        return wanted
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, h, w) -> (B, num_classes)."""

@@ -15,9 +15,13 @@ from cirbench.models.hub import folder_of
 from cirbench.models.names import PACKAGED, PACKAGED_CNN, WEIGHTS, is_file, listed, parse
 from cirbench.models.trained_run import trained_run
 from cirbench.seeds import digest
-from cirbench.types import CirbenchError
+from cirbench.settings import Settings
+from cirbench.types import CirbenchError, shown
 
-__all__ = ["ASSETS", "PACKAGED", "PACKAGED_CNN", "tensors_sha256", "weights_files", "weights_id", "weights_in"]
+__all__ = [
+    "ASSETS", "PACKAGED", "PACKAGED_CNN", "tensors_sha256", "vectors_file", "vectors_of", "weights_files", "weights_id",
+    "weights_in", "weights_of",
+]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -58,10 +62,7 @@ def weights_id(name: str) -> str:
     if not files:
         return name
     found = parse(name)
-    try:
-        hashes = file_sha256s(files)
-    except OSError as error:
-        raise CirbenchError(f"the weights {name} cannot be read: {error}. Check its permissions.") from None
+    hashes = _hashes(files, name)
     if found.kind == "run":
         # Other weights of that run's method, its name and its id count as little as its path.
         run = trained_run(found)
@@ -72,12 +73,61 @@ def weights_id(name: str) -> str:
     return "sha256:" + digest([found.model, named] if found.kind == "file" else named)[:32]
 
 
+def _hashes(files: list[Path], name: str) -> list[str]:
+    try:
+        return file_sha256s(files)
+    except OSError as error:
+        raise CirbenchError(f"the weights {name} cannot be read: {error}. Check its permissions.") from None
+
+
 def weights_in(values: Any) -> dict[str, str]:
     """Every string in some settings that names weights on this machine or of the hub -> the hash of their content."""
     if isinstance(values, str):
         return {values: weights_id(values)} if weights_files(values) else {}
     parts = values.values() if isinstance(values, Mapping) else values if isinstance(values, list | tuple) else ()
     return {name: sha for part in parts for name, sha in weights_in(part).items()}
+
+
+def vectors_file(name: str) -> Path:
+    """A file of word vectors; a leading `~` is the home folder.
+
+    Raises:
+        CirbenchError: there is none.
+    """
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # no such user
+        path = Path(name)
+    if not is_file(path):
+        raise CirbenchError(f"there is no file of word vectors {shown(name)}. Check the path.")
+    return path
+
+
+def vectors_of(config: Settings) -> dict[str, Path]:
+    """The files of word vectors that a Config names: text -> file.
+
+    They are the values of fields with `json_schema_extra={"vectors": True}`. Such files have no ending of their own, so
+    a field must say that its text names one; an empty text names none.
+
+    Raises:
+        CirbenchError: a file that is not there.
+    """
+    extras = {name: info.json_schema_extra for name, info in type(config).model_fields.items()}
+    marked = [name for name, more in extras.items() if isinstance(more, dict) and more.get("vectors") is True]
+    names = [str(getattr(config, name)) for name in marked if getattr(config, name)]
+    return {name: vectors_file(name) for name in names}
+
+
+def weights_of(config: Settings) -> dict[str, str]:
+    """Every name of weights or word vectors on this machine or of the hub in a Config -> the hash of their content.
+
+    Raises:
+        CirbenchError: a file of word vectors that is not there.
+    """
+    out = weights_in(config.model_dump())
+    for name, path in vectors_of(config).items():
+        out[name] = "sha256:" + digest([["", *_hashes([path], name)]])[:32]  # as `weights_id` does for one file
+    return out
 
 
 def tensors_sha256(module: nn.Module) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from cirbench import numerics, plugins
 from cirbench.data.batches import Feed, Triplets
 from cirbench.data.crops import check_crop
-from cirbench.models.weights import weights_in
+from cirbench.models.weights import weights_of
 from cirbench.process import DEBUG, is_interrupt, undisturbed
 from cirbench.runs import planning
 from cirbench.runs.blame import failure
@@ -113,7 +113,7 @@ class Subject:
     def build(self, state: Mapping[str, Any] | None = None) -> Any:
         """The method, prepared and in evaluation mode, from the seed."""
         make_deterministic(self.seed)
-        declared = weights_in(self.planned.config.model_dump())
+        declared = weights_of(self.planned.config)
         made: Any = build(self.planned, self.dataset, state=state, declared=declared)
         if hasattr(made, "prepare") and state is None:
             device = torch.device("cpu")

@@ -19,6 +19,7 @@ from cirbench.data.cache import renewing
 from cirbench.data.crops import check_crop, crop_note
 from cirbench.files import as_numbers, check_home, write_jsonl, write_npz
 from cirbench.models.encoders import Encoders
+from cirbench.models.weights import vectors_of
 from cirbench.runs import planning, stages
 from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
@@ -62,6 +63,7 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     device = pick_device(options.device)
     planned = stages.settled(planned, lambda first: run(first, replace(options, export=False, command="")).folder)
     check_backbones(planned.config.model_dump())
+    vectors_of(planned.config)  # a file that is not there is told before annotations are read
     roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
     dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)
     identity = identify(planned, dataset)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cirbench.data import outside
 from cirbench.data.images import image_set_fingerprint
-from cirbench.models.weights import weights_in
+from cirbench.models.weights import weights_of
 from cirbench.runs.planning import Plan, code, scored
 from cirbench.seeds import digest
 from cirbench.types import Dataset
@@ -55,7 +55,7 @@ def identify(planned: Plan, dataset: Dataset, corpus: Mapping[str, str] | None =
     images = image_set_fingerprint(dataset.images, list(dict.fromkeys(ids)))
     if corpus is None:
         corpus = outside.content(planned.train.captions, planned.train.pictures)
-    inputs = _inputs(planned, dataset, images, weights_in(planned.config.model_dump()), corpus)
+    inputs = _inputs(planned, dataset, images, weights_of(planned.config), corpus)
     return Identity(id_of(inputs), inputs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 import shutil
@@ -396,6 +397,24 @@ def load_converted(root: Path) -> None:
     convert_dwc.load(root / "new")
 
 
+def vectors(root: Path) -> None:
+    rows = {"red": "0.5 -1.25 3e-2", ". . .": "1 2 3", "ring": "4 5 6", "caf\u00e9": "1 1 1"}
+    body = "".join(f"{word} {row}\n" for word, row in rows.items()).encode()
+    (root / "glove.txt").write_bytes(body)
+    (root / "some.vec").write_bytes(b"4 3\n" + body)
+    (root / "glove.txt.gz").write_bytes(gzip.compress(body, mtime=0))
+
+
+def read_vectors(file: str) -> Callable[[Path], None]:
+    def read(root: Path) -> None:
+        from cirbench.models import word_vectors
+
+        ids, rows = word_vectors.read_vectors(str(root / file), ["a", "red", "ring"], 3)
+        assert ids and rows.shape == (len(ids), 3) and rows.isfinite().all()
+
+    return read
+
+
 @cache
 def _planned() -> Any:
     import tiny
@@ -514,6 +533,9 @@ READERS: tuple[Reader, ...] = (
     Reader("clip-json", "clip.json", "json", clip, load_clip),
     Reader("clip-words", "vocab.txt", "text", clip, load_clip),
     Reader("clip-weights", "model.safetensors", "weights", clip, load_clip),
+    Reader("word-vectors", "glove.txt", "text", vectors, read_vectors("glove.txt")),
+    Reader("word-vectors-header", "some.vec", "text", vectors, read_vectors("some.vec")),
+    Reader("word-vectors-packed", "glove.txt.gz", "bytes", vectors, read_vectors("glove.txt.gz")),
     Reader("dwc-clip", "clip.pth", "tensors", dwc, convert),
     Reader("dwc-cnn", "cnn.pth", "tensors", lambda root: (root / "cnn.pth").write_bytes(torched(tiny_cnn_checkpoint())), cnn_rename),
     Reader("dwc-texts", "texts.json", "json", dwc, texts),
