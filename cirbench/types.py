@@ -352,10 +352,7 @@ class OptionalHooks(Interface):
         ...
 
     def prepare(self, corpus: Corpus) -> None:
-        """Called once before training, also with epochs=0 and where a run is resumed, never where weights are loaded.
-
-        What evaluation needs goes into persistent buffers of a fixed shape. Torch's generator is seeded by the run.
-        """
+        """Called once before training, resumed or of no epochs; what evaluation needs goes into buffers."""
         ...
 
     def adapt(self, queries: Tensor, gallery: Tensor) -> Tensor:
