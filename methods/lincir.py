@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from cirbench.models.encoders import Clip, Encoders
 from cirbench.models.layers import l2norm
 from cirbench.models.phrases import runs, with_slots
-from cirbench.models.pseudo_words import PseudoWord, slots_read
+from cirbench.models.pseudo_words import PseudoWord, filled, slots_read
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
@@ -86,7 +86,7 @@ class LinCir(nn.Module):
 
     def encode_queries(self, batch: QueryBatch) -> Tensor:
         """(B, D), of unit length."""
-        texts = [self.config.template.replace("{}", words.replace(SLOT, " ")) for words in batch.words]
+        texts = filled(self.config.template, batch.words, SLOT)
         return l2norm(self.clip[0].encode_pseudo(texts, self.phi(batch.reference["clip"]), SLOT))
 
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from cirbench.models.encoders import Clip, Encoders
 from cirbench.models.layers import l2norm
+from cirbench.models.pseudo_words import filled
 from cirbench.settings import Field, Settings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
@@ -79,8 +80,7 @@ class Pic2Word(nn.Module):
 
     def encode_queries(self, batch: QueryBatch) -> Tensor:
         """(B, D), of unit length."""
-        # A slot in the text itself would be a second pseudo-word.
-        texts = [self.config.template.replace("{}", words.replace(SLOT, " ")) for words in batch.words]
+        texts = filled(self.config.template, batch.words, SLOT)
         return l2norm(self.clip[0].encode_pseudo(texts, self.phi(batch.reference["clip"]), SLOT))
 
     def encode_images(self, images: Mapping[str, Tensor]) -> Tensor:

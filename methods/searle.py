@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from cirbench.models.encoders import Clip, Encoders
 from cirbench.models.layers import l2norm
 from cirbench.models.phrases import captions_with, common_phrases
-from cirbench.models.pseudo_words import PseudoWord
+from cirbench.models.pseudo_words import PseudoWord, filled
 from cirbench.settings import Field, Settings
 from cirbench.types import CirbenchError, Corpus, Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
@@ -101,7 +101,7 @@ TEMPLATES = (
 PHRASES = 256
 
 
-class Concepts(nn.Module):
+class Concepts:
     """Concepts and the phrases that name them; a text vector of each concept says which are near a picture.
 
     Args:
@@ -110,17 +110,16 @@ class Concepts(nn.Module):
     """
 
     def __init__(self, clip: Clip, named: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
-        super().__init__()
-        self.clip, self.named = [clip], named
+        self.clip, self.named = clip, named
         self.vectors: Tensor | None = None
 
     def near(self, pictures: Tensor, count: int) -> Tensor:
         """(B, D) image vectors -> (B, count) numbers of their nearest concepts, nearest first."""
         if self.vectors is None or self.vectors.device != pictures.device:
-            clip = self.clip[0]
             with torch.no_grad():
                 # The mean of a concept's vectors in all templates.
-                said = [l2norm(clip.encode_texts([t.replace(SLOT, name) for t in TEMPLATES])) for name, _ in self.named]
+                texts = ([template.replace(SLOT, name) for template in TEMPLATES] for name, _ in self.named)
+                said = [l2norm(self.clip.encode_texts(of_one)) for of_one in texts]
                 self.vectors = l2norm(torch.stack([vectors.mean(0) for vectors in said]))
         return (l2norm(pictures) @ self.vectors.T).topk(min(count, len(self.named)), 1).indices
 
@@ -205,7 +204,7 @@ class Searle(nn.Module):
 
     def encode_queries(self, batch: QueryBatch) -> Tensor:
         """(B, D), of unit length."""
-        texts = [self.config.template.replace("{}", words.replace(SLOT, " ")) for words in batch.words]
+        texts = filled(self.config.template, batch.words, SLOT)
         pictures = batch.reference["clip"]
         words = self.remembered(pictures) if self.phi is None else self.phi(pictures)
         return l2norm(self.clip[0].encode_pseudo(texts, words, SLOT))

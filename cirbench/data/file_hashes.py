@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from cirbench.data.cache import cache_dir
 
-__all__ = ["CHUNK", "database", "file_sha256", "file_sha256s"]
+__all__ = ["database", "file_sha256", "file_sha256s", "looked_up"]
 
 #: A file changed this recently could change again within one clock tick unnoticed, so its hash is not stored yet.
 RECENT = 2.0
@@ -40,7 +41,7 @@ def file_sha256s(paths: Sequence[Path]) -> list[str]:
     stamps = dict(zip(names, map(_stamp, names), strict=True))
     todo = [name for name, (stamp, _) in stamps.items() if _known.get(name, ("", ""))[0] != stamp]
     with database("hashes.sqlite3", "files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)") as rows:
-        for name, stamp, sha in _remembered(rows, todo):
+        for name, stamp, sha in looked_up(rows, "SELECT path, stamp, sha256 FROM files WHERE path IN ({})", todo):
             if stamps[name][0] == stamp:
                 _known[name] = stamp, sha
         todo = [name for name in todo if _known.get(name, ("", ""))[0] != stamps[name][0]]
@@ -96,14 +97,22 @@ def database(name: str, table: str) -> Iterator[sqlite3.Connection | None]:
             connection.close()
 
 
-def _remembered(rows: sqlite3.Connection | None, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(path, stamp, sha256) of the names that are in the table."""
+def looked_up(
+    rows: sqlite3.Connection | None, ask: str, keys: Sequence[str], *first: str
+) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table that belong to some keys; none where it cannot be read.
+
+    Args:
+        rows: of `database`.
+        ask: in SQL, with {} in the place of the keys.
+        keys: as many as there are.
+        *first: values of what stands before them.
+    """
     if rows is None:
         return
-    for start in range(0, len(names), CHUNK):
-        some = names[start : start + CHUNK]
-        marks = ",".join("?" * len(some))
+    for start in range(0, len(keys), CHUNK):
+        some = keys[start : start + CHUNK]
         try:
-            yield from rows.execute(f"SELECT path, stamp, sha256 FROM files WHERE path IN ({marks})", some).fetchall()
+            yield from rows.execute(ask.format(",".join("?" * len(some))), [*first, *some]).fetchall()
         except sqlite3.Error:
             return

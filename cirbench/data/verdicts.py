@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -17,13 +17,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cirbench import numerics
-from cirbench.data.file_hashes import CHUNK, database, file_sha256s
+from cirbench.data.file_hashes import database, file_sha256s, looked_up
 from cirbench.data.image_files import Decoded, decode
 from cirbench.seeds import digest
 
 __all__ = ["verdicts"]
 
 _TABLE = "verdicts (sha256 TEXT, rule TEXT, oriented INTEGER, transparent INTEGER, PRIMARY KEY (sha256, rule))"
+_ASK = "SELECT sha256, oriented, transparent FROM verdicts WHERE rule = ? AND sha256 IN ({})"
 
 #: (sha256, rule) -> what this process saw.
 _known: dict[tuple[str, str], Decoded] = {}
@@ -38,8 +39,9 @@ def verdicts(files: Sequence[Path], quiet: bool = True) -> dict[Path, Decoded]:
     """
     rule, before = _rule(), _contents(files)
     with database("verdicts.sqlite3", _TABLE) as rows:
-        for sha, seen in _remembered(rows, rule, [s for s in before.values() if (s, rule) not in _known]):
-            _known[sha, rule] = seen
+        unknown = [sha for sha in before.values() if (sha, rule) not in _known]
+        for sha, turned, transparent in looked_up(rows, _ASK, unknown, rule):
+            _known[sha, rule] = Decoded(oriented=bool(turned), transparent=bool(transparent))
         found = {f: _known[sha, rule] for f, sha in before.items() if (sha, rule) in _known}
         todo = [f for f in files if f not in found]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -75,16 +77,3 @@ def _contents(files: Sequence[Path]) -> dict[Path, str]:
         return dict(zip(files, file_sha256s(files), strict=True))
     except OSError:
         return {}
-
-
-def _remembered(rows: sqlite3.Connection | None, rule: str, shas: Sequence[str]) -> Iterator[tuple[str, Decoded]]:
-    if rows is None:
-        return
-    for start in range(0, len(shas), CHUNK):
-        some = shas[start : start + CHUNK]
-        ask = "SELECT sha256, oriented, transparent FROM verdicts WHERE rule = ? AND sha256 IN ({})"
-        try:
-            told = rows.execute(ask.format(",".join("?" * len(some))), [rule, *some]).fetchall()
-        except sqlite3.Error:
-            return
-        yield from ((sha, Decoded(oriented=bool(turn), transparent=bool(alpha))) for sha, turn, alpha in told)

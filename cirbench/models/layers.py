@@ -77,7 +77,28 @@ def _widths(out_dim: int, widths: Widths | None) -> list[tuple[int, ...]]:
     return made
 
 
-class Inception2d(nn.Module):
+class _Inception(nn.Module):
+    """The layers of an inception block, over maps or over sequences."""
+
+    conv: type[nn.Conv1d] | type[nn.Conv2d]
+    batch_norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]
+
+    def __init__(self, in_dim: int, out_dim: int, widths: Widths | None = None, final_relu: bool = False) -> None:
+        super().__init__()
+        (a,), (b, b2), (c, c2, c3), (e,) = _widths(out_dim, widths)
+        self.first, self.final_relu = (a, b, c, e), final_relu
+        self.reduce = self.conv(in_dim, sum(self.first), 1, bias=False)
+        self.norm = self.batch_norm(sum(self.first[:3]))
+        self.norm_pooled = self.batch_norm(self.first[3])
+        self.second = self.conv(b, b2, 3, padding=1, bias=False)
+        self.norm_second = self.batch_norm(b2)
+        self.third_a = self.conv(c, c2, 3, padding=1, bias=False)
+        self.norm_third_a = self.batch_norm(c2)
+        self.third_b = self.conv(c2, c3, 3, padding=1, bias=False)
+        self.norm_third_b = self.batch_norm(c3)
+
+
+class Inception2d(_Inception):
     """Four branches over a map, concatenated (CLVC-Net, DWC): (B, in, h, w) -> (B, out, h, w).
 
     1x1 to a | 1x1 to b, 3x3 to b' | 1x1 to c, 3x3 to c', 3x3 to c'' | 3x3 average, 1x1 to e.
@@ -98,19 +119,7 @@ class Inception2d(nn.Module):
         CirbenchError: widths that do not make a block of `out_dim` channels.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, widths: Widths | None = None, final_relu: bool = False) -> None:
-        super().__init__()
-        (a,), (b, b2), (c, c2, c3), (e,) = _widths(out_dim, widths)
-        self.first, self.final_relu = (a, b, c, e), final_relu
-        self.reduce = nn.Conv2d(in_dim, sum(self.first), 1, bias=False)
-        self.norm = nn.BatchNorm2d(sum(self.first[:3]))
-        self.norm_pooled = nn.BatchNorm2d(self.first[3])
-        self.second = nn.Conv2d(b, b2, 3, padding=1, bias=False)
-        self.norm_second = nn.BatchNorm2d(b2)
-        self.third_a = nn.Conv2d(c, c2, 3, padding=1, bias=False)
-        self.norm_third_a = nn.BatchNorm2d(c2)
-        self.third_b = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
-        self.norm_third_b = nn.BatchNorm2d(c3)
+    conv, batch_norm = nn.Conv2d, nn.BatchNorm2d
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, h, w) -> (B, out, h, w)."""
@@ -125,7 +134,7 @@ class Inception2d(nn.Module):
         return out.relu() if self.final_relu else out
 
 
-def _norm_words(norm: nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
+def _norm_words(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     """Batch normalisation over real words only; padding becomes zero. (B, D, L), (B, L) -> (B, D, L)."""
     words = x.transpose(1, 2)
     out = torch.zeros_like(words)
@@ -133,26 +142,14 @@ def _norm_words(norm: nn.BatchNorm1d, x: Tensor, mask: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-class Inception1d(nn.Module):
+class Inception1d(_Inception):
     """`Inception2d` over a sequence, blind to padding: (B, in, L), mask (B, L) -> (B, out, L).
 
     Padding is zero before every convolution and excluded from averages and batch statistics, so the result for a text
     does not depend on the longest text of its batch. Arguments and errors are those of `Inception2d`.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, widths: Widths | None = None, final_relu: bool = False) -> None:
-        super().__init__()
-        (a,), (b, b2), (c, c2, c3), (e,) = _widths(out_dim, widths)
-        self.first, self.final_relu = (a, b, c, e), final_relu
-        self.reduce = nn.Conv1d(in_dim, sum(self.first), 1, bias=False)
-        self.norm = nn.BatchNorm1d(sum(self.first[:3]))
-        self.norm_pooled = nn.BatchNorm1d(self.first[3])
-        self.second = nn.Conv1d(b, b2, 3, padding=1, bias=False)
-        self.norm_second = nn.BatchNorm1d(b2)
-        self.third_a = nn.Conv1d(c, c2, 3, padding=1, bias=False)
-        self.norm_third_a = nn.BatchNorm1d(c2)
-        self.third_b = nn.Conv1d(c2, c3, 3, padding=1, bias=False)
-        self.norm_third_b = nn.BatchNorm1d(c3)
+    conv, batch_norm = nn.Conv1d, nn.BatchNorm1d
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, in, L), (B, L) bool -> (B, out, L), zero at padding."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cirbench.models.small_clip import WordTokenizer
 from cirbench.types import CirbenchError, shown
 
-__all__ = ["PseudoWord", "encode_pseudo", "slots_read", "tower_of"]
+__all__ = ["PseudoWord", "encode_pseudo", "filled", "slots_read", "tower_of"]
 
 
 class PseudoWord(nn.Sequential):
@@ -100,6 +100,16 @@ def encode_pseudo(
         return model.encode_text(ids)
     finally:
         hook.remove()
+
+
+def filled(template: str, texts: Sequence[str], slot: str) -> list[str]:
+    """A template with each text in the place of its {}; a slot in a text is a blank: it would be another pseudo-word.
+
+    Example:
+        >>> filled("a photo of $ , {}", ["with a $ sign"], "$")
+        ['a photo of $ , with a   sign']
+    """
+    return [template.replace("{}", text.replace(slot, " ")) for text in texts]
 
 
 def slots_read(tokenize: Any, text: str, slot: str) -> int:

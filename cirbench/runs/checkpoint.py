@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from cirbench.files import check_home, writing
 
-__all__ = ["Checkpoint", "random_state", "set_random_state", "to_cpu"]
+__all__ = ["Checkpoint", "forked", "random_state", "set_random_state", "to_cpu"]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -27,6 +28,15 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextlib.contextmanager
+def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """What is drawn inside leaves torch's random state as it was; it begins from the seed, where one is given."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cirbench import numerics, process
 from cirbench.data import outside
 from cirbench.data.features import FeatureStore
+from cirbench.runs.checkpoint import forked
 from cirbench.runs.planning import Plan, training_form
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Corpus, Dataset, Frozen, Inputs, Method, MethodError, OptionalHooks, TrainView
@@ -97,8 +98,7 @@ def prepare(method: Method, corpus: Corpus, seed: int, device: torch.device) -> 
     """
     hook = cast(OptionalHooks, method).prepare
     before = {name: table._version for name, table in corpus.images.items()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), process.unchanged(hook):
-        torch.manual_seed(derive(seed, "prepare") % 2**63)
+    with forked(device, derive(seed, "prepare") % 2**63), process.unchanged(hook):
         hook(corpus)
     changed = [name for name, table in corpus.images.items() if table._version != before[name]]
     if changed:

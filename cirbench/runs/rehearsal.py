@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cirbench.runs.building import packed
+from cirbench.runs.checkpoint import forked
 from cirbench.runs.recording import shares
 from cirbench.scoring.adapting import checked_adapt
 from cirbench.scoring.evaluation import encoded, fit
@@ -50,7 +51,7 @@ def rehearse(method: Method, known: Sequence[str], device: torch.device) -> None
         MethodError: results of the wrong type or shape, or a state that cannot be saved and loaded.
     """
     optional = cast(OptionalHooks, method)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+    with forked(device), torch.inference_mode():
         if isinstance(method, nn.Module):
             method.eval()
         text, words = noise_texts(method.inputs, known, QUERIES, device)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from cirbench import process
+from cirbench.runs.checkpoint import forked
 from cirbench.seeds import derive
 from cirbench.settings import TrainSettings
 from cirbench.types import Method, MethodError, OptionalHooks
@@ -58,9 +59,8 @@ def epoch_factor(method: Method, epoch: int, seed: int, device: torch.device) ->
     if not hasattr(method, "start_epoch"):
         return 1.0
     hook = cast(OptionalHooks, method).start_epoch
-    with process.unchanged(hook, f" at the start of epoch {epoch}"), \
-            torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive(seed, "start_epoch", epoch))
+    own = forked(device, derive(seed, "start_epoch", epoch))
+    with process.unchanged(hook, f" at the start of epoch {epoch}"), own:
         found: Any = hook(epoch)
     if found is None:
         return 1.0
