@@ -38,7 +38,8 @@ def caption_lines(path: str) -> list[str]:
     try:
         return [line.strip() for line in reading.read_lines(where) if line.strip()]
     except CirbenchError as error:
-        raise CirbenchError(f"train.captions: {error} It wants a text file in UTF-8, one caption a line.") from None
+        said = str(error).removesuffix(" Fetch it again.")  # nobody fetched one's own captions
+        raise CirbenchError(f"train.captions: {said} It wants a text file in UTF-8, one caption a line.") from None
 
 
 def picture_folder(path: str) -> tuple[FolderImages, list[str]]:

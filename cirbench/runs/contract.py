@@ -35,7 +35,7 @@ from cirbench.runs.corpus import corpus_of, prepare
 from cirbench.runs.offline import no_network
 from cirbench.runs.recording import shares
 from cirbench.runs.schedule import epoch_factor
-from cirbench.runs.stages import started
+from cirbench.runs.stages import first_stages, started
 from cirbench.runs.training import optimizers_of, take_step
 from cirbench.scoring import evaluation
 from cirbench.scoring.adapting import checked_adapt
@@ -179,9 +179,11 @@ def fields_are_used(subject: Subject) -> None:
 
 
 def variants_are_valid(subject: Subject) -> None:
-    """Every variant resolves to valid settings."""
+    """Every variant resolves to valid settings, and so do the runs that it is built on."""
     for variant in subject.found.variants:
         replace(subject, variant=variant).planned  # noqa: B018  resolving is the check
+        # NARROW put a packaged CLIP in the place of `after:`.
+        first_stages(planning.plan(subject.method, "scenes", variant, over=DATA))
 
 
 def embeddings(subject: Subject) -> None:

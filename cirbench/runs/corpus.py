@@ -17,7 +17,7 @@ from cirbench.runs.planning import Plan, training_form
 from cirbench.seeds import derive
 from cirbench.types import CirbenchError, Corpus, Dataset, Frozen, Inputs, Method, MethodError, OptionalHooks, TrainView
 
-__all__ = ["check_wanted", "corpus_of", "note_of", "prepare", "train_view", "training_pictures"]
+__all__ = ["check_wanted", "corpus_of", "note_of", "prepare", "prepares", "train_view", "training_pictures"]
 
 
 def training_pictures(dataset: Dataset) -> list[str]:
@@ -119,17 +119,22 @@ def check_wanted(planned: Plan, method: Any) -> None:
             f"train.pictures is set, but the method {name} never looks at pictures beforehand (it has no `prepare`). "
             "Leave it out."
         )
-    if planned.train.captions and not _reads_captions(planned):
+    if planned.train.captions and not _says(planned, ".captions"):
         raise CirbenchError(
             f"train.captions is set, but the method {name} reads no captions (`train.captions` in its `build`, or "
             "`corpus.captions`). Leave it out."
         )
 
 
-def _reads_captions(planned: Plan) -> bool:
+def prepares(planned: Plan) -> bool:
+    """Whether a method looks at the training pictures beforehand, by its source: before it is built, and without torch."""
+    return _says(planned, "def prepare(")
+
+
+def _says(planned: Plan, what: str) -> bool:
     start = numerics.entry(planned.method.module or planned.method.path)
     own = {name: m for name, m in numerics.own_modules(start).items() if not name.startswith("cirbench.models")}
-    return any(".captions" in module.path.read_text(encoding="utf-8") for module in own.values())
+    return any(what in module.path.read_text(encoding="utf-8") for module in own.values())
 
 
 def note_of(planned: Plan, inputs: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from cirbench.models.weights import vectors_of
 from cirbench.runs import planning, stages
 from cirbench.runs.blame import blaming
 from cirbench.runs.building import build, check_backbones, make_deterministic, preprocessing, save_weights
-from cirbench.runs.corpus import check_wanted, corpus_of, note_of, prepare
+from cirbench.runs.corpus import check_wanted, corpus_of, note_of, prepare, prepares
 from cirbench.runs.identity import Identity, identify, run_name
 from cirbench.runs.mutual_information import bounds
 from cirbench.runs.planning import Plan
@@ -64,7 +64,8 @@ def run(planned: Plan, options: Options = Options()) -> Record:
     planned = stages.settled(planned, lambda first: run(first, replace(options, export=False, command="")).folder)
     check_backbones(planned.config.model_dump())
     vectors_of(planned.config)  # a file that is not there is told before annotations are read
-    roles = ("train", "select", "report") if planned.train.epochs else ("select", "report")
+    reads_training = planned.train.epochs or prepares(planned)
+    roles = ("train", "select", "report") if reads_training else ("select", "report")
     dataset, absent = missing_images.settle(planning.load(planned), roles, options.allow_missing)
     identity = identify(planned, dataset)
     # An interrupted run resumes in its folder, whatever label it was started under.

@@ -30,21 +30,32 @@ def first_stages(planned: Plan) -> dict[str, Plan]:
             raise CirbenchError(
                 f"method.{field} = {value!r} names no method. Write {AFTER}METHOD or {AFTER}METHOD VARIANT."
             )
-        first = planning.plan(
-            name, _name(planned), variant.strip(), seed=planned.seed, root=planned.root,
-            over={f"data.{knob}": chosen for knob, chosen in planned.knobs.model_dump().items()},
-        )
+        try:
+            first = planning.plan(
+                name, _name(planned), variant.strip(), seed=planned.seed, root=planned.root,
+                over={f"data.{knob}": chosen for knob, chosen in planned.knobs.model_dump().items()},
+            )
+        except CirbenchError as error:
+            raise CirbenchError(f"method.{field} = {value!r}: {error}") from None
         config = first.config.model_dump()
-        if "clip" not in config or config.get("freeze_clip", True) or not first.train.epochs:
+        if why := _untrained(first, config):
             raise CirbenchError(
-                f"method.{field} = {value!r}: this run trains no CLIP (its method has no field `clip`, freeze_clip is "
-                "true, or there are no epochs), so nothing can be built on it. CLIP4Cir's first stage is "
-                f"{AFTER}sum clip4cir-1."
+                f"method.{field} = {value!r}: this run trains no CLIP ({why}), so nothing can be built on it. "
+                f"CLIP4Cir's first stage is {AFTER}sum clip4cir-1."
             )
         if config.get(field) == value:
             raise CirbenchError(f"method.{field} = {value!r}: this stage comes after itself. Name another variant.")
         out[field] = first
     return out
+
+
+def _untrained(first: Plan, config: Mapping[str, object]) -> str:
+    """Why a run leaves no CLIP of its own behind, or ""."""
+    if "clip" not in config:
+        return f"{first.method.name} has no field `clip`"
+    if config.get("freeze_clip", True):
+        return "freeze_clip is true" if "freeze_clip" in config else f"{first.method.name} has no field `freeze_clip`"
+    return "" if first.train.epochs else "train.epochs is 0"
 
 
 def _name(planned: Plan) -> str:

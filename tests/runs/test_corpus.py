@@ -225,8 +225,9 @@ def test_a_file_that_holds_no_captions(tmp_path: Path, written: bytes | None, me
     path = tmp_path / "captions.txt"
     if written is not None:
         path.write_bytes(written)
-    with pytest.raises(CirbenchError, match=message):
+    with pytest.raises(CirbenchError, match=message) as told:
         caption_lines(str(path))
+    assert "Fetch it again" not in str(told.value)
 
 
 def test_a_folder_that_holds_no_pictures(tmp_path: Path) -> None:
@@ -262,3 +263,18 @@ def test_a_corpus_without_pictures_is_one_message(name: str) -> None:
     made = build(planned, planning.load(planned))
     with pytest.raises(CirbenchError, match=r"fewer than two.*train\.pictures=DIR"):
         prepare(made, Corpus({"clip": torch.zeros(0, 128)}, []), 0, torch.device("cpu"))
+
+
+def test_a_missing_training_picture_is_settled_where_a_method_prepares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without training, too."""
+    root, name = own_data.folder(tmp_path / "data"), method(tmp_path, "self.mean.copy_(corpus.images['clip'].mean(0))")
+    (root / "images/t3.jpg").write_bytes((root / "images/t3.jpg").read_bytes()[:300])  # missing, once it is decoded
+
+    def run(*rest: str) -> tuple[int, str]:
+        args = ("-d", "custom", "--root", str(root), "--out", str(tmp_path / "runs"), "--quiet", "--set")
+        code = exit_code("run", "-m", *rest, *args, "method.clip=scenes-small")
+        return code, capsys.readouterr().err
+
+    code, said = run(name)
+    assert code == 2 and "t3.jpg" in said
+    assert run(name, "--allow-missing") == (0, "")

@@ -79,10 +79,11 @@ def test_the_contract_takes_the_clip_that_the_first_stage_starts_from() -> None:
 @pytest.mark.parametrize(("clip", "message"), [
     ("after:", "names no method. Write after:METHOD"),
     ("after:summ clip4cir-1", "unknown method 'summ'. Did you mean 'sum'"),
-    ("after:sum clip4cir", "unknown variant of sum 'clip4cir'. Did you mean 'clip4cir-1'"),
-    ("after:sum zero-shot", "trains no CLIP"),
-    ("after:slerp", "trains no CLIP"),
-    ("after:random", "trains no CLIP"),
+    ("after:sum clip4cir", "method.clip = 'after:sum clip4cir': unknown variant of sum 'clip4cir'. Did you mean 'clip4cir-1'"),
+    ("after:sum", "trains no CLIP (freeze_clip is true)"),
+    ("after:slerp", "trains no CLIP (freeze_clip is true)"),
+    ("after:pic2word", "trains no CLIP (pic2word has no field `freeze_clip`)"),
+    ("after:random", "trains no CLIP (random has no field `clip`)"),
 ])
 def test_a_first_stage_that_cannot_be(
     clip: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -100,3 +101,11 @@ def test_a_stage_after_itself_is_refused(tmp_path: Path) -> None:
     planned = planning.plan(str(path), "scenes", "loop", over={**tiny.DATA, "method.clip": f"after:{path} loop"})
     with pytest.raises(CirbenchError, match="trains no CLIP"):
         stages.first_stages(planned)
+
+
+def test_the_contract_resolves_the_first_stage_of_every_variant(tmp_path: Path) -> None:
+    path = tmp_path / "typo.py"
+    text = (Path(stages.__file__).parents[2] / "methods/_template.py").read_text()
+    path.write_text(text.replace('"narrow": {', '"second": {"clip": "after:sum clip4cir-2"},\n    "narrow": {'))
+    with pytest.raises(CirbenchError, match="method.clip = 'after:sum clip4cir-2': unknown variant"):
+        contract.variants_are_valid(contract.Subject(str(path)))
