@@ -26,6 +26,15 @@ class Settings(BaseModel):
     )
 
     @classmethod
+    def enough(cls) -> dict[str, Any]:
+        """Field -> the value that is enough for `cirbench check`, for fields whose real values would make it slow.
+
+        Declared as `Field(default, json_schema_extra={"check": value})`.
+        """
+        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+        return {name: more["check"] for name, more in extras.items() if isinstance(more, dict) and "check" in more}
+
+    @classmethod
     def neutral(cls) -> dict[str, Any]:
         """Field -> the value at which it changes nothing, for fields that are newer than existing records.
 

@@ -51,12 +51,14 @@ class Config(Settings):
     invert: bool = Field(False, description="invert the reference of each query (OTI), without phi")
     template: str = Field("a photo of $ that {}", description="the query: $ is the pseudo-word, {} the text")
     pictures: int = Field(0, ge=0, description="pictures that are inverted for phi, drawn from all; 0 for all")
-    concepts: int = Field(20_000, ge=1, description="phrases of the captions that count as concepts")
+    concepts: int = Field(
+        20_000, ge=1, description="phrases of the captions that count as concepts", json_schema_extra={"check": 20}
+    )
     near: int = Field(15, ge=1, description="a picture's phrases in OTI name one of so many nearest concepts")
     near_phi: int = Field(150, ge=1, description="the same in the training of phi")
-    oti_steps: int = Field(350, ge=1, description="steps of OTI")
+    oti_steps: int = Field(350, ge=1, description="steps of OTI", json_schema_extra={"check": 8})
     oti_lr: float = Field(0.02, gt=0, description="learning rate of OTI (AdamW)")
-    oti_batch: int = Field(32, ge=1, description="pictures inverted at a time")
+    oti_batch: int = Field(32, ge=1, description="pictures inverted at a time", json_schema_extra={"check": 8})
     oti_ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of a pseudo-word in OTI")
     oti_phrase_weight: float = Field(0.5, ge=0, description="weight w of the phrases in OTI")
     phrase_weight: float = Field(0.75, ge=0, description="weight w' of the phrases in the training of phi")

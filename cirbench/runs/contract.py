@@ -87,8 +87,9 @@ class Subject:
 
     @cached_property
     def planned(self) -> planning.Plan:
-        """The run, with narrow layers."""
-        narrow = {f"method.{k}": v for k, v in NARROW.items() if k in self.found.config.model_fields}
+        """The run, with narrow layers, and what the method's own fields say is enough."""
+        config = self.found.config
+        narrow = {f"method.{k}": v for k, v in {**NARROW, **config.enough()}.items() if k in config.model_fields}
         epochs = self.found.variants.get(self.variant, {}).get("train.epochs", self.found.train.get("epochs", 1))
         train = {"train.epochs": 1, "train.batch_size": BATCH} if epochs else {}
         return started(planning.plan(

@@ -109,3 +109,12 @@ def test_the_contract_resolves_the_first_stage_of_every_variant(tmp_path: Path) 
     path.write_text(text.replace('"narrow": {', '"second": {"clip": "after:sum clip4cir-2"},\n    "narrow": {'))
     with pytest.raises(CirbenchError, match="method.clip = 'after:sum clip4cir-2': unknown variant"):
         contract.variants_are_valid(contract.Subject(str(path)))
+
+
+def test_the_contract_takes_what_a_field_says_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "slow.py"
+    text = (Path(stages.__file__).parents[2] / "methods/_template.py").read_text()
+    field = 'steps: int = Field(500, description="n", json_schema_extra={"check": 3})\n    lr: float = Field('
+    path.write_text(text.replace("lr: float = Field(", field, 1))
+    assert contract.Subject(str(path)).planned.config.steps == 3  # type: ignore[attr-defined]
+    assert planning.plan(str(path), "scenes").config.steps == 500  # type: ignore[attr-defined]
