@@ -127,7 +127,7 @@ def check_wanted(planned: Plan, method: Any) -> None:
 
 
 def prepares(planned: Plan) -> bool:
-    """Whether a method looks at the training pictures beforehand, by its source: before it is built, and without torch."""
+    """Whether a method looks at the training pictures beforehand, by its source, so before it is built."""
     return _says(planned, "def prepare(")
 
 

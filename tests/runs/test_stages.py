@@ -107,7 +107,7 @@ def test_the_contract_resolves_the_first_stage_of_every_variant(tmp_path: Path) 
     path = tmp_path / "typo.py"
     text = (Path(stages.__file__).parents[2] / "methods/_template.py").read_text()
     path.write_text(text.replace('"narrow": {', '"second": {"clip": "after:sum clip4cir-2"},\n    "narrow": {'))
-    with pytest.raises(CirbenchError, match="method.clip = 'after:sum clip4cir-2': unknown variant"):
+    with pytest.raises(CirbenchError, match=r"method\.clip = 'after:sum clip4cir-2': unknown variant"):
         contract.variants_are_valid(contract.Subject(str(path)))
 
 
