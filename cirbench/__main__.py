@@ -1,8 +1,6 @@
 """`python -m cirbench` is the command `cirbench`: for launchers that start modules."""
 
-import sys
-
 from cirbench.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
