@@ -1,46 +1,24 @@
-"""Exact ranks and top-K by blocks of a matrix product; never a (B, N) matrix at once.
+"""Exact ranks and top-K in one pass over the blocks of a matrix product; never a (B, N) matrix at once.
 
-Every score, the targets' own included, is read from one product with one block shape, so that equal embeddings get
-equal scores at any position in the gallery, and ties are exact. Ties count against the method.
+The scores of the targets come first (`score_blocks`). Then every block is counted for all protocols (`counting`) and
+offered to the first K images (`first_images`) while it is in the cache. Ties count against the method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench.types import CirbenchError, MethodError
+from cirbench.scoring import score_blocks
+from cirbench.scoring.counting import Count, View, shared
+from cirbench.scoring.first_images import FirstImages
+from cirbench.scoring.score_blocks import Pairs, Score, Scores, checked, dot
 
-#: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
-#: round differently in its last bit, which would break ties by position.
-BLOCK = (256, 4096)
-#: Up to this many gallery images the scores of a block of queries are kept between the two passes.
-KEEP = 1 << 18
-
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class View:
-    """What one protocol ranks, for R rows (encoded queries) over N gallery images.
-
-    Attributes:
-        targets: per row, positions of its targets in the gallery (may be empty).
-        dropped: (R,) position of the image taken out of the row's gallery, -1 for none.
-        members: (M, N) bool, the M galleries of this view, or None where every row ranks all N images.
-        member_of: (R,) which of the M galleries a row ranks.
-        every_target: whether the ranks of all targets are wanted, not only the best one's.
-    """
-
-    targets: Sequence[np.ndarray]
-    dropped: np.ndarray
-    members: np.ndarray | None = None
-    member_of: np.ndarray | None = None
-    every_target: bool = False
+__all__ = ["Ranks", "Score", "View", "checked", "dot", "rank"]
 
 
 @dataclass(frozen=True)
@@ -57,198 +35,6 @@ class Ranks:
     best: np.ndarray
     ties: np.ndarray
     every: list[np.ndarray] | None = None
-
-
-def dot(queries: Tensor, gallery: Tensor) -> Tensor:
-    """(B, D), (N, D) -> (B, N), higher is better."""
-    return queries @ gallery.T
-
-
-def _padded(x: Tensor, rows: int) -> Tensor:
-    if x.shape[0] == rows:
-        return x
-    return torch.cat([x, x.new_zeros((rows - x.shape[0], *x.shape[1:]))])
-
-
-class _Scores:
-    """Scores of one block of queries against the gallery, block by block, equal on every iteration."""
-
-    def __init__(self, queries: Tensor, gallery: Tensor, score: Score) -> None:
-        self.count, self.gallery, self.score = queries.shape[0], gallery, score
-        # A dot product does not depend on other rows; a method's own score may, so it gets only real rows.
-        self.padded = score is dot
-        self.queries = _padded(queries, BLOCK[0]) if self.padded else queries
-        self.kept: list[Tensor] | None = [] if gallery.shape[0] <= KEEP else None
-
-    def _block(self, start: int) -> Tensor:
-        """(B, <= BLOCK[1]) scores of the gallery images from `start`."""
-        width = BLOCK[1]
-        part = self.gallery[start : start + width]
-        if self.padded:
-            return self.score(self.queries, _padded(part, width))[: self.count, : part.shape[0]]
-        # The last block is shifted back instead, so that rows scored before fill it up to the fixed shape.
-        before = min(start, width - part.shape[0])
-        return checked(self.score, self.queries, self.gallery[start - before : start + width])[:, before:]
-
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first column, (B, <= BLOCK[1]) scores) in gallery order."""
-        width = BLOCK[1]
-        for index, start in enumerate(range(0, self.gallery.shape[0], width)):
-            if self.kept is not None and index < len(self.kept):
-                yield start, self.kept[index]
-                continue
-            block = self._block(start)
-            if bool(block.isnan().any()):  # comparisons with NaN are false, so it would rank after everything
-                told = (
-                    f"NaN among the scores of gallery images {start} to {start + block.shape[1] - 1}, which cannot be "
-                    "ranked. Do embeddings overflow, or does the method's `score` divide by zero?"
-                )
-                raise CirbenchError(told) if self.padded else MethodError(self.score, told)
-            if self.kept is not None:
-                self.kept.append(block)
-            yield start, block
-
-
-def checked(score: Score, queries: Tensor, gallery: Tensor) -> Tensor:
-    """The result of a method's own `score` for (B, D) queries and (n, D) gallery images, checked.
-
-    Raises:
-        CirbenchError: not a floating-point tensor of shape (B, n).
-    """
-    found, wanted = score(queries, gallery), (queries.shape[0], gallery.shape[0])
-    good = isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == wanted
-    good = good and found.layout == torch.strided and found.device == queries.device
-    if good and wanted[0] == wanted[1] > 1:
-        # A square shape cannot show a transposed result; a single query can.
-        good = tuple(score(queries[:1], gallery).shape) == (1, wanted[1])
-    if not good:
-        received = type(found).__name__
-        if isinstance(found, Tensor):
-            received = f"{found.dtype} of shape {tuple(found.shape)} on {found.device}"
-        raise MethodError(
-            score, f"the method's `score` returned {received} for {wanted[0]} queries and {wanted[1]} gallery images. "
-            f"It must return a floating-point tensor of shape (B, N) = {wanted}, one row per query."
-        )
-    return found
-
-
-def _flat(targets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged positions -> (row of each, position of each)."""
-    sizes = np.array([len(t) for t in targets], dtype=np.int64)
-    rows = np.repeat(np.arange(len(targets)), sizes)
-    return rows, np.concatenate([np.asarray(t, dtype=np.int64) for t in targets]) if len(rows) else rows
-
-
-def _allowed(view: View, rows: slice, start: int, stop: int, device: torch.device) -> Tensor | None:
-    if view.members is None:
-        return None
-    assert view.member_of is not None
-    part = torch.from_numpy(np.ascontiguousarray(view.members[:, start:stop])).to(device)
-    return part[torch.from_numpy(view.member_of[rows].astype(np.int64)).to(device)]
-
-
-def _at_least(block: Tensor, counted: Tensor, own: Tensor, place: Tensor, target_scores: Tensor) -> Tensor:
-    """(T,) how many counted images of a block score at least as much as each target, by binary search in sorted rows.
-
-    Args:
-        block: (B, n) scores, minus infinity where an image does not count.
-        counted: (B,) how many images count.
-        own: (T,) row of each target.
-        place: (T,) which target of its row it is.
-        target_scores: (T,).
-    """
-    wanted = block.new_full((block.shape[0], int(place.max()) + 1 if len(place) else 1), torch.inf)
-    wanted[own, place] = target_scores
-    below = torch.searchsorted(block.sort(dim=1).values, wanted)[own, place]
-    # A target score of minus infinity would count the excluded images as well.
-    return torch.where(target_scores == -torch.inf, counted[own], block.shape[1] - below)
-
-
-def _rank_block(scores: _Scores, view: View, rows: slice) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
-    """Ranks of one block of rows: gather the targets' scores, then count the images ranked before them."""
-    device, count = scores.queries.device, scores.count
-    owner, position = _flat(view.targets[rows])
-    dropped = torch.from_numpy(view.dropped[rows].astype(np.int64)).to(device)
-    present = position != view.dropped[rows][owner]
-    if view.members is not None:
-        assert view.member_of is not None
-        present &= view.members[view.member_of[rows][owner], position]
-    owner_kept, position_kept = owner[present], position[present]
-    own, at = torch.from_numpy(owner_kept).to(device), torch.from_numpy(position_kept).to(device)
-    target_scores = torch.zeros(len(own), dtype=scores.queries.dtype, device=device)
-    for start, block in scores.blocks():
-        inside = (at >= start) & (at < start + block.shape[1])
-        target_scores[inside] = block[own[inside], at[inside] - start]
-    best = torch.full((count,), -torch.inf, dtype=target_scores.dtype, device=device)
-    best.scatter_reduce_(0, own, target_scores, "amax")
-    above = torch.zeros(count, dtype=torch.int64, device=device)
-    ties = torch.zeros_like(above)
-    # For ranks of every target: how many non-targets score at least as much as each of them.
-    above_each = torch.zeros(len(own), dtype=torch.int64, device=device)
-    place = torch.from_numpy(np.arange(len(owner_kept)) - np.searchsorted(owner_kept, owner_kept)).to(device)
-    for start, block in scores.blocks():
-        stop = start + block.shape[1]
-        counted = torch.ones(block.shape, dtype=torch.bool, device=device)
-        allowed = _allowed(view, rows, start, stop, device)
-        if allowed is not None:
-            counted &= allowed
-        inside = (at >= start) & (at < stop)
-        counted[own[inside], at[inside] - start] = False
-        gone = (dropped >= start) & (dropped < stop)
-        counted[gone.nonzero()[:, 0], dropped[gone] - start] = False
-        above += ((block >= best[:, None]) & counted).sum(1)
-        ties += ((block == best[:, None]) & counted).sum(1)
-        if view.every_target:
-            above_each += _at_least(block.masked_fill(~counted, -torch.inf), counted.sum(1), own, place, target_scores)
-    found = torch.zeros(count, dtype=torch.bool, device=device)
-    found[own] = True
-    rank = torch.where(found, above + 1, 0).to(torch.int32).cpu().numpy()
-    tied = torch.where(found, ties, 0).to(torch.int32).cpu().numpy()
-    if not view.every_target:
-        return rank, tied, None
-    first = np.concatenate([[0], np.cumsum([len(t) for t in view.targets[rows]])])
-    score, before = target_scores.cpu().numpy(), above_each.cpu().numpy()
-    # Ranks among the targets themselves: by score, equal ones in the order given.
-    order = np.lexsort((-score, owner_kept))
-    among = np.empty(len(order), dtype=np.int64)
-    among[order] = np.arange(len(order)) - np.searchsorted(owner_kept, owner_kept[order])
-    ranks = np.zeros(len(owner), dtype=np.int32)
-    ranks[present] = before + among + 1
-    return rank, tied, np.split(ranks, first[1:-1])
-
-
-def _top_block(scores: _Scores, view: View, rows: slice, k: int) -> tuple[Tensor, Tensor]:
-    """(B, k) positions and scores, best first, equal scores by position; -1 past the end."""
-    device = scores.queries.device
-    values = torch.empty((scores.count, 0), dtype=scores.queries.dtype, device=device)
-    index = torch.empty((scores.count, 0), dtype=torch.int64, device=device)
-    dropped = torch.from_numpy(view.dropped[rows].astype(np.int64)).to(device)
-    for start, block in scores.blocks():
-        stop = start + block.shape[1]
-        block = block.clone()
-        allowed = _allowed(view, rows, start, stop, device)
-        if allowed is not None:
-            block[~allowed] = -torch.inf
-        gone = (dropped >= start) & (dropped < stop)
-        block[gone.nonzero()[:, 0], dropped[gone] - start] = -torch.inf
-        values = torch.cat([values, block], 1)
-        index = torch.cat([index, torch.arange(start, stop, device=device).expand(scores.count, -1)], 1)
-        keep = min(k, values.shape[1])
-        kth = values.topk(keep, 1).values[:, -1:]
-        if bool(((values >= kth).sum(1) > keep).any()):
-            # Several images tie for the last place: a stable sort keeps the first of them by position.
-            order = values.sort(dim=1, descending=True, stable=True).indices[:, :keep]
-        else:
-            order = values.topk(keep, 1).indices
-        # Back into gallery order, so that later stable sorts see positions ascending.
-        order = order.sort(1).values
-        values, index = values.gather(1, order), index.gather(1, order)
-    order = values.sort(dim=1, descending=True, stable=True).indices
-    values, index = values.gather(1, order), index.gather(1, order)
-    index = torch.where(values == -torch.inf, -1, index)
-    missing = k - index.shape[1]
-    index = torch.nn.functional.pad(index, (0, missing), value=-1)
-    return index, torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
 
 
 def rank(
@@ -276,22 +62,22 @@ def rank(
         >>> rank(q, g, [view])[0][0].best.tolist()  # the tie at position 2 counts against it
         [2]
     """
-    if bool(torch.isnan(queries).any()) or bool(torch.isnan(gallery).any()):
-        raise CirbenchError("NaN among the embeddings, which cannot be ranked.")
+    nan = score_blocks.may_be_nan(queries, gallery)
     best: list[list[np.ndarray]] = [[] for _ in views]
     ties: list[list[np.ndarray]] = [[] for _ in views]
     every: list[list[np.ndarray]] = [[] for _ in views]
     tops, values = [], []
-    for start in range(0, queries.shape[0], BLOCK[0]):
-        rows = slice(start, min(start + BLOCK[0], queries.shape[0]))
-        scores = _Scores(queries[rows], gallery, score)
-        for number, view in enumerate(views):
-            r, t, e = _rank_block(scores, view, rows)
+    for start in range(0, queries.shape[0], score_blocks.BLOCK[0]):
+        rows = slice(start, min(start + score_blocks.BLOCK[0], queries.shape[0]))
+        scores = Scores(queries[rows], gallery, score, nan)
+        counts, first = _one_pass(scores, views, rows, top, top_view)
+        for number, count in enumerate(counts):
+            r, t, e = count.end()
             best[number].append(r)
             ties[number].append(t)
             every[number].extend(e or [])
-        if top:
-            index, value = _top_block(scores, views[top_view], rows, top)
+        if first is not None:
+            index, value = first.end()
             tops.append(index.to(torch.int32).cpu().numpy())
             values.append(value.to(torch.float32).cpu().numpy())
     empty = np.zeros(0, dtype=np.int32)
@@ -307,3 +93,55 @@ def rank(
         np.concatenate(tops) if tops else np.zeros(shape, np.int32),
         np.concatenate(values) if values else np.zeros(shape, np.float32),
     )
+
+
+def _one_pass(
+    scores: Scores, views: Sequence[View], rows: slice, top: int, top_view: int
+) -> tuple[list[Count], FirstImages | None]:
+    """Counts and first images of one block of queries."""
+    device = scores.queries.device
+    counts = [Count(view, rows, device) for view in views]
+    wanted = [count.wanted() for count in counts]
+    empty = [np.zeros(0, dtype=np.int64)]
+    pairs = Pairs(
+        np.concatenate([r for r, _ in wanted] or empty), np.concatenate([i for _, i in wanted] or empty), device
+    )
+    for in_place in (False, True):
+        scores.fill(pairs, in_place)
+        for count in counts:
+            count.begin(pairs)
+        first, equal = _pass(scores, counts, pairs, top, top_view)
+        if equal:
+            break
+        # Where this library's products depend on the place within a block after all, the places decide.
+    return counts, first
+
+
+def _pass(
+    scores: Scores, counts: Sequence[Count], pairs: Pairs, top: int, top_view: int
+) -> tuple[FirstImages | None, bool]:
+    """One pass over the gallery; and whether the scores of the pairs were those of the blocks."""
+    groups = shared(counts)
+    first: FirstImages | None = None
+    marks = torch.empty(scores.count, score_blocks.BLOCK[1], device=scores.queries.device)
+    differs = torch.zeros((), dtype=torch.bool, device=scores.queries.device)
+    hidden = counts[top_view] if top else None
+    for start, block in scores.blocks():
+        part, found = pairs.of_block(start, block)
+        if part.stop > part.start:
+            differs |= (found != pairs.scores[part]).any()
+        room = marks[:, : block.shape[1]]
+        for group in groups:
+            group.add(start, block, room)
+        for count in counts:
+            if count.view.every_target:
+                count.every(start, block, room)
+        if hidden is not None:
+            first = first or FirstImages(scores.count, top, block)
+            block = block.clone() if scores.own else block  # a method's own tensor is not ours to write to
+            hidden.galleries.hide(block, start)
+            hidden.drop(start, block)
+            first.offer(start, block)
+    if top and first is None:
+        first = FirstImages(scores.count, top, scores.queries)
+    return first, not bool(differs)

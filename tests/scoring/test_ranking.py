@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirbench.scoring import metrics, ranking
+from cirbench.scoring import metrics, ranking, score_blocks
 from cirbench.scoring.ranking import View, rank
 from cirbench.types import CirbenchError, MethodError
 
@@ -54,7 +54,7 @@ def test_ranks_equal_a_slow_loop(tied: bool, images: int) -> None:
     scores = (torch.from_numpy(queries) @ torch.from_numpy(gallery).T).numpy()
     if not tied:
         scores = np.concatenate([
-            b.numpy() for b in [ranking.dot(ranking._padded(torch.from_numpy(queries), 512), torch.from_numpy(gallery))]
+            b.numpy() for b in [ranking.dot(score_blocks.padded(torch.from_numpy(queries), 512), torch.from_numpy(gallery))]
         ])[:rows]
     everything = set(range(images))
     for row in range(rows):
@@ -107,8 +107,8 @@ def test_blocks_and_memory_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) 
     view = View(targets, dropped, every_target=True)
     args = (torch.from_numpy(queries), torch.from_numpy(gallery), [view])
     whole = rank(*args, top=20)
-    monkeypatch.setattr(ranking, "BLOCK", (32, 128))
-    monkeypatch.setattr(ranking, "KEEP", 0)
+    monkeypatch.setattr(score_blocks, "BLOCK", (32, 128))
+    monkeypatch.setattr(score_blocks, "KEEP", 0)
     parts = rank(*args, top=20)
     assert np.array_equal(whole[0][0].best, parts[0][0].best)
     assert np.array_equal(whole[0][0].ties, parts[0][0].ties)
@@ -218,15 +218,15 @@ def test_rows_rank_the_images_of_their_own_gallery() -> None:
 
 def test_blocks_are_filled_up_with_zeros_to_one_shape() -> None:
     given = torch.ones(3, 2)
-    assert ranking._padded(given, 3) is given
-    assert ranking._padded(given, 5).tolist() == [[1, 1]] * 3 + [[0, 0]] * 2
+    assert score_blocks.padded(given, 3) is given
+    assert score_blocks.padded(given, 5).tolist() == [[1, 1]] * 3 + [[0, 0]] * 2
 
 
 @pytest.mark.parametrize("keep", [0, 99])
 def test_blocks_have_no_edges(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every place of a target and of a dropped image, at the edges of blocks as well, against sorting."""
-    monkeypatch.setattr(ranking, "BLOCK", (4, 4))
-    monkeypatch.setattr(ranking, "KEEP", keep)
+    monkeypatch.setattr(score_blocks, "BLOCK", (4, 4))
+    monkeypatch.setattr(score_blocks, "KEEP", keep)
     images = 9
     scores = np.array([3, 1, 2, 3, 3, 1, 2, 3, 2])
     pairs = [(t, d) for t in range(images) for d in range(-1, images)]
@@ -289,9 +289,9 @@ def test_a_score_of_minus_infinity_ranks_after_everything_that_counts() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("images", [3, 4, 7, 8, 11])
 def test_which_blocks_a_score_is_given(kept: bool, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only real rows, in blocks of one width; kept for the second pass and the other views where memory allows."""
-    monkeypatch.setattr(ranking, "BLOCK", (2, 4))
-    monkeypatch.setattr(ranking, "KEEP", images if kept else images - 1)
+    """Only real rows, in blocks of one width; kept for the second pass where memory allows."""
+    monkeypatch.setattr(score_blocks, "BLOCK", (2, 4))
+    monkeypatch.setattr(score_blocks, "KEEP_OWN", images if kept else images - 1)
     calls: list[tuple[int, list[float]]] = []
 
     def score(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
@@ -304,7 +304,7 @@ def test_which_blocks_a_score_is_given(kept: bool, images: int, monkeypatch: pyt
     assert [f.best.tolist() for f in found] == [[2] * 3] * 2 and top.tolist() == [[images - 1, images - 2]] * 3
     # A block of one query is square with nothing here; the last block of images is filled up with the ones before.
     blocks = [list(range(max(0, min(s, images - 4)) + 1, min(s + 4, images) + 1)) for s in range(0, images, 4)]
-    passes = 1 if kept else 5
+    passes = 1 if kept else 2
     assert calls == [(2, b) for b in blocks] * passes + [(1, b) for b in blocks] * passes
 
 
@@ -356,7 +356,7 @@ def test_nan_is_told_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(MethodError, match=r"in divides: NaN among the scores of gallery images 0 to 1, which cannot be ranked\. "):
         rank(whole, whole, [view], divides)
-    monkeypatch.setattr(ranking, "BLOCK", (2, 4))
+    monkeypatch.setattr(score_blocks, "BLOCK", (2, 4))
     # The product of numbers too large is infinite, and infinities of both signs have no sum.
     gallery = torch.tensor([[1.0, 1.0]] * 5 + [[3e38, -3e38]])
     with pytest.raises(CirbenchError) as refused:
