@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cirbench.data.crops import Crops, drawn
 from cirbench.data.features import FeatureStore, TextStore
-from cirbench.data.images import PixelStore
+from cirbench.data.images import PixelStore, sent
 from cirbench.seeds import derive
 from cirbench.types import Dataset, Frozen, Inputs, Query, QueryBatch, TrainBatch
 
@@ -40,6 +40,8 @@ class Feed:
                 self.image_stores[name] = FeatureStore(wanted.encoder, dataset.images, image_ids, mirrored, quiet)
             else:
                 self.image_stores[name] = PixelStore(dataset.images, image_ids, wanted, quiet)
+        #: Whether making a batch takes long enough to be worth doing ahead.
+        self.slow = device.type != "cpu" or any(isinstance(s, PixelStore) for s in self.image_stores.values())
         self.text_stores = {
             name: TextStore(wanted.encoder.to(device), texts, quiet) for name, wanted in inputs.texts.items()
         }
@@ -55,13 +57,13 @@ class Feed:
             crops: how pixels are cut; frozen features are those of whole pictures.
         """
         return {
-            name: (store(image_ids, flip, crops) if isinstance(store, PixelStore) else store(image_ids, flip))
-            .to(self.device) for name, store in self.image_stores.items()
+            name: store(image_ids, flip, crops, self.device) if isinstance(store, PixelStore)
+            else sent(store(image_ids, flip), self.device) for name, store in self.image_stores.items()
         }
 
     def texts(self, words: Sequence[str]) -> dict[str, Tensor]:
         """Input name -> tensor of B texts."""
-        return {name: store(words).to(self.device) for name, store in self.text_stores.items()}
+        return {name: sent(store(words), self.device) for name, store in self.text_stores.items()}
 
     def queries(self, references: Sequence[str], words: Sequence[str]) -> QueryBatch:
         """B queries."""
@@ -94,8 +96,12 @@ class Triplets:
         self.batch_size, self.flip, self.seed, self.crop, self.crop_scale = batch_size, flip, seed, crop, crop_scale
         # A query with several strings (both orders of two captions, each caption alone) draws one of them per epoch.
         self.strings = [[s for row in dataset.forms[form](q) for s in row] for q in self.split.queries]
-        # Targets that several queries share are positives of all of them.
-        self.targets = [frozenset(query.targets) for query in self.split.queries]
+        # Targets that several queries share are positives of all of them: a row of numbers a query, -1 for none.
+        number: dict[str, int] = {}
+        most = max((len(query.targets) for query in self.split.queries), default=0)
+        self.targets = np.full((len(self.split.queries), most), -1, dtype=np.int64)
+        for row, query in enumerate(self.split.queries):
+            self.targets[row, : len(query.targets)] = [number.setdefault(t, len(number)) for t in query.targets]
 
     @property
     def steps(self) -> int:
@@ -112,13 +118,15 @@ class Triplets:
         for step in range(skip, self.steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             words = [self.strings[r][int(pick_text[r] * len(self.strings[r]))] for r in rows]
-            targets = [queries[r].targets[int(pick_target[r] * len(queries[r].targets))] for r in rows]
+            chosen = [int(pick_target[r] * len(queries[r].targets)) for r in rows]
+            targets = [queries[r].targets[n] for r, n in zip(rows, chosen, strict=True)]
             flips: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
             if self.flip != "none":
                 flips = (mirror[0][rows], mirror[0 if self.flip == "joint" else 1][rows])
             crops = drawn(self.crop, self.crop_scale, self.seed, epoch, step, len(rows))
-            positives = torch.tensor([[t in self.targets[r] for t in targets] for r in rows])
+            drawn_targets = self.targets[rows, chosen]
+            positives = (self.targets[rows, :, None] == drawn_targets).any(1)  # (B, T, 1) with (B,) -> (B, B)
             yield TrainBatch(
                 feed.images([queries[r].reference for r in rows], flips[0], crops[0]), feed.texts(words), words,
-                feed.images(targets, flips[1], crops[1]), positives.to(feed.device),
+                feed.images(targets, flips[1], crops[1]), sent(torch.from_numpy(positives), feed.device),
             )

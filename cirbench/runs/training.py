@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cirbench import process
+from cirbench.data.ahead import ahead
 from cirbench.data.batches import Feed, Triplets
 from cirbench.runs.averaging import Average, evaluated
 from cirbench.runs.checkpoint import Checkpoint, random_state, set_random_state, to_cpu
@@ -167,7 +168,8 @@ def train(
     for epoch in range(start_epoch, settings.epochs):
         method.train()
         own_factor = epoch_factor(method, epoch, triplets.seed, device)
-        for step, batch in enumerate(triplets.epoch(epoch, feed, start_step), start_step):
+        batches = triplets.epoch(epoch, feed, start_step)
+        for step, batch in enumerate(ahead(batches) if feed.slow else batches, start_step):
             tick = time.perf_counter()
             factor = own_factor * learning_rate(settings, epoch * triplets.steps + step, total, triplets.steps)
             logs: dict[str, Any] = {}
