@@ -11,11 +11,20 @@ import numpy as np
 
 from cirbench.scoring import statistics
 
-from .collect import LEVEL, Arm, TestSet, arm_values, identity, rows_of
+from .collect import LEVEL, Arm, TestSet, difference, error_of, identity, rows_of
 
 __all__ = [
-    "Curve", "Delta", "FalseNegative", "Family", "TrainingCurves", "ablations", "curves", "false_negatives", "paired",
-    "tested", "training",
+    "Curve",
+    "Delta",
+    "FalseNegative",
+    "Family",
+    "TrainingCurves",
+    "ablations",
+    "curves",
+    "false_negatives",
+    "judged",
+    "paired",
+    "training",
 ]
 
 Points = dict[str, list[tuple[int, float]]]
@@ -28,17 +37,21 @@ FRAME = (*BACKBONE, "method.streams", "method.freeze_clip", "method.cnn", "metho
 
 @dataclass
 class Delta:
-    """A difference of two arms, in points. `p` is corrected over its table; `std` is over seeds (NaN for one)."""
+    """A difference of two arms, in points. `p` is corrected over its table; `std` is over seeds (NaN for one).
+
+    `values` are what `collect.error_of` takes. `over_seeds`: whether the error holds the spread over seeds.
+    """
 
     label: str
     changed: dict[str, Any]
     arm: Arm | None
-    values: np.ndarray
+    values: np.ndarray | tuple[np.ndarray, np.ndarray]
     by_seed: list[float]
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     p: float = 1.0
+    over_seeds: bool = False
 
     @property
     def seeds(self) -> int:
@@ -52,9 +65,8 @@ class Delta:
 
     @property
     def clear(self) -> bool:
-        """Whether it holds: over queries (interval and test), and beyond twice its standard error over seeds."""
-        over_seeds = self.seeds < 2 or abs(float(np.mean(self.by_seed))) > 2 * self.std / math.sqrt(self.seeds)
-        return self.p < LEVEL and (self.low > 0 or self.high < 0) and over_seeds
+        """Whether it holds over queries and seeds; of one seed nothing is said."""
+        return self.p < LEVEL and self.over_seeds
 
 
 @dataclass
@@ -93,35 +105,35 @@ class Curve:
         return f"{highest}; {near}; range {max(means) - min(means):.2f} points"
 
 
-def paired(a: Arm, b: Arm, protocol: str, metric: str) -> tuple[np.ndarray, list[float]] | None:
-    """a - b over the seeds both have (over all where they share none): (R,) by row, and in points by seed."""
+def paired(
+    a: Arm, b: Arm, protocol: str, metric: str
+) -> tuple[np.ndarray | tuple[np.ndarray, np.ndarray], list[float]] | None:
+    """a - b over the seeds both have, or all if they share none: as `error_of` takes it, and in points by seed."""
     common = [s for s in map(str, a.seeds) if s in set(map(str, b.seeds))]
-    parts, scores = [], []
+    sides, scores = [], []
     for arm in (a, b):
         records = [r for r in arm.records if str(r.run.inputs.seed) in common] or arm.records
         same = arm if len(records) == len(arm.records) else Arm(arm.key, records)
-        parts.append(arm_values(same, protocol, metric))
+        sides.append(same)
         scores.append(same.scores(protocol, metric))
-    if parts[0] is None or parts[1] is None or len(parts[0]) != len(parts[1]) or not all(scores):
+    found = difference(sides[1], sides[0], protocol, metric)
+    if found is None or not all(scores):
         return None
     if len(scores[0]) == len(scores[1]) == len(common):
-        return parts[0] - parts[1], [x - y for x, y in zip(*scores, strict=True)]
-    return parts[0] - parts[1], [float(np.mean(scores[0]) - np.mean(scores[1]))]
+        return found, [x - y for x, y in zip(*scores, strict=True)]
+    return found, [float(np.mean(scores[0]) - np.mean(scores[1]))]
 
 
-def tested(test: TestSet, protocol: str, metric: str, deltas: list[Delta]) -> list[Delta]:
+def judged(test: TestSet, protocol: str, metric: str, deltas: list[Delta]) -> list[Delta]:
     """Fill values, intervals and corrected p of deltas that share a table."""
     if not deltas:
         return deltas
     weights = test.weights(protocol, metric)
     clusters = test.clusters[rows_of(test.first, protocol)]
-    matrix = np.stack([d.values for d in deltas], axis=1)
-    low, high = 100 * statistics.bootstrap_interval(matrix, clusters, weights=weights)
-    scaled = matrix if weights is None else matrix * weights[:, None]
-    adjusted = statistics.holm(statistics.paired_permutation(scaled, clusters).tolist())
-    means = 100 * np.average(matrix, axis=0, weights=weights)
-    for n, delta in enumerate(deltas):
-        delta.value, delta.low, delta.high, delta.p = map(float, (means[n], low[n], high[n], adjusted[n]))
+    errors = [error_of(delta.values, clusters, weights) for delta in deltas]
+    for delta, error, p in zip(deltas, errors, statistics.holm([e.p for e in errors]), strict=True):
+        delta.value, delta.low, delta.high = 100 * error.difference, 100 * error.low, 100 * error.high
+        delta.p, delta.over_seeds = p, error.seeds
     return deltas
 
 
@@ -205,19 +217,22 @@ def ablations(test: TestSet, protocol: str, metric: str) -> list[Family]:
                 deltas.append(Delta(_named(arm, base, changed), changed, arm, *pair))
         if not deltas:
             continue
-        family = Family(base, metric, tested(test, protocol, metric, deltas))
+        family = Family(base, metric, judged(test, protocol, metric, deltas))
         family.deltas.sort(key=lambda d: (d.value, d.label))
         for both in family.deltas:
             for i, one in enumerate(family.deltas):
                 for other in family.deltas[i + 1 :]:
                     parts = {**one.changed, **other.changed}
+                    alike = [d.values for d in (both, one, other) if isinstance(d.values, np.ndarray)]
+                    if len({v.shape for v in alike}) != 1 or len(alike) < 3:
+                        continue  # over other seeds
                     if both.changed == parts and not (set(one.changed) & set(other.changed)):
                         sums = [x - y - z for x, y, z in zip(both.by_seed, one.by_seed, other.by_seed, strict=False)]
                         family.interactions.append(Delta(
                             f"{one.label} × {other.label}", parts, both.arm,
-                            both.values - one.values - other.values, sums,
+                            alike[0] - alike[1] - alike[2], sums,
                         ))
-        tested(test, protocol, metric, family.interactions)
+        judged(test, protocol, metric, family.interactions)
         out.append(family)
     return out
 
@@ -281,7 +296,7 @@ def _near(
         pair = paired(best[2], arm, protocol, metric) if arm is not best[2] else None
         if pair:
             deltas.append(Delta(str(value), {"value": value}, arm, *pair))
-    return [d.changed["value"] for d in tested(test, protocol, metric, deltas) if not d.clear]
+    return [d.changed["value"] for d in judged(test, protocol, metric, deltas) if not d.clear]
 
 
 @dataclass(frozen=True)

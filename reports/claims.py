@@ -12,14 +12,14 @@ import numpy as np
 
 from cirbench.scoring import statistics
 
-from .analysis import FRAME, Delta, likeness, paired, tested
+from .analysis import FRAME, Delta, judged, likeness, paired
 from .attention import Evidence
 from .collect import Arm, TestSet
 from .modalities import Audit, WeightRow
 
 __all__ = ["Answer", "answers"]
 
-YES, NO, OPEN = "yes", "no", "not separable"
+YES, NO, OPEN, SINGLE = "yes", "no", "not separable", "one seed"
 #: A question with more arms to ask than this shows those of the shortest labels.
 MOST = 6
 
@@ -51,11 +51,11 @@ def answers(
         attention: of `attention.attention`.
     """
     asked = [(c["question"], arm, delta) for c in _claims() for arm, delta in _pairs(test, protocol, metric, c)]
-    tested(test, protocol, metric, [delta for _, _, delta in asked])
+    judged(test, protocol, metric, [delta for _, _, delta in asked])
     out = [
         Answer(
-            question, YES if d.clear and d.value > 0 else NO if d.clear else OPEN, arm.label, _gain(d, metric), arm,
-            d,
+            question, YES if d.clear and d.value > 0 else NO if d.clear else OPEN if d.over_seeds else SINGLE,
+            arm.label, _gain(d, metric), arm, d,
         )
         for question, arm, d in asked
     ]

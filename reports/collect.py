@@ -19,7 +19,8 @@ import numpy as np
 
 from cirbench.runs.record import Record
 from cirbench.runs.record_types import CODE, Inputs, ProtocolScores, RunData
-from cirbench.scoring import metrics, statistics
+from cirbench.scoring import inference, metrics, statistics
+from cirbench.scoring.inference import Estimate
 from cirbench.types import CirbenchError
 
 from .categories import Joined, joined
@@ -246,12 +247,35 @@ def values_of(record: Record, protocol: str, metric: str) -> np.ndarray | None:
 
 def arm_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     """(R,) value of each row, averaged over the arm's seeds; NaN (no answer) counts as 0."""
+    found = seed_values(arm, protocol, metric)
+    return None if found is None else found.mean(0)
+
+
+def seed_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
+    """(S, R) value of each row under each of the arm's seeds; NaN (no answer) counts as 0."""
     if (protocol, metric) not in arm._values:
-        arm._values[protocol, metric] = _mean_values(arm, protocol, metric)
+        arm._values[protocol, metric] = _values_by_seed(arm, protocol, metric)
     return arm._values[protocol, metric]
 
 
-def _mean_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
+def difference(a: Arm, b: Arm, protocol: str, metric: str) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
+    """b - a, as `inference` wants it: (S, R) seed by seed for variants of one method with equal seeds, else both."""
+    x, y = (seed_values(arm, protocol, metric) for arm in (a, b))
+    if x is None or y is None or x.shape[1] != y.shape[1]:
+        return None
+    return y - x if a.method == b.method and a.seeds == b.seeds else (x, y)
+
+
+def error_of(
+    found: np.ndarray | tuple[np.ndarray, np.ndarray], clusters: np.ndarray, weights: np.ndarray | None
+) -> Estimate:
+    """The one test of a difference: of tables, comparisons, ablations, questions and curves."""
+    if isinstance(found, tuple):
+        return inference.estimate(*found, clusters, weights)
+    return inference.contrast(found, clusters, weights)
+
+
+def _values_by_seed(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     parts: list[np.ndarray] = []
     for record in arm.records:
         if protocol not in record.run.protocols:
@@ -260,7 +284,7 @@ def _mean_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
         if values is None or (parts and len(values) != len(parts[0])):
             return None
         parts.append(np.nan_to_num(values))
-    return np.mean(parts, axis=0) if parts else None
+    return np.stack(parts) if parts else None
 
 
 def metric_names(arms: Sequence[Arm], protocol: str, groups: bool = False) -> list[str]:

@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cirbench.runs.record import Record, is_finished
-from cirbench.scoring import statistics
+from cirbench.scoring import inference, statistics
 from cirbench.types import CirbenchError
 
-from .collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
+from .collect import Arm, TestSet, arm_values, collect, difference, error_of, flat, identity, metric_names, rows_of
 
 __all__ = ["compare", "differing_inputs", "other_seeds"]
 
@@ -51,9 +49,10 @@ def compare(arms: Sequence[Sequence[Record]], protocol: str = "") -> list[list[d
 
     Returns:
         For each other arm its rows: means `a` and `b` over seeds with `a_std` and `b_std` (None for one seed), `delta`
-        = b - a in points with its interval `low` to `high` (bootstrap over reference images), `p` (paired
-        permutation of reference images), and for R@K `detectable`, the difference that so many queries find with
-        probability 0.8. With one seed each, R@K also has `only_a`, `only_b` and `mcnemar`, the exact test of hits.
+        = b - a in points with its interval `low` to `high`, `p` and `over` (`queries and seeds`, or `queries` where
+        one side has a single seed: then they are about these runs, not about the methods), and for R@K `detectable`,
+        the difference that so many queries and seeds find with probability 0.8. With one seed each, R@K also has
+        `only_a`, `only_b` and `mcnemar`, the exact test of hits.
 
     Raises:
         CirbenchError: other queries or another gallery, the same runs twice, or a protocol that some lack.
@@ -91,24 +90,25 @@ def _pair(a: Sequence[Record], b: Sequence[Record], protocol: str) -> list[dict[
 
 
 def _row(test: TestSet, sides: Sequence[Arm], protocol: str, metric: str) -> dict[str, Any] | None:
-    x, y = (arm_values(side, protocol, metric) for side in sides)
-    if x is None or y is None or len(x) != len(y):
+    found = difference(sides[0], sides[1], protocol, metric)
+    if found is None:
         return None
     clusters = test.clusters[rows_of(sides[0].records[0], protocol)]
     numbers = [statistics.mean_std(side.scores(protocol, metric)) for side in sides]
-    weights = test.weights(protocol, metric)
-    low, high = 100 * statistics.bootstrap_interval(y - x, clusters, weights=weights)
+    error = error_of(found, clusters, test.weights(protocol, metric))
     std_a, std_b = (None if math.isnan(std) else std for _, std in numbers)
     row: dict[str, Any] = {
-        "protocol": protocol, "queries": len(x), "metric": metric, "a": numbers[0][0], "b": numbers[1][0],
+        "protocol": protocol, "queries": len(clusters), "metric": metric, "a": numbers[0][0], "b": numbers[1][0],
         "a_std": std_a, "b_std": std_b,
-        "delta": numbers[1][0] - numbers[0][0], "low": float(low), "high": float(high),
+        "delta": numbers[1][0] - numbers[0][0], "low": 100 * error.low, "high": 100 * error.high,
+        "over": "queries and seeds" if error.seeds else "queries",
     }
     if metric.startswith("R@"):
         if all(len(side.records) == 1 for side in sides):
+            x, y = (arm_values(side, protocol, metric) for side in sides)
+            assert x is not None and y is not None
             row["only_a"], row["only_b"], row["mcnemar"] = statistics.mcnemar(x > 0, y > 0)
-        smallest = statistics.detectable_effect(len(x), float(np.mean(np.abs(y - x))))
+        smallest = 100 * inference.detectable(error.error, error.freedom)
         row["detectable"] = None if math.isnan(smallest) else smallest
-    scaled = y - x if weights is None else (y - x) * weights
-    row["p"] = float(statistics.paired_permutation(scaled, clusters))
+    row["p"] = error.p
     return row

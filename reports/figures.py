@@ -184,7 +184,33 @@ def ablation_figure(name: str, family: Family) -> Figure:
         ax.set_ylim(-0.6, len(deltas) - 0.4)
         ax.set_xlabel(f"change of {family.metric} (points)")
     return _finish(drawing, name, f"Change of each variant against {family.base.label}, with 95 % intervals over "
-                   "queries; hollow markers: no significant difference.")
+                   "queries and seeds; hollow markers: no significant difference.")
+
+
+def rank_figure(name: str, table: MainTable, most: int = 40) -> Figure | None:
+    """Means on a line, and bars over rows of which no two are separable (a critical-difference picture)."""
+    metric, able = table.metrics[0], [row for row in table.rows if row.rank is not None]
+    if not 2 < len(able) <= most:
+        return None
+    able.sort(key=lambda row: -row.cells[metric].mean)  # type: ignore[union-attr]
+    place = {id(row): n for n, row in enumerate(able)}
+    bars = [run for run in table.inseparable if len(run) > 1]
+    with matplotlib.rc_context(STYLE):
+        drawing, ax = _axes(0.8 + 0.24 * len(able))
+        ax.grid(False, axis="y")
+        means = [row.cells[metric].mean for row in able]  # type: ignore[union-attr]
+        ax.scatter(means, range(len(able)), color=PALETTE[0], s=26, zorder=3)
+        step = 0.035 * ((max(means) - min(means)) or 1)
+        for n, run in enumerate(bars):
+            # The bars of overlapping runs stand side by side, right of all points.
+            x = max(means) + step * (1.5 + n)
+            ax.plot([x, x], [place[id(run[0])] - 0.2, place[id(run[-1])] + 0.2], color=INK, linewidth=2.4,
+                    solid_capstyle="butt")
+        ax.set_yticks(range(len(able)), [f"{_plain(row.arm.label, 30)}  {row.rank}" for row in able])
+        ax.set_ylim(len(able) - 0.4, -0.6)
+        ax.set_xlabel(f"{metric} (%)")
+    return _finish(drawing, name, f"Mean {metric} and rank; a bar joins rows of which no two are separable (all pairs, "
+                   "Holm-corrected over all of them).")
 
 
 def curve_figure(name: str, curves: Sequence[Curve], metric: str) -> Figure:

@@ -183,7 +183,8 @@ def _figures(part: Part) -> Figures:
     # Streams of the first arm that has weights.
     weights = [row for row in part.modality if row.arm is part.modality[0].arm]
     return Figures(
-        summary=[f for f in [draw.score_figure(f"score-{n}", part.tables[0], metric)] if f],
+        summary=[f for f in [draw.score_figure(f"score-{n}", part.tables[0], metric),
+                             draw.rank_figure(f"rank-{n}", part.tables[0])] if f],
         cost=[f for f in [draw.cost_figure(f"cost-{n}", part.costs, scores, metric)] if f],
         ablation=[
             draw.ablation_figure(f"ablation-{n}-{k}", f) for k, f in enumerate(part.families) if len(f.deltas) > 1

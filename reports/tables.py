@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cirbench.runs.record_types import ProtocolScores
-from cirbench.scoring import statistics
+from cirbench.scoring import inference, statistics
 
-from .collect import LEVEL, Arm, TestSet, arm_values, identity, metric_names, rows_of
+from .collect import LEVEL, Arm, TestSet, difference, error_of, identity, metric_names, rows_of, seed_values
 
 __all__ = ["Cell", "CostRow", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 
-RESAMPLES = 2000
+#: Rows that are ranked in groups: all pairs of them are compared.
+RANKED = 80
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Row:
     arm: Arm
     cells: dict[str, Cell | None]
     folded: bool = False
+    #: By the first metric: 1 + how many rows are better beyond chance; None for one seed.
+    rank: int | None = None
 
 
 @dataclass
@@ -53,6 +56,8 @@ class MainTable:
     ties: dict[str, list[int]]
     grouped: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     detectable: float = math.nan
+    #: Longest runs of rows, best first, of which no two are separable by the first metric.
+    inseparable: list[list[Row]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -68,9 +73,8 @@ class MainTable:
 def main_table(test: TestSet, protocol: str) -> MainTable:
     """Means over seeds, intervals over queries, and marks where a difference holds.
 
-    Best is marked where, against each other arm, a paired permutation test over reference images (Holm-corrected)
-    gives p < 0.05 *and*, where both were run with two seeds or more, the difference exceeds twice its standard
-    error over seeds.
+    Best is marked where the difference from each other arm, with its error over reference images and over seeds, has
+    p < 0.05 (Holm-corrected). An arm of one seed is never called better or worse: that is about methods.
     """
     arms = [a for a in test.arms if protocol in a.protocols()]
     names = metric_names(arms, protocol)
@@ -135,48 +139,55 @@ def _other_code(arms: Sequence[Arm]) -> list[str]:
 
 def _judge(table: MainTable, name: str, clusters: np.ndarray) -> None:
     """Fill intervals and marks of one column."""
-    known = []
-    for row in table.rows:
-        cell = row.cells[name]
-        values = None if cell is None else arm_values(row.arm, table.protocol, name)
-        if cell is not None and values is not None and len(values) == len(clusters):
-            known.append((cell, values))
-    if not known:
-        return
     weights = table.test.weights(table.protocol, name)
-    matrix = np.stack([values for _, values in known], axis=1)
-    low, high = 100 * statistics.bootstrap_interval(matrix, clusters, weights=weights, resamples=RESAMPLES)
-    for (cell, _), lower, upper in zip(known, low, high, strict=True):
-        cell.low, cell.high = float(lower), float(upper)
+    known: list[tuple[Row, Cell]] = []
+    for row in table.rows:
+        cell, values = row.cells[name], seed_values(row.arm, table.protocol, name)
+        if cell is not None and values is not None and values.shape[1] == len(clusters):
+            known.append((row, cell))
+            low, high = inference.mean_interval(values, clusters, weights)
+            cell.low, cell.high = 100 * low, 100 * high
     if len(known) < 2:
         return
-    leader = max(range(len(known)), key=lambda i: known[i][0].mean)
+    leader = max(range(len(known)), key=lambda i: known[i][1].mean)
     others = [i for i in range(len(known)) if i != leader]
-    difference = matrix[:, [leader]] - matrix[:, others]
-    if weights is not None:
-        difference = difference * weights[:, None]
-    p_values = statistics.paired_permutation(difference, clusters, resamples=5 * RESAMPLES - 1)
-    adjusted = statistics.holm(p_values.tolist())
-    beaten = [
-        p < LEVEL and _beyond_seeds(known[leader][0], known[i][0]) for p, i in zip(adjusted, others, strict=True)
-    ]
-    known[leader][0].best = all(beaten)
+    errors = {i: _against(table, name, known[i][0], known[leader][0], clusters, weights) for i in others}
+    adjusted = statistics.holm([errors[i].p for i in others])
+    beaten = [p < LEVEL and errors[i].seeds for p, i in zip(adjusted, others, strict=True)]
+    known[leader][1].best = all(beaten)
     if not all(beaten):
-        known[leader][0].top = True
+        known[leader][1].top = True
         for i, lost in zip(others, beaten, strict=True):
-            known[i][0].top = not lost
+            known[i][1].top = not lost
     if name == table.metrics[0]:
-        runner = max(others, key=lambda i: known[i][0].mean)
-        discordant = float(np.mean(np.abs(matrix[:, leader] - matrix[:, runner])))
-        table.detectable = statistics.detectable_effect(len(matrix), discordant)
+        runner = errors[max(others, key=lambda i: known[i][1].mean)]
+        table.detectable = 100 * inference.detectable(runner.error, runner.freedom)
+        _rank(table, name, known, clusters, weights)
 
 
-def _beyond_seeds(a: Cell, b: Cell) -> bool:
-    """Whether the difference exceeds twice its standard error over seeds, where that is known."""
-    if math.isnan(a.std) or math.isnan(b.std):
-        return True
-    error = math.sqrt(a.std**2 / len(a.seeds) + b.std**2 / len(b.seeds))
-    return a.mean - b.mean > 2 * error
+def _against(
+    table: MainTable, name: str, low: Row, high: Row, clusters: np.ndarray, weights: np.ndarray | None
+) -> inference.Estimate:
+    found = difference(low.arm, high.arm, table.protocol, name)
+    assert found is not None  # both have values of the same queries
+    return error_of(found, clusters, weights)
+
+
+def _rank(
+    table: MainTable, name: str, known: Sequence[tuple[Row, Cell]], clusters: np.ndarray, weights: np.ndarray | None
+) -> None:
+    """Rank groups of the rows that have two seeds or more: 1 + how many others are better beyond chance."""
+    able = [(row, cell) for row, cell in known if len(cell.seeds) > 1]
+    if not 1 < len(able) <= RANKED:
+        return
+    p = {
+        (i, j): _against(table, name, able[i][0], able[j][0], clusters, weights).p
+        for i in range(len(able)) for j in range(i + 1, len(able))
+    }
+    ranks, runs = inference.groups([cell.mean for _, cell in able], p, LEVEL)
+    for (row, _), rank in zip(able, ranks, strict=True):
+        row.rank = rank
+    table.inseparable = [[able[n][0] for n in run] for run in runs]
 
 
 @dataclass(frozen=True)
@@ -238,11 +249,14 @@ def plain_columns(table: MainTable) -> tuple[list[str], list[list[str]], list[li
     those on the clock depend on what else the machine does.
     """
     streams = any("method.streams" in row.arm.knobs for row in table.rows)
-    header = ["method", *(["streams"] if streams else []), "seeds", *table.metrics, "parameters", "CPU s"]
+    ranked = any(row.rank is not None for row in table.rows)
+    before = ["method", *(["rank"] if ranked else []), *(["streams"] if streams else []), "seeds"]
+    header = [*before, *table.metrics, "parameters", "CPU s"]
     rows, best = [], []
     for row, cost in zip(table.rows, cost_rows([row.arm for row in table.rows]), strict=True):
-        cells = [row.arm.label, *([str(row.arm.knobs.get("method.streams", ""))] if streams else [])]
-        cells, marks = [*cells, str(len(row.arm.records))], [False] * (len(cells) + 1)
+        cells = [row.arm.label, *([str(row.rank or "")] if ranked else [])]
+        cells += [str(row.arm.knobs.get("method.streams", ""))] if streams else []
+        cells, marks = [*cells, str(len(row.arm.records))], [False] * len(before)
         for name in table.metrics:
             cell = row.cells[name]
             if cell is None:
@@ -271,7 +285,7 @@ def text_table(table: MainTable, style: str) -> str:
         writer.writerow([
             "dataset", "protocol", "queries", "gallery", "method", "run_ids", "seeds",
             *[f"{m}{part}" for m in table.metrics for part in ("", " std", " low", " high")],
-            "streams", "parameters", "train seconds", "cpu seconds",
+            "streams", "parameters", "train seconds", "cpu seconds", "rank",
         ])
         for row, cost in zip(table.rows, cost_rows([row.arm for row in table.rows]), strict=True):
             numbers: list[str] = []
@@ -284,7 +298,7 @@ def text_table(table: MainTable, style: str) -> str:
                 table.test.dataset, table.protocol, table.facts.queries, table.facts.gallery,
                 row.arm.label, " ".join(r.id for r in row.arm.records), len(row.arm.records), *numbers,
                 row.arm.knobs.get("method.streams", ""),
-                *["" if value is None else repr(value) for value in (cost.trainable, cost.train, cost.cpu)],
+                *["" if value is None else repr(value) for value in (cost.trainable, cost.train, cost.cpu, row.rank)],
             ])
         return out.getvalue()
     if style == "latex":

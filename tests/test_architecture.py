@@ -34,7 +34,7 @@ ONLY = {
     ("methods", "words"): {"types", "settings"},
     ("methods", "data"): {"images"},
     ("reports", "runs"): {"record", "record_lines", "record_types", "store", "study_types"},
-    ("reports", "scoring"): {"metrics", "statistics"},
+    ("reports", "scoring"): {"inference", "metrics", "statistics"},
     ("reports", "words"): {"types", "settings", "plugins", "files"},
     ("datasets", "words"): {"types", "settings", "seeds", "numerics", "json_text"},
 }

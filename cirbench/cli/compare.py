@@ -51,10 +51,11 @@ def compare(runs: tuple[Path, ...], protocol: str, one_seed: bool, as_json: bool
     for other, s, changed, rows in zip(named[1:], seeds[1:], inputs, results, strict=True):
         _show(_named(named[0], seeds[0]), _named(other, s), changed, rows)
     count = sum(map(len, results))
-    click.echo(f"p: paired permutation over reference images, Holm-corrected over these {count} numbers.\n"
-               "detectable: the smallest difference found with a power of 0.8 given this many queries.")
+    click.echo(f"p: t test with the spread over reference images and over seeds, Holm-corrected over these {count} "
+               "numbers.\ndetectable: the smallest difference found with a power of 0.8 by so many queries and seeds.")
     if min(map(len, seeds)) < 2:
-        click.echo("One seed: the variation over seeds is unknown. `cirbench run --seeds 0,1,2` adds some to average.")
+        click.echo("One seed: p and intervals are over queries alone, so they are about these runs, not about the "
+                   "methods. `cirbench run --seeds 0,1,2` adds seeds.")
 
 
 def _named(record: Any, seeds: list[int]) -> str:
@@ -73,7 +74,7 @@ def _show(a: str, b: str, changed: dict[str, tuple[object, object]], rows: list[
             click.echo(f"   {name}: {x!r} -> {y!r}")
     for side, names in own.items():
         click.echo(f"   fields only {side} has: {', '.join(names)}")
-    about = "± over seeds; intervals over reference images, 95 %"
+    about = f"± over seeds; intervals over {rows[0]['over']}, 95 %"
     click.echo(f"{rows[0]['protocol']}, {rows[0]['queries']} queries; {about}")
     click.echo(f"{'':8}{'A':>15}{'B':>15}{'B - A':>9}{'interval':>19}{'p':>9}{'detectable':>12}   only A / only B hit")
     for row in rows:

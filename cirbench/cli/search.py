@@ -46,8 +46,8 @@ def search(
     if gallery is None and image is None:
         raise CirbenchError("--serve needs --gallery DIR, the folder to browse.")
     from cirbench.cli._photos import up_to_date
+    from cirbench.cli._search_page import Album, page, server
     from cirbench.data.photos import open_photo
-    from cirbench.reports.search_page import Album, page, server
     from cirbench.runs.approximate import Approximate
     from cirbench.runs.search import Searcher
 

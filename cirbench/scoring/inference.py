@@ -1,16 +1,16 @@
 """One answer for everybody who asks whether two methods differ: an error with two sources, queries and training seeds.
 
 The mean of a method over its queries and seeds varies because other queries could have been asked and because other
-seeds could have been drawn. The two are crossed: every seed answers every query. With y (S, Q) the values of one method,
+seeds could have been drawn. The two are crossed: every seed answers every query. With y (S, Q) the values of a method,
 
     queries   spread of the per-query means over seeds, summed within clusters (queries that share a reference image)
     seeds     spread of the per-seed means
     both      what is left of y without query and seed means; each of the two above holds it once, so one is taken off
 
-The variance of a difference is queries + seeds - both, never less than the larger of the first two; its distribution is
-Student's t with degrees of freedom after Satterthwaite, where a variance from few clusters or few different values counts
-for few. The p-value and the interval are of the same distribution, so that they agree. docs/statistics.md holds the
-simulation that this was chosen by, and where it is weak.
+The variance of a difference is queries + seeds - both, never less than the larger of the first two; its distribution
+is Student's t with degrees of freedom after Satterthwaite, where a variance from few clusters or few different values
+counts for few. The p-value and the interval are of the same distribution, so that they agree. docs/statistics.md holds
+the simulation that this was chosen by, and where it is weak.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from cirbench.scoring.statistics import holm
 
-__all__ = ["Estimate", "detectable", "estimate", "groups", "mean_interval"]
+__all__ = ["Estimate", "contrast", "detectable", "estimate", "groups", "mean_interval"]
 
 #: Share by which both variances must exceed what is printed as zero.
 TINY = 1e-18
@@ -52,10 +52,14 @@ class Estimate:
     seeds: bool
 
 
+#: What no query says anything about.
+UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False)
+
+
 def _clustered(values: np.ndarray, weights: np.ndarray, clusters: np.ndarray) -> tuple[float, float, float]:
     """Weighted mean of (Q,) values, the variance of that mean over clusters, and its degrees of freedom."""
     total = weights.sum()
-    mean = float(weights @ values / total)
+    mean = float((weights * values).sum() / total)  # no product: its last bits depend on the number of threads
     count = int(clusters.max()) + 1
     sums = np.bincount(clusters, weights * (values - mean), count) / total
     sizes = np.bincount(clusters, weights, count) / total
@@ -76,7 +80,7 @@ def _parts(y: np.ndarray, weights: np.ndarray, clusters: np.ndarray) -> tuple[fl
     """Of (S, Q) values: variance of the mean by seeds, and by seeds and queries together."""
     seeds = len(y)
     share = weights / weights.sum()
-    means = y @ share
+    means = (y * share).sum(1)
     by_seed = float(means.var(ddof=1)) / seeds
     rest = y - y.mean(0) - (means - means.mean())[:, None]
     sums = np.stack([np.bincount(clusters, share * row) for row in rest])
@@ -101,7 +105,7 @@ def estimate(
     """
     a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
     if not a.shape[1]:
-        return Estimate(*[math.nan] * 6, seeds=False)
+        return UNKNOWN
     weight, code = _queries(a.shape[1], weights, clusters)
     difference, queries, freedom = _clustered(b.mean(0) - a.mean(0), weight, code)
     variance, terms = queries, [(queries, freedom)]
@@ -110,6 +114,26 @@ def estimate(
         variance, more = _with_seeds(queries, (a, b), weight, code)
         terms += more
     return _of(difference, variance, terms, confidence, seeded)
+
+
+def contrast(
+    values: np.ndarray, clusters: np.ndarray | None = None, weights: np.ndarray | None = None, confidence: float = 0.95
+) -> Estimate:
+    """The mean of (S, Q) differences that were taken seed by seed: of variants of one method.
+
+    The same seed gives variants the same initial weights and the same batches, so that what a seed does to both is
+    gone from their difference. Other methods share no more than a number: use `estimate`.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if not values.shape[1]:
+        return UNKNOWN
+    weight, code = _queries(values.shape[1], weights, clusters)
+    difference, variance, freedom = _clustered(values.mean(0), weight, code)
+    terms = [(variance, freedom)]
+    if len(values) > 1:
+        variance, more = _with_seeds(variance, (values,), weight, code)
+        terms += more
+    return _of(difference, variance, terms, confidence, len(values) > 1)
 
 
 def mean_interval(
@@ -167,18 +191,20 @@ def detectable(error: float, freedom: float, alpha: float = 0.05, power: float =
     return error * float(optimize.brentq(lambda d: stats.nct.sf(bar, freedom, d) - power, 0, 10 * bar + 50))
 
 
-def groups(means: Sequence[float], p: Mapping[tuple[int, int], float], alpha: float = 0.05) -> tuple[list[int], list[list[int]]]:
+def groups(
+    means: Sequence[float], p: Mapping[tuple[int, int], float], alpha: float = 0.05
+) -> tuple[list[int], list[list[int]]]:
     """Ranks of methods that the data can separate, and the sets of methods that it cannot.
 
     Args:
         means: of the methods, higher is better.
-        p: of every pair (i, j), i < j, uncorrected; Holm's correction over all pairs is made here. It holds whatever the
-            pairs depend on each other, and unlike a studentised range it needs no equal variances.
+        p: of every pair (i, j), i < j, uncorrected; Holm's correction over all pairs is made here. It holds however
+            the pairs depend on each other, and unlike a studentised range it needs no equal variances.
         alpha: level of the family: the chance that any pair is called different where none is.
 
     Returns:
-        For each method 1 + how many are better beyond chance; and the longest runs of neighbours by mean of which no two
-        are separated, as lists of methods, best first.
+        For each method 1 + how many are better beyond chance; and the longest runs of neighbours by mean of which no
+        two are separated, as lists of methods, best first.
     """
     pairs = list(p)
     corrected = dict(zip(pairs, holm([p[pair] for pair in pairs]), strict=True))
@@ -186,8 +212,9 @@ def groups(means: Sequence[float], p: Mapping[tuple[int, int], float], alpha: fl
     def apart(i: int, j: int) -> bool:
         return corrected[min(i, j), max(i, j)] < alpha
 
-    order = sorted(range(len(means)), key=lambda n: -means[n])
-    ranks = [1 + sum(means[j] > means[i] and apart(i, j) for j in range(len(means)) if j != i) for i in range(len(means))]
+    every = range(len(means))
+    order = sorted(every, key=lambda n: -means[n])
+    ranks = [1 + sum(means[j] > means[i] and apart(i, j) for j in every if j != i) for i in every]
     runs: list[list[int]] = []
     for first in range(len(order)):
         last = first

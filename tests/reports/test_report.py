@@ -28,7 +28,7 @@ from cirbench.cli.show import show
 from cirbench.cli.table import table
 from cirbench.runs.record import Record
 from cirbench.runs.store import find_records
-from cirbench.scoring import statistics
+from cirbench.scoring import inference, statistics
 from cirbench.types import CirbenchError
 
 
@@ -180,7 +180,7 @@ def test_table_in_three_formats(suite):
     first = rows[0]
     markdown, latex = _call(table, suite).output, _call(table, suite, "--format", "latex").output
     shown = f"{float(first['R@1']):.2f} ± {float(first['R@1 std']):.2f}"
-    assert f"| {first['method']} | both | 2 | " in markdown and shown in markdown and "protocol scenes" in markdown
+    assert f"| {first['method']} | {first['rank']} | both | 2 | " in markdown and shown in markdown and "protocol scenes" in markdown
     assert shown.replace("±", r"$\pm$") in latex and latex.count(r"\\") == len(rows) + 1
     with pytest.raises(CirbenchError, match="scored under: scenes"):
         _call(table, suite, "--protocol", "nope")
@@ -206,10 +206,13 @@ def test_compare_counts_flips_and_refuses_other_queries(suite, tmp_path):
     assert (row["only_a"], row["only_b"]) == (np.sum(x & ~y), np.sum(y & ~x))
     assert row["mcnemar"] == scipy.stats.binomtest(int(row["only_a"]), int(row["only_a"] + row["only_b"])).pvalue
     assert row["delta"] == pytest.approx(100 * (y.mean() - x.mean())) and row["low"] < row["delta"] < row["high"]
-    assert row["detectable"] == statistics.detectable_effect(len(x), float(np.mean(x != y)))
+    codes = statistics.cluster_codes([q["reference"] for q in a.queries])
+    alone = inference.estimate(x, y, codes)
+    assert row["detectable"] == pytest.approx(100 * inference.detectable(alone.error, alone.freedom))
+    assert row["over"] == "queries" and (row["low"], row["high"]) == pytest.approx((100 * alone.low, 100 * alone.high))
     assert told["inputs"] == {"method": ["dwc", "sum"]} and told["seeds"] == {"a": [0], "b": [0]}
     shown = _call(compare, a.folder, b.folder, "--one-seed").output
-    assert "only A / only B" in shown and "One seed: the variation over seeds is unknown" in shown
+    assert "only A / only B" in shown and "One seed: p and intervals are over queries alone" in shown
     other = write_run(tmp_path, queries=31, pictures=0)
     with pytest.raises(CirbenchError, match="different queries"):
         _call(compare, a.folder, other)
@@ -231,11 +234,12 @@ def test_compare_averages_seeds_within_a_query_and_corrects_across_all(tmp_path)
     assert row["delta"] == pytest.approx(100 * (y.mean() - x.mean())) and "mcnemar" not in row, "a mean is no hit"
     assert (row["a"], row["a_std"]) == pytest.approx(statistics.mean_std([
         Record(f).data["protocols"]["scenes"]["metrics"]["R@1"] for f in runs["dwc"]]))
-    raw = [float(statistics.paired_permutation(d, codes)) for d, codes in _differences(runs["dwc"], runs["sum"], names)]
-    assert [r["p"] for r in told["metrics"]] == statistics.holm(raw)
+    raw = [inference.estimate(*sides).p for sides in _sides(runs["dwc"], runs["sum"], names)]
+    assert [r["p"] for r in told["metrics"]] == pytest.approx(statistics.holm(raw))
+    assert {r["over"] for r in told["metrics"]} == {"queries and seeds"}
     many = json.loads(_call(compare, runs["dwc"][0], runs["sum"][0], runs["tirg"][0], "--json").output)
-    more = [float(statistics.paired_permutation(d, codes)) for d, codes in _differences(runs["dwc"], runs["tirg"], names)]
-    assert [r["p"] for rows in many for r in rows["metrics"]] == statistics.holm(raw + more)
+    more = [inference.estimate(*sides).p for sides in _sides(runs["dwc"], runs["tirg"], names)]
+    assert [r["p"] for rows in many for r in rows["metrics"]] == pytest.approx(statistics.holm(raw + more))
     shown = _call(compare, runs["dwc"][0], runs["sum"][0], runs["tirg"][0]).output
     assert f"over these {2 * len(names)} numbers" in shown and "seeds 0, 1, 2" in shown and "One seed" not in shown
     with pytest.raises(CirbenchError, match=r"seed alone\. Use --one-seed"):
@@ -244,12 +248,12 @@ def test_compare_averages_seeds_within_a_query_and_corrects_across_all(tmp_path)
     assert alone["inputs"] == {"seed": [0, 1]}
 
 
-def _differences(a, b, metrics):
+def _sides(a, b, metrics):
     clusters = statistics.cluster_codes([q["reference"] for q in Record(a[0]).queries])
     for metric in metrics:
         cut = int(metric[2:])
-        x, y = (np.mean([Record(f).rankings["rank/scenes"] <= cut for f in side], axis=0) for side in (a, b))
-        yield y - x, clusters
+        x, y = (np.stack([Record(f).rankings["rank/scenes"] <= cut for f in side]) for side in (a, b))
+        yield x, y, clusters
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cirbench.reports import analysis, attention, claims, modalities, studies
 from cirbench.reports.build import build
-from cirbench.reports.collect import TestSet, collect
+from cirbench.reports.collect import TestSet, collect, error_of
 from fake_records import write_run
 
 from cirbench.cli.sweep import status as sweep_status
@@ -61,12 +61,18 @@ def test_parts_are_taken_from_the_whole_they_differ_least_from(tmp_path: Path) -
 
 
 def test_a_difference_that_seeds_do_not_share_is_not_clear() -> None:
-    values = np.ones(50)
-    one = analysis.Delta("a", {}, None, values, [9.0, 1.0], value=5.0, low=4.0, high=6.0, p=0.001)
-    assert not one.clear and one.seeds == 2
-    assert analysis.Delta("a", {}, None, values, [5.5, 4.5], value=5.0, low=4.0, high=6.0, p=0.001).clear
-    single = analysis.Delta("a", {}, None, values, [5.0], value=5.0, low=4.0, high=6.0, p=0.001)
-    assert single.clear and math.isnan(single.std)
+    queries = np.random.default_rng(0).random(50)
+
+    def delta(*shifts: float) -> analysis.Delta:
+        values = np.stack([queries + shift for shift in shifts])
+        found = error_of(values, np.arange(50), None)
+        return analysis.Delta("a", {}, None, values, list(shifts), found.difference, found.low, found.high, found.p, found.seeds)
+
+    apart, together, single = delta(9.0, 0.1), delta(5.1, 4.9), delta(5.0)
+    assert not apart.clear and apart.seeds == 2 and apart.p > 0.05
+    assert together.clear and together.p < 0.05
+    # One seed: p is of the queries, and nothing is said about the methods.
+    assert single.p < 1e-6 and not single.clear and math.isnan(single.std)
 
 
 def test_a_sweep_without_the_method_as_it_comes_has_a_whole_all_the_same(tmp_path: Path) -> None:

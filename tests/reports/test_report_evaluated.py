@@ -56,7 +56,7 @@ def test_three_seeds_evaluated_elsewhere_are_one_row_in_report_table_and_compare
     for arm in only(tmp_path).arms:
         assert arm.label == f"{arm.method}, trained on cirr" and arm.seeds == [0, 1, 2]
     markdown = call(table, tmp_path)
-    assert "| dwc, trained on cirr | both | 3 |" in markdown and "±" in markdown
+    assert "| dwc, trained on cirr | 1 | both | 3 |" in markdown and "±" in markdown
     assert "dwc, trained on cirr" in page(find_records([tmp_path]))
     told = json.loads(call(compare, ones[1], others[0], "--json"))
     assert told["seeds"] == {"a": [0, 1, 2], "b": [0, 1, 2]} and told["inputs"] == {"method": ["dwc", "combiner"]}

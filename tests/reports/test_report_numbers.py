@@ -16,7 +16,7 @@ from report_page import Cell, Page, Table
 
 from cirbench.runs.record import Record
 from cirbench.runs.store import find_records
-from cirbench.scoring import statistics
+from cirbench.scoring import inference, statistics
 
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -51,9 +51,9 @@ def close(a: float, b: float) -> bool:
 
 
 def hits(records: list[Record], metric: str) -> np.ndarray:
-    """(B,) hits of each query, mean over runs."""
+    """(S, B) hits of each query, a row a run."""
     cut = int(metric.rpartition("@")[2])
-    return np.mean([(r.rankings["rank/scenes"] >= 1) & (r.rankings["rank/scenes"] <= cut) for r in records], axis=0)
+    return np.stack([(r.rankings["rank/scenes"] >= 1) & (r.rankings["rank/scenes"] <= cut) for r in records]).astype(float)
 
 
 def clusters(record: Record) -> np.ndarray:
@@ -79,16 +79,37 @@ COST = {
 }
 
 
+def ranks(table: Table) -> dict[str, int]:
+    """Id of a run -> rank of its row, of rows with two seeds or more: all pairs, Holm, 1 + how many are better."""
+    rows = [[SUITE[i] for i in attrs["data-runs"].split()] for attrs, _ in table.rows]
+    rows = [sorted(row, key=lambda r: r.data["inputs"]["seed"]) for row in rows if len(row) > 1]
+    pairs, p = [(a, b) for a in range(len(rows)) for b in range(a)], []
+    for a, b in pairs:
+        x, y = hits(rows[a], "R@1"), hits(rows[b], "R@1")
+        one, two = ([r.data["inputs"][name] for name in ("method", "seed") for r in row] for row in (rows[a], rows[b]))
+        codes = clusters(rows[a][0])
+        p.append((inference.contrast(y - x, codes) if one == two else inference.estimate(x, y, codes)).p)
+    apart = {pair for pair, corrected in zip(pairs, statistics.holm(p), strict=True) if corrected < 0.05}
+    means = [float(np.mean(scores(row, "R@1"))) for row in rows]
+    return {row[0].id: 1 + sum(means[b] > means[a] and bool({(a, b), (b, a)} & apart) for b in range(len(rows)))
+            for a, row in enumerate(rows)}
+
+
 def main_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
     if column == "Seeds":
         return len(runs)
+    if column == "Rank":
+        # Of rows that were run once there is none.
+        rank = ranks(table).get(runs[0].id)
+        assert cell.text == (str(rank) if len(runs) > 1 else "–")
+        return rank or 9999
     if column == "Ties":
         return max(r.data["protocols"]["scenes"]["ties"] for r in runs)
     found = scores(runs, column)
     spread, interval = cell.part("sd"), cell.part("ci")
     if len(runs) > 1:
         assert spread and shown(spread[1]) == pytest.approx(np.std(found, ddof=1), abs=0.00501)
-    low, high = 100 * statistics.bootstrap_interval(hits(runs, column), clusters(runs[0]))
+    low, high = (100 * end for end in inference.mean_interval(hits(runs, column), clusters(runs[0])))
     assert interval and close(float(interval[0]["data-low"]), low) and close(float(interval[0]["data-high"]), high)
     assert interval[1] == f"[{low:.1f}, {high:.1f}]"
     return float(np.mean(found))
@@ -109,7 +130,7 @@ def mean_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> floa
 
 def alone(suite: dict[str, Record]) -> dict[str, np.ndarray]:
     """Which modality alone answers each query: those that half of the seeds or more answer."""
-    text, image = (hits([r for r in suite.values() if r.data["inputs"]["method"] == f"{name}-only"], "R@1") >= 0.5
+    text, image = (hits([r for r in suite.values() if r.data["inputs"]["method"] == f"{name}-only"], "R@1").mean(0) >= 0.5
                    for name in ("text", "image"))
     return {"text alone": text & ~image, "image alone": image & ~text, "both": text & image, "neither": ~text & ~image}
 
@@ -140,11 +161,11 @@ def modality_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> 
 
 def audit_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
     kind = alone(SUITE)[cell.attrs["row"]]
-    return 100 * float(kind.mean()) if column == "Share, %" else 100 * mean_or_nan(hits(runs, "R@1")[kind])
+    return 100 * float(kind.mean()) if column == "Share, %" else 100 * mean_or_nan(hits(runs, "R@1").mean(0)[kind])
 
 
 def question_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
-    return 100 * float((hits(runs, "R@1") - hits([SUITE[i] for i in cell.attrs["against"].split()], "R@1")).mean())
+    return 100 * float((hits(runs, "R@1").mean(0) - hits([SUITE[i] for i in cell.attrs["against"].split()], "R@1").mean(0)).mean())
 
 
 def information_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
@@ -216,14 +237,19 @@ def test_ablation(suite, page):
     differences, cells_of = [], []
     for attrs, cells in table.rows:
         runs = [suite[i] for i in attrs["data-runs"].split()]
-        differences.append(hits(runs, "R@1") - hits(base, "R@1"))
+        seeds = [r.data["inputs"]["seed"] for r in base]
+        runs = sorted(runs, key=lambda r: r.data["inputs"]["seed"])
+        common = [r.data["inputs"]["seed"] for r in runs if r.data["inputs"]["seed"] in seeds]
+        kept = [[r for r in side if r.data["inputs"]["seed"] in common] or side for side in (runs, base)]
+        differences.append(hits(kept[0], "R@1") - hits(sorted(kept[1], key=lambda r: r.data["inputs"]["seed"]), "R@1"))
         cells_of.append(dict(zip(columns, cells, strict=True)))
-    matrix, codes = np.stack(differences, axis=1), clusters(base[0])
-    low, high = 100 * statistics.bootstrap_interval(matrix, codes)
-    p = statistics.holm(statistics.paired_permutation(matrix, codes).tolist())
+    codes = clusters(base[0])
+    found = [inference.contrast(d, codes) for d in differences]
+    low, high = ([100 * end for end in ends] for ends in zip(*((e.low, e.high) for e in found), strict=True))
+    p = statistics.holm([e.p for e in found])
     assert len(cells_of) == 3
     for n, cells in enumerate(cells_of):
-        assert close(number(cells["Change"]), 100 * matrix[:, n].mean())
+        assert close(number(cells["Change"]), 100 * differences[n].mean())
         assert close(number(cells["95 % interval"]), low[n]) and close(number(cells["p"]), p[n])
         signed = [f"{v:+.2f}".replace("-", "−") for v in (low[n], high[n])]
         assert cells["95 % interval"].text == f"[{signed[0]}, {signed[1]}]"

@@ -18,9 +18,9 @@ import PIL.Image
 import pytest
 import tiny
 import torch
-from cirbench.reports.search_page import Album, page, server
 from commands import exit_code
 
+from cirbench.cli._search_page import Album, page, server
 from cirbench.data.batches import Feed
 from cirbench.data.photos import encoder_inputs, open_photo, photos_below
 from cirbench.runs import planning

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
-from torch import Tensor
 
 from cirbench.data.images import webp
 from cirbench.data.photos import open_photo
-from cirbench.runs.approximate import Approximate
-from cirbench.runs.search import Hit, Searcher
+from cirbench.reports.filters import environment
 from cirbench.types import CirbenchError
 
-from .filters import environment
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cirbench.runs.approximate import Approximate
+    from cirbench.runs.search import Hit, Searcher
 
 __all__ = ["Album", "page", "server"]
 
