@@ -17,7 +17,7 @@ from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 from cirbench.models.cnn import CnnInfo
 from cirbench.models.encoders import Cnn
 from cirbench.models.layers import composition, draw_negatives, soft_triplet
-from cirbench.models.lstm_text import LstmText
+from cirbench.models.lstm_text import GruText, LstmText
 from cirbench.models.two_stream import Streams
 from cirbench.plugins import find_method, methods
 from cirbench.runs import contract, planning
@@ -136,8 +136,10 @@ class FakeEncoders:
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
         return Cnn(test_dwc.Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
 
-    def lstm(self, vocabulary: list[str], word_dim: int, hidden: int) -> LstmText:
-        return LstmText(vocabulary, word_dim, hidden)
+    def words(
+        self, vocabulary: list[str], word_dim: int, hidden: int, kind: str = "lstm", vectors: str = ""
+    ) -> LstmText | GruText:
+        return {"lstm": LstmText, "bigru": GruText}[kind](vocabulary, word_dim, hidden)
 
 
 def make(module: Any, **fields: Any) -> Streams:
@@ -300,7 +302,7 @@ def test_new_fields_have_neutral_values_which_like_for_like_variants_keep() -> N
         if not issubclass(found.config, StreamSettings):
             continue  # its fields are its own, whatever their names
         own = {n: f for n, f in found.config.model_fields.items() if n in neutral}
-        assert all(f.json_schema_extra == {"neutral": neutral[n]} for n, f in own.items()), found.name
+        assert all(f.json_schema_extra["neutral"] == neutral[n] for n, f in own.items()), found.name
         for variant in (v for v in found.variants if v.startswith("like-dwc")):
             config = planning.plan(found.name, "scenes", variant).config
             assert {n: getattr(config, n) for n in neutral} == neutral
