@@ -318,8 +318,8 @@ class StreamSettings(Settings):
     cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
     cnn_text: Literal["lstm", "bigru", "clip"] = Field(
-        "lstm", description="CNN stream: what reads its texts: an LSTM, a GRU in both directions, or the frozen CLIP, as "
-        "one vector", json_schema_extra={"neutral": "lstm"},
+        "lstm", description="CNN stream: what reads its texts: an LSTM, a GRU in both directions, or the frozen "
+        "CLIP, as one vector", json_schema_extra={"neutral": "lstm"},
     )
     vectors: str = Field(
         "", description="CNN stream: file of word vectors (GloVe, fastText) that words start from; empty for none",

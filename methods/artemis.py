@@ -57,8 +57,8 @@ class Config(StreamSettings):
         "both", description="the score: explicit matching with the text and implicit similarity, or one of them"
     )
     frozen_epochs: int = Field(8, ge=0, description="epochs of the first stage, the encoders' weights fixed")
-    frozen_halving: int = Field(4, ge=0, description="epochs of the first stage between halvings of the rate; 0 for none")
-    halving: int = Field(10, ge=0, description="epochs of the second stage between halvings of the rate; 0 for none")
+    frozen_halving: int = Field(4, ge=0, description="first stage: epochs between halvings of the rate; 0 for none")
+    halving: int = Field(10, ge=0, description="second stage: epochs between halvings of the rate; 0 for none")
     streams: Literal["both", "clip", "cnn"] = Field("cnn", description="which streams are trained and ranked with")
     clip_dim: int = Field(512, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(512, ge=8, description="D of the CNN stream, and the width of the words' states")
@@ -85,7 +85,7 @@ class Config(StreamSettings):
     )
     gem_learned: bool = Field(False, description="learn the power of GeM pooling", json_schema_extra={"neutral": True})
     loss: Literal["softmax"] = Field("softmax", description="the only one: in-batch softmax over scores")
-    learn_temperature: bool = Field(True, description="learn a T per stream, logits = exp(T) score, from exp(T) = 1/tau")
+    learn_temperature: bool = Field(True, description="learn a T per stream, logits exp(T) score, from exp(T) = 1/tau")
     optimizer: Literal["adam", "adamw", "radam", "sgd"] = Field(
         "adamw", description="of both streams; radam with AdamW's decay, SGD with momentum 0.9"
     )

@@ -49,7 +49,7 @@ class Config(StreamSettings):
     rotate: bool = Field(True, description="turn the image by the text; false takes k and delta as they are")
     image_weight: float = Field(0.1, ge=0, description="weight of the reconstructed image; 0 for no decoder")
     text_weight: float = Field(0.1, ge=0, description="weight of the reconstructed text; 0 for no decoder")
-    conjugate_weight: float = Field(0.01, ge=0, description="weight of the reference as the answer to the target; 0 for none")
+    conjugate_weight: float = Field(0.01, ge=0, description="weight of the way back to the reference; 0 for none")
     streams: Literal["both", "clip", "cnn"] = Field("cnn", description="which streams are trained and ranked with")
     clip: str = Field(
         "ViT-L-14:openai", description="CLIP that reads texts, and pictures too in the CLIP stream "
@@ -59,8 +59,8 @@ class Config(StreamSettings):
     clip_dim: int = Field(512, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(512, ge=8, description="D of the CNN stream")
     cnn_text: Literal["lstm", "bigru", "clip"] = Field(
-        "clip", description="CNN stream: what reads its texts: an LSTM, a GRU in both directions, or the frozen CLIP, as "
-        "one vector", json_schema_extra={"neutral": "lstm"},
+        "clip", description="CNN stream: what reads its texts: an LSTM, a GRU in both directions, or the frozen "
+        "CLIP, as one vector", json_schema_extra={"neutral": "lstm"},
     )
     project_text: bool = Field(
         False, description="CNN stream: a linear layer behind the text's vector", json_schema_extra={"neutral": True}

@@ -8,7 +8,8 @@ how much of V's own style comes back and what it adds:
     gamma = sigmoid(E t) * std(V) + E_g t,    beta = sigmoid(E' t) * mean(V) + E_b t,
 
 mean and std over the regions of each channel, without a gradient; E are linear layers of equalised rate. The map is
-pooled and projected like a target's. Queries and targets are unit vectors times 4, in a softmax over the batch's targets.
+pooled and projected like a target's. Queries and targets are unit vectors times 4, in a softmax over the batch's
+targets.
 
 In a block regions attend to regions in 8 heads. A score is the sum of two softmaxes over the regions that are read: of
 queries and keys, and of the text and each region, the same for every region that asks. Values are made of map and text.
@@ -53,7 +54,7 @@ class Config(StreamSettings):
         "squash", description="how pictures are made square for the CNN", json_schema_extra={"neutral": "crop"}
     )
     pooling: Literal["gem", "gem-map", "plain"] = Field(
-        "plain", description="the map's mean and the state after the last word; GeM over map and states; or over the map"
+        "plain", description="the map's mean and the last word's state; GeM over map and states; or over the map"
     )
     text_dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout rate of the pooled text, before its linear layer",

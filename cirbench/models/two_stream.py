@@ -1,8 +1,9 @@
 """Two plain streams around any composition, shared by floors and rivals so that only the composition differs.
 
 CLIP stream: unit-length projections of frozen CLIP features. CNN stream: GeM-pooled feature map and GeM-pooled LSTM
-states, each through a linear layer; or, as papers differ, other pooling, a GRU, or texts as the frozen CLIP reads them. Every stream is trained by in-batch contrast with its own optimiser; the
-score is the weighted sum of the streams' cosines.
+states, each through a linear layer; or, as papers differ, other pooling, a GRU, or texts as the frozen CLIP reads them.
+Every stream is trained by in-batch contrast with its own optimiser; the score is the weighted sum of the streams'
+cosines.
 """
 
 from __future__ import annotations
