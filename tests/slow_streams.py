@@ -178,7 +178,7 @@ def composeae(
         delta = linears(p, f"{name}.angle.3", delta)
         if not rotate:
             return [(a, b, a, sign * b) for a, b in zip(k, delta, strict=True)]
-        turned = [torch.polar(a.abs(), b + torch.pi * (a < 0)) for a, b in zip(k, delta, strict=True)]
+        turned = [a * torch.exp(1j * b) for a, b in zip(k, delta, strict=True)]
         return [(a, b, z.real, sign * z.imag) for a, b, z in zip(k, delta, turned, strict=True)]
 
     rho = perceptron(p, "rho", [torch.cat([z[2], z[3]]) for z in rotated("for_rho")], training)
