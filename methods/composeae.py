@@ -111,6 +111,7 @@ DATASETS = {
         "train.decay_every": 8000, "train.flip": "none",
     },
     "fashioniq/as-released": {"rotate": False},
+    "fashion200k/as-released": {"train.protocol": "f200k-caption"},
     "scenes": {**SCENES_STREAMS, "clip_lr": 1e-2, "cnn_lr": 1e-2},
     "scenes/like-dwc": _LIKE_DWC,
     "scenes/like-dwc-clip": _LIKE_DWC,

@@ -141,5 +141,6 @@ def test_settings_of_the_paper(tmp_path: Any) -> None:
     assert (made.train.protocol, made.train.decay_every, made.train.flip) == ("fiq-pooled-keep-and-it", 8000, "none")
     released: Any = plan("fashioniq", "as-released")
     assert released.train == made.train and made.config.rotate and not released.config.rotate
+    assert plan("fashion200k", "as-released").train.protocol == "f200k-caption", "the text that leaks"
     like: Any = plan("fashion200k", "like-dwc").config
     assert (like.image_weight, like.text_weight, like.conjugate_weight) == (0, 0, 0) and like.cnn_text == "lstm"

@@ -102,7 +102,9 @@ def test_settings_of_the_paper(tmp_path: Any) -> None:
     assert (train.epochs, train.batch_size, train.schedule, train.decay_epochs) == (100, 32, "step", 60)
     assert (train.crop, train.crop_scale, train.flip, train.form) == ("resized", (0.75, 1.33), "independent", "both")
     assert (config["cnn"], config["optimizer"], config["cnn_lr"]) == ("resnet50.tv_in1k", "radam", 2e-4)
-    assert planning.plan("cosmo", "fashion200k", root=tmp_path).config.model_dump()["cnn"] == "resnet18.tv_in1k"
+    other = planning.plan("cosmo", "fashion200k", root=tmp_path)
+    assert (other.train.epochs, other.train.decay_epochs, other.train.form) == (50, 30, "")
+    assert other.config.model_dump()["cnn"] == "resnet18.tv_in1k"
     pixels = make().inputs.images["cnn"]
     assert (pixels.resize, pixels.stored) == ("squash", None)
     optimizer = cosmo.build(cosmo.Config(), FakeEncoders(), TrainView(["a"], 1), None).optimizers()["cnn"]
