@@ -95,7 +95,7 @@ class Config(StreamSettings):
 
 
 def _like_dwc(streams: str) -> dict[str, Any]:
-    return {**like_dwc(Config, streams), "frozen_epochs": 0, "halving": 0}
+    return {**like_dwc(Config, streams), "cnn": StreamSettings().cnn, "frozen_epochs": 0, "halving": 0}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

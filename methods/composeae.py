@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from cirbench.models.encoders import Encoders
 from cirbench.models.layers import l2norm
 from cirbench.models.two_stream import Streams, build_streams
-from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, like_dwc
+from cirbench.settings import SCENES_STREAMS, Field, StreamSettings, TrainSettings, like_dwc
 from cirbench.types import TrainBatch, TrainView
 
 
@@ -87,7 +87,8 @@ _NO_DECODERS = {"image_weight": 0.0, "text_weight": 0.0}
 
 
 def _like_dwc(streams: str) -> dict[str, Any]:
-    return {**like_dwc(Config, streams), **_NO_DECODERS, "conjugate_weight": 0.0}
+    own = {"conjugate_weight": 0.0, "train.protocol": "", "train.decay_every": TrainSettings().decay_every}
+    return {**like_dwc(Config, streams), **_NO_DECODERS, **own}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -67,7 +67,9 @@ class Config(StreamSettings):
     weight_decay: float = Field(5e-5, ge=0, description="weight decay of the optimiser")
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"like-dwc-cnn": {**like_dwc(Config, "cnn"), "train.decay_epochs": 0}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "like-dwc-cnn": {**like_dwc(Config, "cnn"), "cnn": StreamSettings().cnn, "train.decay_epochs": 0},
+}
 
 TRAIN = {"epochs": 50, "batch_size": 32, "schedule": "step", "decay_epochs": 30, "crop": "resized"}
 
@@ -81,7 +83,7 @@ DATASETS = {
     "shoes": {"train.flip": "independent"},
     "fashion200k": {"cnn": "resnet18.tv_in1k", "train.flip": "independent"},
     "css3d": {"train.crop": "none"},
-    "scenes": {**_SCENES, "cnn_lr": 1e-3},
+    "scenes": {**_SCENES, "cnn_lr": 2e-3},
     "scenes/like-dwc-cnn": {**SCENES_STREAMS, "cnn_lr": 1e-3, "dropout": 0.2},
 }
 

@@ -249,10 +249,14 @@ def grid_of_rates() -> dict[str, list[float]]:
     return {k.removeprefix("method."): v for k, v in (alone["space"] | together["space"]).items()}
 
 
-@pytest.mark.parametrize("name", ["tirg", "combiner"])
-@pytest.mark.parametrize(
-    ("variant", "streams"), [("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn")]
-)
+LIKE_DWC = [
+    (name, variant, streams) for name in ("tirg", "combiner", "artemis", "cosmo", "composeae")
+    for variant, streams in (("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn"))
+    if name != "cosmo" or streams == "cnn"
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "streams"), LIKE_DWC)
 def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str, streams: str) -> None:
     ours, theirs = planning.plan(name, "scenes", variant), planning.plan("dwc", "scenes")
     shared = set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}
@@ -267,6 +271,16 @@ def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str,
     fields = {k: v for k, v in find_method(name).variants[variant].items() if "." not in k}
     full, paper = find_method(name).config(**fields), dwc.Config()
     assert {f: getattr(full, f) for f in shared} == {f: getattr(paper, f) for f in shared}, "off scenes as well"
+
+
+@pytest.mark.parametrize(("name", "variant", "streams"), LIKE_DWC)
+def test_like_for_like_is_kept_on_every_dataset(name: str, variant: str, streams: str, tmp_path: Path) -> None:
+    """What a paper sets for a dataset does not reach the variant."""
+    for dataset in ("fashioniq", "shoes", "fashion200k", "css3d", "cirr"):
+        ours, theirs = (planning.plan(*which, root=tmp_path) for which in ((name, dataset, variant), ("dwc", dataset)))
+        assert ours.train == theirs.train, dataset
+        for field in set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}:
+            assert getattr(ours.config, field) == getattr(theirs.config, field), (dataset, field)
 
 
 def test_plain_pooling_does_not_read_padding() -> None:
