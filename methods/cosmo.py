@@ -15,8 +15,8 @@ In a block regions attend to regions in 8 heads. A score is the sum of two softm
 queries and keys, and of the text and each region, the same for every region that asks. Values are made of map and text.
 
 The defaults are the paper's: ResNet-50, LSTM, RAdam, a tenth of the rate after 30 of 50 epochs; ResNet-18 on
-Fashion200K. On FashionIQ theirs hold every annotation twice, once in each order, so they are 100 here. `like-dwc-cnn` has DWC's CNN, words, loss, optimiser and budget. There is no CLIP stream: a frozen
-vector has no regions.
+Fashion200K. On FashionIQ theirs hold every annotation twice, once in each order, so they are 100 here. `like-dwc-cnn`
+has DWC's CNN, words, loss, optimiser and budget. There is no CLIP stream: a frozen vector has no regions.
 
 Differences from the authors' code (ours | theirs):
 - several targets of a batch that are hits share the label | count as wrong;

@@ -178,7 +178,7 @@ def _another(
 
 
 def _had(found: plugins.MethodFile, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without those of scope `method` that the method does not have, or of which it allows one value alone."""
+    """The fields without those of scope `method` that the method does not have, or allows one value of alone."""
     kinds = {f"method.{name}": info.annotation for name, info in found.config.model_fields.items()}
     single = {key for key, kind in kinds.items() if get_origin(kind) is Literal and len(get_args(kind)) == 1}
     return {k: v for k, v in fields.items() if not k.startswith("method.") or (k in kinds and k not in single)}

@@ -93,7 +93,7 @@ def test_parameters_at_the_papers_sizes() -> None:
 
 
 def test_heads_must_divide_the_channels() -> None:
-    with pytest.raises(CirbenchError, match="method.heads = 7: it must divide the 24 channels") as error:
+    with pytest.raises(CirbenchError, match=r"method\.heads = 7: it must divide the 24 channels") as error:
         make(heads=7)
     assert "Take 6." in str(error.value)
 
