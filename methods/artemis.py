@@ -95,7 +95,8 @@ class Config(StreamSettings):
 
 
 def _like_dwc(streams: str) -> dict[str, Any]:
-    return {**like_dwc(Config, streams), "cnn": StreamSettings().cnn, "frozen_epochs": 0, "halving": 0}
+    cnn = StreamSettings.model_fields["cnn"].default  # on Fashion200K too
+    return {**like_dwc(Config, streams), "cnn": cnn, "frozen_epochs": 0, "halving": 0}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -87,7 +87,8 @@ _NO_DECODERS = {"image_weight": 0.0, "text_weight": 0.0}
 
 
 def _like_dwc(streams: str) -> dict[str, Any]:
-    own = {"conjugate_weight": 0.0, "train.protocol": "", "train.decay_every": TrainSettings().decay_every}
+    drops = TrainSettings.model_fields["decay_every"].default
+    own = {"conjugate_weight": 0.0, "train.protocol": "", "train.decay_every": drops}
     return {**like_dwc(Config, streams), **_NO_DECODERS, **own}
 
 

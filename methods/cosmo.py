@@ -67,8 +67,11 @@ class Config(StreamSettings):
     weight_decay: float = Field(5e-5, ge=0, description="weight decay of the optimiser")
 
 
+#: DWC's CNN, on Fashion200K too.
+_CNN = StreamSettings.model_fields["cnn"].default
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    "like-dwc-cnn": {**like_dwc(Config, "cnn"), "cnn": StreamSettings().cnn, "train.decay_epochs": 0},
+    "like-dwc-cnn": {**like_dwc(Config, "cnn"), "cnn": _CNN, "train.decay_epochs": 0},
 }
 
 TRAIN = {"epochs": 50, "batch_size": 32, "schedule": "step", "decay_epochs": 30, "crop": "resized"}
