@@ -14,9 +14,9 @@ The defaults are the paper's: ResNet-18, 512 wide, SGD, the CNN at a tenth of th
 50,000 steps; on FashionIQ what their README's command says, 100,000 steps in all and a tenth every 8,000. `as-released`
 are the two readings of their commands that are not ours: on Fashion200K the text is the whole caption of the target,
 which leaks the answer; on FashionIQ nothing is rotated. `no-rotation` is the latter anywhere: real and imaginary part
-are k and delta themselves. `no-decoders` and `no-conjugate` leave out their terms of the loss. `like-dwc` has DWC's
-encoders, projections, loss, optimiser and budget over both streams, so it keeps the composition alone, without
-decoders and conjugate; `like-dwc-clip` and `like-dwc-cnn` over one. `clip-only` has a frozen CLIP's vectors for both.
+are k and delta themselves. `no-decoders` leaves out their terms of the loss. `like-dwc` has DWC's encoders,
+projections, loss, optimiser and budget over both streams, so it keeps the composition alone, without decoders and
+conjugate; `like-dwc-clip` and `like-dwc-cnn` over one. `clip-only` has a frozen CLIP's vectors for both.
 
 Differences from the authors' code (ours | theirs):
 - texts as the frozen CLIP ViT-L/14 reads them, 768 wide | as frozen BERT-base does, 768 wide;
@@ -95,7 +95,6 @@ def _like_dwc(streams: str) -> dict[str, Any]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "no-rotation": {"rotate": False},
     "no-decoders": _NO_DECODERS,
-    "no-conjugate": {"conjugate_weight": 0.0},
     "clip-only": {"streams": "clip"},
     "as-released": {},
     "like-dwc": _like_dwc("both"),
