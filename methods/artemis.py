@@ -113,7 +113,10 @@ TRAIN = {"epochs": 58, "batch_size": 32, "crop": "random"}
 
 #: Texts of `scenes` name places, so its pictures are neither cut nor flipped.
 _PICTURES = {"cnn_resize": "crop", "cnn_stored": None, "train.crop": "none"}
-_SCENES = {**SCENES_STREAMS, **_PICTURES, "frozen_epochs": 2, "halving": 0, "train.epochs": 10}
+_SCENES = {
+    **SCENES_STREAMS, **_PICTURES, "clip_lr": 2e-3, "cnn_lr": 2e-3, "frozen_epochs": 2, "halving": 0,
+    "train.epochs": 10,
+}
 _SCENES_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 1e-3, "dropout": 0.2}
 
 DATASETS = {
@@ -188,14 +191,12 @@ class Artemis(Streams):
             self.scales[name] = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def start_epoch(self, epoch: int) -> float:
-        """Freezes encoders in the first stage; the factor of the rate."""
+        """Freezes the CNN and the word vectors in the first stage; the factor of the rate."""
         config, second = self.config, epoch - self.config.frozen_epochs
         cnn = self.vectors["cnn"] if "cnn" in self.names else None
-        encoders: list[nn.Module] = [] if self.trained_clip is None else [self.trained_clip]
-        if isinstance(cnn, CnnVectors):
-            encoders += [cnn.cnn, *([] if cnn.words is None else [cnn.words.embedding_layer])]
-        for encoder in encoders:
-            encoder.requires_grad_(second >= 0)
+        if isinstance(cnn, CnnVectors) and cnn.words is not None:
+            cnn.cnn.requires_grad_(second >= 0)
+            cnn.words.embedding_layer.requires_grad_(second >= 0)
         last = epoch if second < 0 else config.frozen_epochs - 1
         halvings = max(last, 0) // config.frozen_halving if config.frozen_halving else 0
         if second >= 0 and config.halving:
