@@ -114,7 +114,7 @@ TRAIN = {"epochs": 58, "batch_size": 32, "crop": "random"}
 #: Texts of `scenes` name places, so its pictures are neither cut nor flipped.
 _PICTURES = {"cnn_resize": "crop", "cnn_stored": None, "train.crop": "none"}
 _SCENES = {
-    **SCENES_STREAMS, **_PICTURES, "clip_lr": 2e-3, "cnn_lr": 2e-3, "frozen_epochs": 2, "halving": 0,
+    **SCENES_STREAMS, **_PICTURES, "clip_lr": 2e-3, "cnn_lr": 4e-3, "frozen_epochs": 2, "halving": 0,
     "train.epochs": 10,
 }
 _SCENES_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 1e-3, "dropout": 0.2}
