@@ -117,7 +117,7 @@ _SCENES = {
     **SCENES_STREAMS, **_PICTURES, "clip_lr": 2e-3, "cnn_lr": 4e-3, "frozen_epochs": 2, "halving": 0,
     "train.epochs": 10,
 }
-_SCENES_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 1e-3, "dropout": 0.2}
+_SCENES_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 2e-3, "dropout": 0.2}
 
 DATASETS = {
     "fashioniq": {

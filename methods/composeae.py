@@ -104,7 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 TRAIN = {"epochs": 30, "batch_size": 32, "schedule": "step"}
 
-_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 1e-3, "dropout": 0.2}
+_LIKE_DWC = {**SCENES_STREAMS, "clip_lr": 2e-3, "cnn_lr": 2e-3, "dropout": 0.2}
 
 DATASETS = {
     "fashioniq": {

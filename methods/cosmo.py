@@ -87,7 +87,7 @@ DATASETS = {
     "fashion200k": {"cnn": "resnet18.tv_in1k", "train.flip": "independent"},
     "css3d": {"train.crop": "none"},
     "scenes": {**_SCENES, "cnn_lr": 4e-3},
-    "scenes/like-dwc-cnn": {**SCENES_STREAMS, "cnn_lr": 1e-3, "dropout": 0.2},
+    "scenes/like-dwc-cnn": {**SCENES_STREAMS, "cnn_lr": 2e-3, "dropout": 0.2},
 }
 
 
