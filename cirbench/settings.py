@@ -303,19 +303,42 @@ class StreamSettings(Settings):
     cnn_interpolation: Literal["bicubic", "bilinear"] = Field(
         "bicubic", description="interpolation of the CNN's pictures", json_schema_extra={"neutral": "bicubic"}
     )
+    cnn_resize: Literal["crop", "squash", "pad"] = Field(
+        "crop", description="how pictures are made square for the CNN", json_schema_extra={"neutral": "crop"}
+    )
+    cnn_pad: Literal["zero", "white"] = Field(
+        "zero", description="cnn_resize=pad: colour of what is added", json_schema_extra={"neutral": "zero"}
+    )
+    cnn_stored: int | None = Field(
+        None, ge=16, description="side of the CNN's pictures before `cnn_size` is cut from them, from the centre in "
+        "evaluation and in training as train.crop says; null for cnn_size", json_schema_extra={"neutral": None},
+    )
     cnn_pretrained: bool = Field(True, description="start the CNN from its pretrained weights")
     clip_dim: int = Field(1024, ge=8, description="D of the CLIP stream")
     cnn_dim: int = Field(1024, ge=8, description="D of the CNN stream, and of its LSTM states")
     word_dim: int = Field(512, ge=4, description="width of a word's embedding before the LSTM")
+    cnn_text: Literal["lstm", "bigru", "clip"] = Field(
+        "lstm", description="CNN stream: what reads its texts: an LSTM, a GRU in both directions, or the frozen "
+        "CLIP, as one vector", json_schema_extra={"neutral": "lstm"},
+    )
+    vectors: str = Field(
+        "", description="CNN stream: file of word vectors (GloVe, fastText) that words start from; empty for none",
+        json_schema_extra={"neutral": "", "vectors": True},
+    )
+    project_text: bool = Field(
+        True, description="CNN stream: a linear layer behind the text's vector", json_schema_extra={"neutral": True}
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout rate in projections")
     text_dropout: float = Field(
         0.0, ge=0, lt=1, description="CNN stream: dropout rate of the pooled text, before its linear layer",
         json_schema_extra={"neutral": 0.0},
     )
-    pooling: Literal["gem", "plain"] = Field(
-        "gem", description="CNN stream: GeM over map and states; or the map's mean and the last word's state"
+    pooling: Literal["gem", "gem-map", "plain"] = Field(
+        "gem", description="CNN stream: GeM over map and states; or over the map alone, and the state after the last "
+        "word; or the map's mean and that state"
     )
-    gem_p: float = Field(3.0, gt=0, description="initial power of GeM pooling")
+    gem_p: float = Field(3.0, gt=0, description="power of GeM pooling, at the start where it is learned")
+    gem_learned: bool = Field(True, description="learn the power of GeM pooling", json_schema_extra={"neutral": True})
     loss: Literal["softmax", "soft-triplet"] = Field(
         "softmax", description="in-batch softmax; or log(1 + exp(d_pos - d_neg)) over random triplets (TIRG)"
     )

@@ -30,6 +30,10 @@ SPEC = DatasetSpec(
             "f200k-leaky", METRICS, form="leaky", summary="mean(R@1,R@10,R@50)", known_as=("dwc",),
             note="the text goes on `and get <target caption>`, and equal captions are hits: it contains its answer",
         ),
+        Protocol(
+            "f200k-caption", METRICS, form="caption", summary="R@10", known_as=("composeae",),
+            note="the text is the target's whole caption, and equal captions are hits: it is its answer",
+        ),
     ),
     counts={
         "train images": 172049, "train captions": 53099, "modifiable images": 106464, "test images": 29789,
@@ -211,7 +215,11 @@ def _leaky(query: Query) -> list[list[str]]:
     return [[f"{query.texts[0]} and get {query.extra['target_caption']}"]]
 
 
-FORMS = {"replace": _replace, "leaky": _leaky}
+def _caption_of_target(query: Query) -> list[list[str]]:
+    return [[query.extra["target_caption"]]]
+
+
+FORMS = {"replace": _replace, "leaky": _leaky, "caption": _caption_of_target}
 
 
 def load_split(knobs: Knobs, root: Path | None, name: str) -> Dataset:

@@ -1,8 +1,9 @@
 """Two plain streams around any composition, shared by floors and rivals so that only the composition differs.
 
 CLIP stream: unit-length projections of frozen CLIP features. CNN stream: GeM-pooled feature map and GeM-pooled LSTM
-states, each through a linear layer. Every stream is trained by in-batch contrast with its own optimiser; the
-score is the weighted sum of the streams' cosines.
+states, each through a linear layer; or, as papers differ, other pooling, a GRU, or texts as the frozen CLIP reads them.
+Every stream is trained by in-batch contrast with its own optimiser; the score is the weighted sum of the streams'
+cosines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cirbench.models.layers import (
     side_by_side,
     soft_triplet,
 )
-from cirbench.models.lstm_text import LstmText, build_vocabulary
+from cirbench.models.lstm_text import GruText, LstmText, build_vocabulary
 from cirbench.settings import StreamSettings
 from cirbench.types import Frozen, Inputs, QueryBatch, TrainBatch, TrainView
 
@@ -60,17 +61,32 @@ class ClipVectors(nn.Module):
 
 
 class CnnVectors(nn.Module):
-    """A CNN's map and an LSTM's states as one image vector and one text vector, (B, D), not normalised."""
+    """A CNN's map and the states of words as one image vector and one text vector, (B, D), not normalised.
 
-    def __init__(self, config: StreamSettings, cnn: Cnn, words: LstmText) -> None:
+    Args:
+        config: fields.
+        cnn: for pictures.
+        words: for texts; None where `reader` reads them.
+        reader: a frozen CLIP, whose text features are given in the place of strings.
+    """
+
+    words: LstmText | GruText | None
+
+    def __init__(
+        self, config: StreamSettings, cnn: Cnn, words: LstmText | GruText | None, reader: Clip | None = None
+    ) -> None:
         super().__init__()
         self.dim, self.cnn, self.words = config.cnn_dim, cnn, words
-        self.plain = config.pooling == "plain"
+        self.plain, self.states_pooled = config.pooling == "plain", config.pooling == "gem" and words is not None
         if not self.plain:
-            self.pool_image, self.pool_text = GeM(config.gem_p), GeM(config.gem_p)
+            self.pool_image = GeM(config.gem_p, learned=config.gem_learned)
+        if self.states_pooled:
+            self.pool_text = GeM(config.gem_p, learned=config.gem_learned)
         self.text_dropout = nn.Dropout(config.text_dropout)
         self.image_fc = nn.Linear(cnn.info.channels, self.dim)
-        self.text_fc = nn.Linear(self.dim, self.dim)
+        self.text_fc: nn.Module = nn.Identity()
+        if config.project_text:
+            self.text_fc = nn.Linear(self.dim if reader is None else reader.dim, self.dim)
 
     def image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)."""
@@ -80,13 +96,12 @@ class CnnVectors(nn.Module):
         """(B, C, h, w) -> (B, D)."""
         return self.image_fc(feature_map.mean((2, 3)) if self.plain else self.pool_image(feature_map))
 
-    def text(self, texts: list[str]) -> Tensor:
-        """B strings -> (B, D)."""
+    def text(self, texts: list[str] | Tensor) -> Tensor:
+        """B strings, or (B, width) of the frozen CLIP -> (B, D); without a layer behind these, (B, width)."""
+        if self.words is None:
+            return self.text_fc(self.text_dropout(texts))
         states, mask = self.words(texts)
-        if self.plain:
-            pooled = states[torch.arange(len(texts), device=states.device), mask.sum(1) - 1]
-        else:
-            pooled = self.pool_text(states.transpose(1, 2), mask)
+        pooled = self.pool_text(states.transpose(1, 2), mask) if self.states_pooled else self.words.last(states, mask)
         return self.text_fc(self.text_dropout(pooled))
 
 
@@ -100,12 +115,14 @@ class Streams(nn.Module):
         uses_image, uses_text: the inputs that the composition reads; the other is not computed.
         compose_map: makes the CNN stream's composition where it edits the feature map, which is then pooled and
             projected like a target's.
+        reader: the frozen CLIP that reads the CNN stream's texts, in the place of `words`.
     """
 
     def __init__(
-        self, config: StreamSettings, clip: Clip | ImageEncoder | None, cnn: Cnn | None, words: LstmText | None,
-        compose: Compose,
+        self, config: StreamSettings, clip: Clip | ImageEncoder | None, cnn: Cnn | None,
+        words: LstmText | GruText | None, compose: Compose,
         uses_image: bool = True, uses_text: bool = True, compose_map: ComposeMap | None = None,
+        reader: Clip | None = None,
     ) -> None:
         super().__init__()
         self.on_map = compose_map is not None
@@ -119,9 +136,11 @@ class Streams(nn.Module):
             images["clip"] = Frozen(clip) if self.trained_clip is None else clip.pixels
             if self.trained_clip is None and isinstance(clip, Clip):
                 texts["clip"] = Frozen(clip)
-        if cnn is not None and words is not None:
-            self.vectors["cnn"] = CnnVectors(config, cnn, words)
+        if cnn is not None:
+            self.vectors["cnn"] = CnnVectors(config, cnn, words, reader)
             images["cnn"] = cnn.info.pixels
+            if reader is not None:
+                texts["clip"] = Frozen(reader)
         for name, vectors in self.vectors.items():
             if isinstance(vectors, CnnVectors) and compose_map is not None:
                 self.composers[name] = compose_map(vectors.cnn.info.channels, vectors.dim)
@@ -150,7 +169,8 @@ class Streams(nn.Module):
 
     def _text(self, name: str, batch: QueryBatch) -> Tensor:
         if name == "cnn":
-            return self.vectors[name].text(batch.words)  # type: ignore[operator]
+            read_words = self.vectors[name].words is not None
+            return self.vectors[name].text(batch.words if read_words else batch.text["clip"])  # type: ignore[operator]
         x = batch.text["clip"] if self.trained_clip is None else self.trained_clip.encode_texts(batch.words)
         return self.vectors[name].text(x)  # type: ignore[operator]
 
@@ -184,17 +204,23 @@ class Streams(nn.Module):
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
         """In-batch contrast or random triplets, stream by stream."""
         for name in self.optimizer_names():
-            q, t = self.query(name, batch), self.target(name, batch.target)
-            temperature: float | Tensor = self.config.temperature
-            if name in self.scales:
-                temperature = self.scales[name].square().reciprocal()
-            if self.config.loss == "soft-triplet":
-                scale = temperature**-0.5
-                loss = soft_triplet(scale * q, scale * t, draw_negatives(batch.positives, self.config.triplets))
-                yield name, loss, {f"{name}/triplet": loss.item()}
-            else:
-                loss = contrastive(q, t, hard_labels(batch.positives).to(q.dtype), temperature)
-                yield name, loss, {f"{name}/contrastive": loss.item()}
+            loss = self.matching(name, self.query(name, batch), self.target(name, batch.target), batch.positives)
+            yield name, loss, {f"{name}/{self.kind_of_loss}": loss.item()}
+
+    @property
+    def kind_of_loss(self) -> str:
+        """What logs call the loss of `matching`."""
+        return "triplet" if self.config.loss == "soft-triplet" else "contrastive"
+
+    def matching(self, name: str, queries: Tensor, targets: Tensor, positives: Tensor) -> Tensor:
+        """The loss of a stream's unit queries (B, D) and unit targets (B, D), of which (B, B) bool are hits."""
+        temperature: float | Tensor = self.config.temperature
+        if name in self.scales:
+            temperature = self.scales[name].square().reciprocal()
+        if self.config.loss == "soft-triplet":
+            scale = temperature**-0.5
+            return soft_triplet(scale * queries, scale * targets, draw_negatives(positives, self.config.triplets))
+        return contrastive(queries, targets, hard_labels(positives).to(queries.dtype), temperature)
 
     def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
         """Stream -> unit queries (B, D), unit targets (B, D), temperature: what `losses` compares."""
@@ -245,7 +271,8 @@ class Streams(nn.Module):
     def extra_state(self) -> dict[str, Any]:
         """The vocabulary of the CNN stream's words."""
         cnn = self.vectors["cnn"] if "cnn" in self.names else None
-        return {"vocabulary": cnn.words.vocabulary} if isinstance(cnn, CnnVectors) else {}
+        words = cnn.words if isinstance(cnn, CnnVectors) else None
+        return {"vocabulary": words.vocabulary} if words is not None else {}
 
 
 class WeightedStreams(Streams):
@@ -264,7 +291,7 @@ def build_streams(
 ) -> Streams:
     """The streams of a config around a composition; `kind` is `Streams` or a subclass with more outputs."""
     clip: Clip | ImageEncoder | None = None
-    cnn = words = None
+    cnn = words = reader = None
     if config.streams != "cnn":
         if uses_text or not config.freeze_clip:
             clip = encoders.clip(config.clip, config.freeze_clip, config.clip_size)
@@ -274,9 +301,15 @@ def build_streams(
             clip = copy.copy(clip)  # other preprocessing, the same weights
             clip.pixels = dataclasses.replace(clip.pixels, resize=str(config.clip_resize))
     if config.streams != "clip":
-        vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
         cnn = encoders.cnn(config.cnn, config.cnn_size, config.cnn_pretrained)
-        pixels = dataclasses.replace(cnn.info.pixels, interpolation=config.cnn_interpolation)
+        pixels = dataclasses.replace(
+            cnn.info.pixels, interpolation=config.cnn_interpolation, resize=config.cnn_resize, pad=config.cnn_pad,
+            stored=config.cnn_stored,
+        )
         cnn.info = dataclasses.replace(cnn.info, pixels=pixels)
-        words = encoders.lstm(vocabulary, config.word_dim, config.cnn_dim)
-    return kind(config, clip, cnn, words, compose, uses_image, uses_text, compose_map)
+        if config.cnn_text == "clip":
+            reader = encoders.clip(config.clip)
+        else:
+            vocabulary = state["vocabulary"] if state else build_vocabulary(train.texts)
+            words = encoders.words(vocabulary, config.word_dim, config.cnn_dim, config.cnn_text, config.vectors)
+    return kind(config, clip, cnn, words, compose, uses_image, uses_text, compose_map, reader)

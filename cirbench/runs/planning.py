@@ -102,8 +102,10 @@ def plan(
     # `DATASET/VARIANT` holds what a variant needs on that dataset: its own sizes are meant for real pictures.
     varied = _by_scope({**found.variants.get(variant, {}), **found.datasets.get(f"{sized}/{variant}", {})})
     if facts.train.get("flip", "none") == "none":
-        # Texts of this dataset name positions, so mirroring would make them wrong under any variant.
-        varied["train"].pop("flip", None)
+        # Texts of this dataset name positions, so mirroring would make them wrong under any variant; where a method
+        # itself asks for it on this dataset, a variant that sets flips turns that off.
+        if varied["train"].pop("flip", None) is not None and "flip" in needed["train"]:
+            varied["train"]["flip"] = "none"
     known = sorted({p.form for p in facts.protocols})
     for form in forms or ():
         if form not in known:

@@ -9,7 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from cirbench import plugins
 from cirbench.data.reading import read_text
@@ -178,8 +178,10 @@ def _another(
 
 
 def _had(found: plugins.MethodFile, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without those of scope `method` that the method does not have."""
-    return {k: v for k, v in fields.items() if not k.startswith("method.") or k[7:] in found.config.model_fields}
+    """The fields without those of scope `method` that the method does not have, or allows one value of alone."""
+    kinds = {f"method.{name}": info.annotation for name, info in found.config.model_fields.items()}
+    single = {key for key, kind in kinds.items() if get_origin(kind) is Literal and len(get_args(kind)) == 1}
+    return {k: v for k, v in fields.items() if not k.startswith("method.") or (k in kinds and k not in single)}
 
 
 def _expanded(check: Checker, tables: Any, place: str) -> list[tuple[str, dict[str, Any]]]:

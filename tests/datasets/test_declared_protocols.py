@@ -164,7 +164,8 @@ NAMES = {
         f"fiq-{gallery}-{reference}-{form}" for gallery in ("original", "val") for reference in ("keep", "drop")
         for form in ("ab", "ba", "both", "avg", "each", "tokens") if (gallery, reference, form) != ("original", "keep", "ab")
     ), "fiq-original-keep-comma", "fiq-original-drop-run-on", "fiq-pooled-keep-and-it"],
-    "shoes": ["shoes-4658", "shoes-4621", "shoes-val", "shoes-doubled"], "fashion200k": ["f200k-replace", "f200k-leaky"],
+    "shoes": ["shoes-4658", "shoes-4621", "shoes-val", "shoes-doubled"],
+    "fashion200k": ["f200k-replace", "f200k-leaky", "f200k-caption"],
     "css3d": ["css3d-label"], "cirr": ["cirr-hard", "cirr-graded"],
     "circo": ["circo-keep", "circo-drop", "circo-keep-magiclens", "circo-keep-megapairs"],
     "genecis": ["genecis"], "custom": ["custom-drop", "custom-keep"], "scenes": ["scenes"],

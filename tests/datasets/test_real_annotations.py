@@ -344,6 +344,7 @@ def test_fashion200k_on_real_photographs(shared: Path) -> None:
     for q in report.queries:
         assert by_caption.setdefault(q.extra["target_caption"], q.targets) is q.targets
         assert dataset.forms["leaky"](q)[0][0].endswith(f"and get {q.extra['target_caption']}")
+        assert dataset.forms["caption"](q) == [[q.extra["target_caption"]]]
     assert dataset.images.open(report.queries[0].reference).mode == "RGB"
 
 

@@ -17,7 +17,7 @@ from cirbench.methods import combiner, concat, dwc, sum, text_only, tirg
 from cirbench.models.cnn import CnnInfo
 from cirbench.models.encoders import Cnn
 from cirbench.models.layers import composition, draw_negatives, soft_triplet
-from cirbench.models.lstm_text import LstmText
+from cirbench.models.lstm_text import GruText, LstmText
 from cirbench.models.two_stream import Streams
 from cirbench.plugins import find_method, methods
 from cirbench.runs import contract, planning
@@ -136,8 +136,10 @@ class FakeEncoders:
     def cnn(self, name: str, size: int, pretrained: bool = True, statistics: str = "imagenet") -> Cnn:
         return Cnn(test_dwc.Map(), CnnInfo(24, Pixels(3, (0, 0, 0), (1, 1, 1))))
 
-    def lstm(self, vocabulary: list[str], word_dim: int, hidden: int) -> LstmText:
-        return LstmText(vocabulary, word_dim, hidden)
+    def words(
+        self, vocabulary: list[str], word_dim: int, hidden: int, kind: str = "lstm", vectors: str = ""
+    ) -> LstmText | GruText:
+        return {"lstm": LstmText, "bigru": GruText}[kind](vocabulary, word_dim, hidden)
 
 
 def make(module: Any, **fields: Any) -> Streams:
@@ -247,10 +249,14 @@ def grid_of_rates() -> dict[str, list[float]]:
     return {k.removeprefix("method."): v for k, v in (alone["space"] | together["space"]).items()}
 
 
-@pytest.mark.parametrize("name", ["tirg", "combiner"])
-@pytest.mark.parametrize(
-    ("variant", "streams"), [("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn")]
-)
+LIKE_DWC = [
+    (name, variant, streams) for name in ("tirg", "combiner", "artemis", "cosmo", "composeae")
+    for variant, streams in (("like-dwc", "both"), ("like-dwc-clip", "clip"), ("like-dwc-cnn", "cnn"))
+    if name != "cosmo" or streams == "cnn"
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "streams"), LIKE_DWC)
 def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str, streams: str) -> None:
     ours, theirs = planning.plan(name, "scenes", variant), planning.plan("dwc", "scenes")
     shared = set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}
@@ -265,6 +271,16 @@ def test_like_for_like_differs_in_the_composition_alone(name: str, variant: str,
     fields = {k: v for k, v in find_method(name).variants[variant].items() if "." not in k}
     full, paper = find_method(name).config(**fields), dwc.Config()
     assert {f: getattr(full, f) for f in shared} == {f: getattr(paper, f) for f in shared}, "off scenes as well"
+
+
+@pytest.mark.parametrize(("name", "variant", "streams"), LIKE_DWC)
+def test_like_for_like_is_kept_on_every_dataset(name: str, variant: str, streams: str, tmp_path: Path) -> None:
+    """What a paper sets for a dataset does not reach the variant."""
+    for dataset in ("fashioniq", "shoes", "fashion200k", "css3d", "cirr"):
+        ours, theirs = (planning.plan(*which, root=tmp_path) for which in ((name, dataset, variant), ("dwc", dataset)))
+        assert ours.train == theirs.train, dataset
+        for field in set(StreamSettings.model_fields) & set(dwc.Config.model_fields) - {"streams"}:
+            assert getattr(ours.config, field) == getattr(theirs.config, field), (dataset, field)
 
 
 def test_plain_pooling_does_not_read_padding() -> None:
@@ -300,7 +316,7 @@ def test_new_fields_have_neutral_values_which_like_for_like_variants_keep() -> N
         if not issubclass(found.config, StreamSettings):
             continue  # its fields are its own, whatever their names
         own = {n: f for n, f in found.config.model_fields.items() if n in neutral}
-        assert all(f.json_schema_extra == {"neutral": neutral[n]} for n, f in own.items()), found.name
+        assert all(f.json_schema_extra["neutral"] == neutral[n] for n, f in own.items()), found.name
         for variant in (v for v in found.variants if v.startswith("like-dwc")):
             config = planning.plan(found.name, "scenes", variant).config
             assert {n: getattr(config, n) for n in neutral} == neutral
