@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from cirbench.data.images import webp
-from cirbench.data.photos import open_photo
-from cirbench.reports.filters import environment
 from cirbench.types import CirbenchError
 
 if TYPE_CHECKING:
@@ -58,11 +55,15 @@ class Album:
 
 
 def _inline(image: PIL.Image.Image) -> str:
+    from cirbench.data.images import webp
+
     return "data:image/webp;base64," + base64.b64encode(webp(image, SIDE)).decode()
 
 
 def page(album: Album, image: PIL.Image.Image, text: str, hits: Sequence[Hit]) -> str:
     """One self-contained page of a search."""
+    from cirbench.data.photos import open_photo
+
     return _render(album, text=text, reference=_inline(image), hits=[
         {"place": h.place, "score": h.score, "path": h.path, "picture": _inline(open_photo(album.folder / h.path))}
         for h in hits
@@ -70,6 +71,8 @@ def page(album: Album, image: PIL.Image.Image, text: str, hits: Sequence[Hit]) -
 
 
 def _render(album: Album, **more: Any) -> str:
+    from cirbench.reports.filters import environment
+
     context: dict[str, Any] = {
         "text": "", "reference": "", "photo": "", "serving": False, "error": "", "hits": [],
         "count": f"{len(album.names):,}", "folder": str(album.folder), "run": album.searcher.name,
@@ -118,6 +121,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         number = self._number(asked)
         hits: list[dict[str, Any]] = []
         if text:
+            from cirbench.data.photos import open_photo
+
             with self.lock:  # one query at a time: a method need not be safe for threads
                 image = open_photo(album.folder / album.names[number])
                 found = album.search(image, text, self.k, album.names[number])
@@ -156,6 +161,9 @@ def server(album: Album, k: int, port: int = 0) -> http.server.ThreadingHTTPServ
     Raises:
         CirbenchError: the port is taken.
     """
+    from cirbench.data.images import webp
+    from cirbench.data.photos import open_photo
+
     @lru_cache(maxsize=4096)
     def thumbnail(number: int) -> bytes:
         return webp(open_photo(album.folder / album.names[number]), SIDE)
