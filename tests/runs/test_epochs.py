@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,10 @@ def test_checkpoints_from_before_there_was_an_average_go_on(tmp_path: Path, monk
 # --------------------------------------------------------------------------------------- the average, step by step
 
 
+#: Steps make their batches from nothing.
+NO_FEED = SimpleNamespace(slow=False)
+
+
 class Steps:
     """Stands for Triplets: noise instead of pictures."""
 
@@ -155,7 +160,7 @@ def trained(
     folder.mkdir()
     monkeypatch.setattr(training, "take_step", watched)
     check = None if validate is None else lambda: validate(made)
-    given: Any = (made, Steps(4), None, TrainSettings(epochs=3, batch_size=2, **settings), CPU, folder, check)
+    given: Any = (made, Steps(4), NO_FEED, TrainSettings(epochs=3, batch_size=2, **settings), CPU, folder, check)
     result = training.train(*given)
     monkeypatch.setattr(training, "take_step", real)
     return made, raw, result
@@ -279,7 +284,7 @@ def test_the_factor_multiplies_every_rate_of_its_epoch(factor: str, tmp_path: Pa
 
     monkeypatch.setattr(training, "take_step", watched)
     settings = TrainSettings(epochs=3, batch_size=2, schedule="step", decay_epochs=2, decay_factor=0.5)
-    training.train(*(made, Steps(4), None, settings, CPU, tmp_path, None))  # type: ignore[arg-type]
+    training.train(*(made, Steps(4), NO_FEED, settings, CPU, tmp_path, None))  # type: ignore[arg-type]
     expected = [1.0] * 4 + [wanted] * 4 + [0.5] * 4
     assert rates == [pytest.approx([0.3 * f, 0.1 * f]) for f in expected]
 

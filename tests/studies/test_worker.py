@@ -92,8 +92,8 @@ methods = ["random"]
         assert point["method"] == "random" or 0 < records[0]["cost"]["seconds"]["cpu"] < 60
     main(["table", str(out)])
     header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert header.startswith("| method | streams | seeds | R@1") and header.endswith("| parameters | CPU s |")
-    assert {tuple(row.split(" | ")[:2]) for row in rows} == {
+    assert header.startswith("| method | rank | streams | seeds | R@1") and header.endswith("| parameters | CPU s |")
+    assert {tuple(row.split(" | ")[:3:2]) for row in rows} == {
         ("| sum", "clip"), ("| dwc no-emd", "clip"), ("| random", "")}
 
 
