@@ -23,8 +23,8 @@ import numpy as np
 from cirbench.types import CirbenchError
 
 __all__ = [
-    "EPOCH", "DiskFullError", "allocate", "as_numbers", "check_home", "dumps", "is_full", "no_room", "replacing",
-    "write_json", "write_jsonl", "write_npz", "writing",
+    "EPOCH", "DiskFullError", "allocate", "as_numbers", "check_home", "dumps", "is_full", "nearest_folder", "no_room",
+    "replacing", "write_json", "write_jsonl", "write_npz", "writing",
 ]
 
 #: Zip members carry a time; a fixed one makes equal contents equal bytes.
@@ -56,6 +56,11 @@ def is_full(error: BaseException, path: Path | None = None) -> bool:
         return True
     # torch: "unexpected pos 128 vs 0".
     return path is not None and isinstance(error, RuntimeError) and _free(path) < NOTHING_LEFT
+
+
+def nearest_folder(path: Path) -> Path:
+    """The nearest folder above a path that exists, as the path is written; the current one for a bare name."""
+    return next((p for p in (path.parent, *path.parent.parents) if p.is_dir()), Path())
 
 
 def _existing(path: Path) -> Path:

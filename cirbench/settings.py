@@ -31,8 +31,7 @@ class Settings(BaseModel):
 
         Declared as `Field(default, json_schema_extra={"check": value})`.
         """
-        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
-        return {name: more["check"] for name, more in extras.items() if isinstance(more, dict) and "check" in more}
+        return cls._marked("check")
 
     @classmethod
     def neutral(cls) -> dict[str, Any]:
@@ -40,8 +39,12 @@ class Settings(BaseModel):
 
         Declared as `Field(default, json_schema_extra={"neutral": value})`.
         """
+        return cls._marked("neutral")
+
+    @classmethod
+    def _marked(cls, mark: str) -> dict[str, Any]:
         extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
-        return {name: more["neutral"] for name, more in extras.items() if isinstance(more, dict) and "neutral" in more}
+        return {name: more[mark] for name, more in extras.items() if isinstance(more, dict) and mark in more}
 
     def identity(self) -> dict[str, Any]:
         """The values that identify a run: all fields except those that are neutral or never affect a result.

@@ -11,7 +11,8 @@ import numpy as np
 
 from cirbench.scoring import statistics
 
-from .collect import LEVEL, Arm, TestSet, difference, error_of, identity, rows_of
+from .collect import LEVEL, Arm, TestSet, identity, rows_of
+from .differences import difference, error_of
 
 __all__ = [
     "Curve",
@@ -39,7 +40,7 @@ FRAME = (*BACKBONE, "method.streams", "method.freeze_clip", "method.cnn", "metho
 class Delta:
     """A difference of two arms, in points. `p` is corrected over its table; `std` is over seeds (NaN for one).
 
-    `values` are what `collect.error_of` takes. `over_seeds`: whether the error holds the spread over seeds.
+    `values` are what `differences.error_of` takes. `over_seeds`: whether the error holds the spread over seeds.
     """
 
     label: str

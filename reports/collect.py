@@ -19,8 +19,7 @@ import numpy as np
 
 from cirbench.runs.record import Record
 from cirbench.runs.record_types import CODE, Inputs, ProtocolScores, RunData
-from cirbench.scoring import inference, metrics, statistics
-from cirbench.scoring.inference import Estimate
+from cirbench.scoring import metrics, statistics
 from cirbench.types import CirbenchError
 
 from .categories import Joined, joined
@@ -256,23 +255,6 @@ def seed_values(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:
     if (protocol, metric) not in arm._values:
         arm._values[protocol, metric] = _values_by_seed(arm, protocol, metric)
     return arm._values[protocol, metric]
-
-
-def difference(a: Arm, b: Arm, protocol: str, metric: str) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
-    """b - a, as `inference` wants it: (S, R) seed by seed for variants of one method with equal seeds, else both."""
-    x, y = (seed_values(arm, protocol, metric) for arm in (a, b))
-    if x is None or y is None or x.shape[1] != y.shape[1]:
-        return None
-    return y - x if a.method == b.method and a.seeds == b.seeds else (x, y)
-
-
-def error_of(
-    found: np.ndarray | tuple[np.ndarray, np.ndarray], clusters: np.ndarray, weights: np.ndarray | None
-) -> Estimate:
-    """The one test of a difference: of tables, comparisons, ablations, questions and curves."""
-    if isinstance(found, tuple):
-        return inference.estimate(*found, clusters, weights)
-    return inference.contrast(found, clusters, weights)
 
 
 def _values_by_seed(arm: Arm, protocol: str, metric: str) -> np.ndarray | None:

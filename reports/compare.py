@@ -10,7 +10,8 @@ from cirbench.runs.record import Record, is_finished
 from cirbench.scoring import inference, statistics
 from cirbench.types import CirbenchError
 
-from .collect import Arm, TestSet, arm_values, collect, difference, error_of, flat, identity, metric_names, rows_of
+from .collect import Arm, TestSet, arm_values, collect, flat, identity, metric_names, rows_of
+from .differences import difference, error_of
 
 __all__ = ["compare", "differing_inputs", "other_seeds"]
 

@@ -11,7 +11,8 @@ import numpy as np
 from cirbench.runs.record_types import ProtocolScores
 from cirbench.scoring import inference, statistics
 
-from .collect import LEVEL, Arm, TestSet, difference, error_of, identity, metric_names, rows_of, seed_values
+from .collect import LEVEL, Arm, TestSet, identity, metric_names, rows_of, seed_values
+from .differences import difference, error_of
 
 __all__ = ["Cell", "CostRow", "MainTable", "Row", "cost_rows", "main_table", "plain_columns", "text_table"]
 

@@ -325,8 +325,7 @@ class FolderImages:
             )
         found = decode(path, self.reading)
         if found.image is None:
-            detail = f" ({found.detail})" if found.detail else ""
-            raise CirbenchError(f"{path}: {DESCRIBED[found.problem]}{detail}. {_remedy(found.problem)}")
+            raise CirbenchError(f"{told(path, found)} {_remedy(found.problem)}")
         return found.image
 
     def fingerprint(self, image_ids: Sequence[str]) -> str:
@@ -343,6 +342,11 @@ class FolderImages:
         for name, path in zip(names, paths, strict=True):
             hasher.update(f"{name}\t{next(contents) if path is not None else 'absent'}\n".encode())
         return hasher.hexdigest()
+
+
+def told(path: Path, found: Decoded) -> str:
+    """The sentence about a file that cannot be decoded."""
+    return f"{path}: {DESCRIBED[found.problem]}{f' ({found.detail})' if found.detail else ''}."
 
 
 def _remedy(problem: str) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +124,6 @@ class PixelStore:
                     self._decode(source, image_ids, path, quiet)
                     kept = np.load(path, mmap_mode="r")
         self.bytes = kept
-        self.mean = torch.tensor(pixels.mean).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(pixels.std).view(1, 3, 1, 1) * 255
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _decode(self, source: ImageSource, image_ids: Sequence[str], path: Path, quiet: bool) -> None:
         side, wanted = self.pixels.side, self.pixels
@@ -169,14 +167,7 @@ class PixelStore:
             block = self.bytes[rows]
         if flip is not None and flip.any():
             block[flip] = block[flip, :, ::-1]
-        x = sent(torch.from_numpy(block), device).permute(0, 3, 1, 2).to(torch.float32)
-        mean, std = self._statistics(x.device)
-        return x.sub_(mean).div_(std)
-
-    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._on:
-            self._on[device] = self.mean.to(device), self.std.to(device)
-        return self._on[device]
+        return normalised(block, self.pixels, device)
 
     def _cut(self, rows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """(B, size, size, 3) bytes of these boxes (B, 4), resized where they have another size."""
@@ -188,6 +179,22 @@ class PixelStore:
             same = (height, width) == (size, size)
             block[n] = part if same else np.asarray(PIL.Image.fromarray(part).resize((size, size), between))
         return block
+
+
+def normalised(block: np.ndarray, wanted: Pixels, device: torch.device | None = None) -> Tensor:
+    """(B, size, size, 3) bytes -> (B, 3, size, size) float32 on a device, channels last in memory."""
+    x = sent(torch.from_numpy(block), device).permute(0, 3, 1, 2).to(torch.float32)
+    mean, std = _statistics(tuple(wanted.mean), tuple(wanted.std), x.device)
+    return x.sub_(mean).div_(std)
+
+
+@lru_cache
+def _statistics(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of bytes, (1, 3, 1, 1) each, on a device once: a copy to it would be waited for at every batch."""
+    one, two = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (mean, std))
+    return one.to(device), two.to(device)
 
 
 def sent(x: Tensor, device: torch.device | None) -> Tensor:

@@ -9,9 +9,13 @@ from pathlib import Path
 from cirbench.data import reading
 from cirbench.data.file_hashes import file_sha256
 from cirbench.data.image_files import EXTENSIONS, FolderImages, Reading
+from cirbench.files import nearest_folder
 from cirbench.types import CirbenchError
 
-__all__ = ["caption_lines", "content", "files_below", "picture_folder"]
+__all__ = ["PHOTOS", "caption_lines", "content", "files_below", "picture_folder", "pictures_below"]
+
+#: Photographs lie on disk as cameras and editors left them.
+PHOTOS = Reading(True, "white")
 
 #: What systems leave in folders by themselves.
 _IGNORED = ("thumbs.db", "desktop.ini")
@@ -50,13 +54,18 @@ def picture_folder(path: str) -> tuple[FolderImages, list[str]]:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        near = next((p for p in (folder.parent, *folder.parent.parents) if p.is_dir()), Path())
+        near = nearest_folder(folder)
         raise CirbenchError(f"train.pictures = {path!r}: no such folder; the nearest that exists is {near}.")
-    files = [p for p in files_below(folder) if p.suffix.lower() in EXTENSIONS]
-    ids = sorted(p.relative_to(folder).as_posix() for p in files)
+    ids = pictures_below(folder)
     if not ids:
         raise CirbenchError(f"train.pictures: {folder} holds no picture ({', '.join(EXTENSIONS)}).")
-    return FolderImages(folder, ("{id}",), reading=Reading(True, "white")), ids
+    return FolderImages(folder, ("{id}",), reading=PHOTOS), ids
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Paths of the picture files below a folder, relative to it, in order."""
+    files = (p for p in files_below(folder) if p.suffix.lower() in EXTENSIONS)
+    return sorted(p.relative_to(folder).as_posix() for p in files)
 
 
 def content(captions: str, pictures: str) -> dict[str, str]:

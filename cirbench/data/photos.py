@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from cirbench.data.crops import middle
-from cirbench.data.image_files import DESCRIBED, EXTENSIONS, Reading, decode
-from cirbench.data.images import resized
-from cirbench.data.outside import files_below
+from cirbench.data.image_files import EXTENSIONS, decode, told
+from cirbench.data.images import normalised, resized
+from cirbench.data.outside import PHOTOS, pictures_below
+from cirbench.files import nearest_folder
 from cirbench.types import CirbenchError, Frozen, Inputs, Pixels
 
 __all__ = ["encoder_inputs", "open_photo", "photos_below"]
-
-#: Photographs lie on disk as cameras and editors left them.
-READING = Reading(True, "white")
 
 
 def photos_below(folder: Path) -> list[str]:
@@ -34,12 +32,11 @@ def photos_below(folder: Path) -> list[str]:
         CirbenchError: no such folder, or no picture in it.
     """
     if not folder.is_dir():
-        near = next((p for p in (folder.parent, *folder.parent.parents) if p.is_dir()), Path())
-        raise CirbenchError(f"no such folder: {folder}; the nearest that exists is {near}.")
-    found = [p.relative_to(folder).as_posix() for p in files_below(folder) if p.suffix.lower() in EXTENSIONS]
+        raise CirbenchError(f"no such folder: {folder}; the nearest that exists is {nearest_folder(folder)}.")
+    found = pictures_below(folder)
     if not found:
         raise CirbenchError(f"{folder} holds no picture ({', '.join(EXTENSIONS)}).")
-    return sorted(found)
+    return found
 
 
 def open_photo(path: Path) -> PIL.Image.Image:
@@ -50,14 +47,13 @@ def open_photo(path: Path) -> PIL.Image.Image:
     """
     if not path.is_file():
         raise CirbenchError(f"no such picture: {path}.")
-    found = decode(path, READING)
+    found = decode(path, PHOTOS)
     if found.image is None:
-        detail = f" ({found.detail})" if found.detail else ""
-        raise CirbenchError(f"{path}: {DESCRIBED[found.problem]}{detail}.")
+        raise CirbenchError(told(path, found))
     return found.image
 
 
-def _normalised(images: Sequence[PIL.Image.Image], wanted: Pixels) -> Tensor:
+def _pixels(images: Sequence[PIL.Image.Image], wanted: Pixels, device: torch.device) -> Tensor:
     """(B, 3, size, size), exactly what `images.PixelStore` makes of the same pictures."""
     side, size = wanted.side, wanted.size
     start = middle(side, size)
@@ -67,9 +63,7 @@ def _normalised(images: Sequence[PIL.Image.Image], wanted: Pixels) -> Tensor:
         return whole[start : start + size, start : start + size]
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        block = np.stack(list(pool.map(one, images)))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (wanted.mean, wanted.std))
-    return torch.from_numpy(block).permute(0, 3, 1, 2).to(torch.float32).sub_(mean).div_(std)
+        return normalised(np.stack(list(pool.map(one, images))), wanted, device)
 
 
 def encoder_inputs(inputs: Inputs, images: Iterable[PIL.Image.Image], device: torch.device) -> dict[str, Tensor]:
@@ -83,7 +77,7 @@ def encoder_inputs(inputs: Inputs, images: Iterable[PIL.Image.Image], device: to
     images, out = list(images), {}
     for name, wanted in inputs.images.items():
         pixels = wanted.encoder.pixels if isinstance(wanted, Frozen) else wanted
-        block = _normalised(images, pixels).to(device)
+        block = _pixels(images, pixels, device)
         if isinstance(wanted, Frozen):
             with torch.inference_mode():
                 block = wanted.encoder.to(device).encode_images(block).float()

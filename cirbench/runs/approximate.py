@@ -6,7 +6,6 @@ neighbours. docs/scale.md says when either is worth it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cirbench.files import write_json
+from cirbench.runs.record_lines import parse_json
 from cirbench.scoring.ranking import View, rank
 from cirbench.types import CirbenchError
 
-__all__ = ["KINDS", "Approximate"]
+__all__ = ["Approximate", "kept_note"]
 
-KINDS = ("flat", "ivf", "hnsw")
 #: Pictures of the gallery that ask for their neighbours when recall is measured, and how many neighbours.
 SAMPLE, NEIGHBOURS = 200, 10
 
@@ -44,7 +43,7 @@ class Approximate:
     def __init__(self, kind: str, gallery: Tensor, where: Path | None = None, state: str = "") -> None:
         self.faiss = _faiss(kind)
         note = where.with_suffix(".json") if where else None
-        kept = _note(note) if note and where and where.is_file() else {}
+        kept = kept_note(note) if note and where and where.is_file() else {}
         if where and kept.get("state") == state:
             self.index, self.recall = self.faiss.read_index(str(where)), float(kept["recall"])
             return
@@ -100,9 +99,10 @@ def _array(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.cpu().numpy(), dtype=np.float32)
 
 
-def _note(path: Path) -> dict[str, Any]:
+def kept_note(path: Path) -> dict[str, Any]:
+    """What a small JSON file of an index says; nothing where it is not there or damaged, so that all is made anew."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

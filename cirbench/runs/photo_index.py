@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cirbench.data.cache import alone, cache_dir
 from cirbench.data.photos import open_photo, photos_below
 from cirbench.files import is_full, no_room, write_json
-from cirbench.runs.record_lines import parse_json
+from cirbench.runs.approximate import kept_note
 from cirbench.seeds import digest
 from cirbench.types import CirbenchError
 
@@ -64,8 +64,8 @@ class PhotoIndex:
             self.folder / name for name in ("head.json", "embeddings.f32", "files.jsonl")
         )
         if self.head_path.is_file():
-            found = parse_json(self.head_path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or {k: found.get(k) for k in self.head} != self.head:
+            found = kept_note(self.head_path)
+            if {k: found.get(k) for k in self.head} != self.head:
                 raise CirbenchError(
                     f"{self.folder} holds the index of another folder or of another method's weights. Name another "
                     "place with --index-dir, or delete it."

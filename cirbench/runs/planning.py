@@ -10,6 +10,7 @@ from typing import Any
 
 from cirbench import numerics, plugins
 from cirbench.data import loading
+from cirbench.files import nearest_folder
 from cirbench.scoring import metrics
 from cirbench.settings import Settings, TrainSettings, parse_assignments, resolve, unknown
 from cirbench.types import CirbenchError, Dataset, DatasetSpec, Protocol
@@ -149,7 +150,7 @@ def _check_root(facts: DatasetSpec, root: Path | None) -> None:
             f"Then `cirbench data check {facts.name} --root DIR` checks that it is complete."
         )
     if not root.is_dir():
-        near = next((p for p in (root.parent, *root.parents) if p.is_dir()), Path())
+        near = nearest_folder(root)
         raise CirbenchError(f"--root {root}: no such folder; the nearest that exists is {near}. {get}")
 
 

@@ -75,7 +75,6 @@ class Searcher:
             self.method = load_method(self.planned, nothing, weights, self.device)
         #: Of weights, settings and code.
         self.key = digest([file_sha256(weights), self.record.id])
-        #: How the dataset of the run writes a change, where it has words of its own.
         self.name = self.record.name
 
     def encode_images(self, images: Sequence[PIL.Image.Image]) -> Tensor:

@@ -20,6 +20,9 @@ from cirbench.scoring.score_blocks import Pairs
 #: Up to so many targets a row each is a comparison of its own; above it the block is sorted instead.
 EACH = 64
 
+#: (B,) best ranks, (B,) ties and, where wanted, the ranks of every target of each row.
+Ended = tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]
+
 
 @dataclass(frozen=True)
 class View:
@@ -109,8 +112,10 @@ class Count:
     Args:
         view: what is ranked.
         rows: which of its rows.
-        pairs: holds every pair that `wanted` returned.
         device: of the scores.
+
+    Attributes:
+        aside: rows and images of the pairs whose scores `begin` needs.
     """
 
     def __init__(self, view: View, rows: slice, device: torch.device) -> None:
@@ -124,10 +129,6 @@ class Count:
         gone = gone[self.galleries.holds(gone, self.dropped[gone])]
         # What is no image to be ranked before a target: the row's targets, each once, and the dropped image.
         self.aside = (np.concatenate([owner, gone]), np.concatenate([position, self.dropped[gone]]))
-
-    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and images of the pairs whose scores are needed beforehand."""
-        return self.aside
 
     def begin(self, pairs: Pairs) -> None:
         """Set the thresholds; `pairs` has its scores."""
@@ -190,7 +191,7 @@ class Count:
         # A target score of minus infinity would count the hidden images as well.
         self.above_each += torch.where(self.scores == -torch.inf, counted[self.own], block.shape[1] - below)
 
-    def end(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
+    def end(self) -> Ended:
         """(B,) best ranks, (B,) ties and, where wanted, the ranks of every target of each row."""
         row, score = self.aside_row, self.aside_score
         above = self.above - _per_row(score >= self.best[row], row, self.count)

@@ -25,7 +25,7 @@ from cirbench.scoring.statistics import holm
 
 __all__ = ["Estimate", "contrast", "detectable", "estimate", "groups", "mean_interval"]
 
-#: Share by which both variances must exceed what is printed as zero.
+#: A variance of no more than this is none: what rounding leaves of equal values.
 TINY = 1e-18
 
 
@@ -103,17 +103,8 @@ def estimate(
     Returns:
         The difference and its error; both variances where each method has two seeds or more, else that of queries.
     """
-    a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
-    if not a.shape[1]:
-        return UNKNOWN
-    weight, code = _queries(a.shape[1], weights, clusters)
-    difference, queries, freedom = _clustered(b.mean(0) - a.mean(0), weight, code)
-    variance, terms = queries, [(queries, freedom)]
-    seeded = len(a) > 1 and len(b) > 1
-    if seeded:
-        variance, more = _with_seeds(queries, (a, b), weight, code)
-        terms += more
-    return _of(difference, variance, terms, confidence, seeded)
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    return _of(_error(b.mean(0) - a.mean(0), (a, b), clusters, weights), confidence)
 
 
 def contrast(
@@ -124,16 +115,8 @@ def contrast(
     The same seed gives variants the same initial weights and the same batches, so that what a seed does to both is
     gone from their difference. Other methods share no more than a number: use `estimate`.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    if not values.shape[1]:
-        return UNKNOWN
-    weight, code = _queries(values.shape[1], weights, clusters)
-    difference, variance, freedom = _clustered(values.mean(0), weight, code)
-    terms = [(variance, freedom)]
-    if len(values) > 1:
-        variance, more = _with_seeds(variance, (values,), weight, code)
-        terms += more
-    return _of(difference, variance, terms, confidence, len(values) > 1)
+    values = np.atleast_2d(values)
+    return _of(_error(values.mean(0), (values,), clusters, weights), confidence)
 
 
 def mean_interval(
@@ -151,23 +134,16 @@ def mean_interval(
     Returns:
         low, high, in 0..1; NaN without queries.
     """
-    from scipy import stats
+    from scipy import special
 
-    y = np.atleast_2d(np.asarray(y, dtype=np.float64))
-    if not y.shape[1]:
+    y = np.atleast_2d(y)
+    found = _error(y.mean(0), (y,), clusters, weights)
+    if found is None:
         return math.nan, math.nan
-    weight, code = _queries(y.shape[1], weights, clusters)
-    mean, variance, freedom = _clustered(y.mean(0), weight, code)
-    terms = [(variance, freedom)]
-    if len(y) > 1:
-        variance, more = _with_seeds(variance, (y,), weight, code)
-        terms += more
-    if variance > TINY:
-        freedom = variance**2 / sum(v**2 / f for v, f in terms if v > 0)
-        alike = min(mean * (1 - mean) / variance, 1e12)
-    else:
-        alike = len(np.unique(code))
-    square = float(stats.t.ppf((1 + confidence) / 2, freedom)) ** 2 / max(alike, 1e-9)
+    mean, alike = found.mean, min(found.mean * (1 - found.mean) / max(found.variance, TINY), 1e12)
+    if found.variance <= TINY:
+        alike = found.clusters
+    square = float(special.stdtrit(found.freedom, (1 + confidence) / 2)) ** 2 / max(alike, 1e-9)
     middle = (mean + square / 2) / (1 + square)
     reach = math.sqrt(max(square * (mean * (1 - mean) + square / 4), 0.0)) / (1 + square)
     return max(0.0, middle - reach), min(1.0, middle + reach)
@@ -182,13 +158,13 @@ def detectable(error: float, freedom: float, alpha: float = 0.05, power: float =
         alpha: two-sided level.
         power: probability of finding a difference of the size returned.
     """
-    from scipy import optimize, stats
+    from scipy import special
 
     if not error > 0 or not freedom > 0:
         return math.nan
     freedom = min(freedom, 1e6)
-    bar = float(stats.t.ppf(1 - alpha / 2, freedom))
-    return error * float(optimize.brentq(lambda d: stats.nct.sf(bar, freedom, d) - power, 0, 10 * bar + 50))
+    bar = special.stdtrit(freedom, 1 - alpha / 2)
+    return error * float(special.nctdtrinc(freedom, 1 - power, bar))
 
 
 def groups(
@@ -225,36 +201,50 @@ def groups(
     return ranks, runs
 
 
-def _queries(
-    count: int, weights: np.ndarray | None, clusters: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64),
-        np.arange(count) if clusters is None else np.asarray(clusters),
-    )
+@dataclass(frozen=True)
+class _Error:
+    """A mean, the variance of it, the degrees of freedom, whether seeds are part of it, and the number of clusters."""
+
+    mean: float
+    variance: float
+    freedom: float
+    seeds: bool
+    clusters: int
 
 
-def _with_seeds(
-    queries: float, methods: Sequence[np.ndarray], weight: np.ndarray, code: np.ndarray
-) -> tuple[float, list[tuple[float, float]]]:
-    """The variance by queries and seeds, and the terms that seeds add to the degrees of freedom."""
-    parts = [_parts(y, weight, code) for y in methods]
-    seeds, both = (sum(part[n] for part in parts) for n in (0, 1))
-    # What is taken off makes a variance smaller, not its estimate surer: the terms stay whole.
-    terms = [(part[0], len(y) - 1.0) for part, y in zip(parts, methods, strict=True)]
-    return max(queries + seeds - both, queries, seeds), terms
+def _error(
+    per_query: np.ndarray, methods: Sequence[np.ndarray], clusters: np.ndarray | None, weights: np.ndarray | None
+) -> _Error | None:
+    """The mean of (Q,) values over seeds, that come of methods of (S, Q) values each; None without queries."""
+    count = len(per_query)
+    if not count:
+        return None
+    weight = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    code = np.arange(count) if clusters is None else np.asarray(clusters)
+    mean, queries, freedom = _clustered(per_query, weight, code)
+    variance, terms = queries, [(queries, freedom)]
+    seeded = all(len(y) > 1 for y in methods)
+    if seeded:
+        parts = [_parts(y, weight, code) for y in methods]
+        seeds, both = (sum(part[n] for part in parts) for n in (0, 1))
+        variance = max(queries + seeds - both, queries, seeds)
+        # What is taken off makes a variance smaller, not its estimate surer: the terms stay whole.
+        terms += [(part[0], len(y) - 1.0) for part, y in zip(parts, methods, strict=True)]
+    if variance > TINY:
+        freedom = variance**2 / sum(v**2 / f for v, f in terms if v > 0)
+    return _Error(mean, variance, freedom, seeded, len(np.unique(code)))
 
 
-def _of(
-    difference: float, variance: float, terms: Sequence[tuple[float, float]], confidence: float, seeded: bool
-) -> Estimate:
-    from scipy import stats
+def _of(found: _Error | None, confidence: float) -> Estimate:
+    from scipy import special
 
-    if variance <= TINY:
+    if found is None:
+        return UNKNOWN
+    difference = found.mean
+    if found.variance <= TINY:
         same = abs(difference) <= 1e-12
-        return Estimate(difference, 0.0, math.inf, difference, difference, 1.0 if same else 0.0, seeded)
-    freedom = variance**2 / sum(v**2 / f for v, f in terms if v > 0)
-    error = math.sqrt(variance)
-    reach = error * float(stats.t.ppf((1 + confidence) / 2, freedom))
-    p = float(2 * stats.t.sf(abs(difference) / error, freedom))
-    return Estimate(difference, error, freedom, difference - reach, difference + reach, p, seeded)
+        return Estimate(difference, 0.0, math.inf, difference, difference, 1.0 if same else 0.0, found.seeds)
+    error = math.sqrt(found.variance)
+    reach = error * float(special.stdtrit(found.freedom, (1 + confidence) / 2))
+    p = float(2 * special.stdtr(found.freedom, -abs(difference) / error))
+    return Estimate(difference, error, found.freedom, difference - reach, difference + reach, p, found.seeds)

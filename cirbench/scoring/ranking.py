@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from cirbench.scoring import score_blocks
-from cirbench.scoring.counting import Count, View, shared
+from cirbench.scoring.counting import Count, Ended, View, shared
 from cirbench.scoring.first_images import FirstImages
 from cirbench.scoring.score_blocks import Pairs, Score, Scores, checked, dot
 
-__all__ = ["Ranks", "Score", "View", "checked", "dot", "rank"]
+__all__ = ["Ranks", "Score", "View", "checked", "dot", "joined", "rank"]
 
 
 @dataclass(frozen=True)
@@ -63,35 +63,39 @@ def rank(
         [2]
     """
     nan = score_blocks.may_be_nan(queries, gallery)
-    best: list[list[np.ndarray]] = [[] for _ in views]
-    ties: list[list[np.ndarray]] = [[] for _ in views]
-    every: list[list[np.ndarray]] = [[] for _ in views]
-    tops, values = [], []
+    ended: list[list[Ended]] = []
+    firsts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, queries.shape[0], score_blocks.BLOCK[0]):
         rows = slice(start, min(start + score_blocks.BLOCK[0], queries.shape[0]))
         scores = Scores(queries[rows], gallery, score, nan)
         counts, first = _one_pass(scores, views, rows, top, top_view)
-        for number, count in enumerate(counts):
-            r, t, e = count.end()
-            best[number].append(r)
-            ties[number].append(t)
-            every[number].extend(e or [])
+        ended.append([count.end() for count in counts])
         if first is not None:
-            index, value = first.end()
-            tops.append(index.to(torch.int32).cpu().numpy())
-            values.append(value.to(torch.float32).cpu().numpy())
-    empty = np.zeros(0, dtype=np.int32)
-    ranks = [
-        Ranks(
-            np.concatenate(b) if b else empty, np.concatenate(t) if t else empty, e if view.every_target else None
-        )
-        for b, t, e, view in zip(best, ties, every, views, strict=True)
-    ]
-    shape = (0, top)
+            firsts.append(first.end())
+    return joined(ended, views, firsts, top)
+
+
+def joined(
+    ended: Sequence[Sequence[Ended]], views: Sequence[View], firsts: Sequence[tuple[Tensor, Tensor]], top: int
+) -> tuple[list[Ranks], np.ndarray, np.ndarray]:
+    """What `rank` returns, of what each block of queries gave.
+
+    Args:
+        ended: a block's, and in it each view's, best ranks, ties and ranks of every target.
+        views: what was ranked.
+        firsts: a block's first images and their scores; none if they are not wanted.
+        top: how many they are.
+    """
+    ranks = []
+    for number, view in enumerate(views):
+        parts = [block[number] for block in ended]
+        best, ties = (np.concatenate([np.zeros(0, np.int32), *(part[n] for part in parts)]) for n in (0, 1))
+        ranks.append(Ranks(best, ties, [r for _, _, e in parts for r in e or ()] if view.every_target else None))
+    index = [first.to(torch.int32).cpu().numpy() for first, _ in firsts]
+    value = [score.to(torch.float32).cpu().numpy() for _, score in firsts]
     return (
-        ranks,
-        np.concatenate(tops) if tops else np.zeros(shape, np.int32),
-        np.concatenate(values) if values else np.zeros(shape, np.float32),
+        ranks, np.concatenate([np.zeros((0, top), np.int32), *index]),
+        np.concatenate([np.zeros((0, top), np.float32), *value]),
     )
 
 
@@ -101,11 +105,10 @@ def _one_pass(
     """Counts and first images of one block of queries."""
     device = scores.queries.device
     counts = [Count(view, rows, device) for view in views]
-    wanted = [count.wanted() for count in counts]
-    empty = [np.zeros(0, dtype=np.int64)]
-    pairs = Pairs(
-        np.concatenate([r for r, _ in wanted] or empty), np.concatenate([i for _, i in wanted] or empty), device
+    rows_of, images_of = (
+        np.concatenate([np.zeros(0, dtype=np.int64), *(count.aside[n] for count in counts)]) for n in (0, 1)
     )
+    pairs = Pairs(rows_of, images_of, device)
     for in_place in (False, True):
         scores.fill(pairs, in_place)
         for count in counts:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from cirbench.reports import analysis, attention, claims, modalities, studies
 from cirbench.reports.build import build
-from cirbench.reports.collect import TestSet, collect, error_of
+from cirbench.reports.collect import TestSet, collect
+from cirbench.reports.differences import error_of
 from fake_records import write_run
 
 from cirbench.cli.sweep import status as sweep_status

@@ -146,6 +146,9 @@ def test_indexes_of_other_weights_and_folders_are_not_mixed(runs: dict[str, Path
     PhotoIndex(photos, one.key, tmp_path / "index").update(one.encode_images)
     with pytest.raises(CirbenchError, match=r"another folder or of another method's weights.*--index-dir"):
         PhotoIndex(photos, two.key, tmp_path / "index")
+    (tmp_path / "index/head.json").write_text("{")
+    with pytest.raises(CirbenchError, match="another folder"):
+        PhotoIndex(photos, one.key, tmp_path / "index")
     with pytest.raises(CirbenchError, match="is not empty and holds no index"):
         PhotoIndex(photos, one.key, photos)
     assert PhotoIndex(photos, one.key).folder != PhotoIndex(photos, two.key).folder

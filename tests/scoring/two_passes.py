@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cirbench.scoring.ranking import Ranks, Score, View, checked, dot
+from cirbench.scoring.ranking import Ranks, Score, View, checked, dot, joined
 
 #: Block shape (queries, gallery images). Fixed, and the last blocks are padded to it: a product of another shape may
 #: round differently in its last bit, which would break ties by position.
 BLOCK = (256, 4096)
 #: Up to this many gallery images the scores of a block of queries are kept between the two passes.
 KEEP = 1 << 18
+
 
 def _padded(x: Tensor, rows: int) -> Tensor:
     if x.shape[0] == rows:
@@ -181,32 +182,11 @@ def rank(
     queries: Tensor, gallery: Tensor, views: Sequence[View], score: Score = dot, top: int = 0, top_view: int = 0
 ) -> tuple[list[Ranks], np.ndarray, np.ndarray]:
     """As `cirbench.scoring.ranking.rank`."""
-    best: list[list[np.ndarray]] = [[] for _ in views]
-    ties: list[list[np.ndarray]] = [[] for _ in views]
-    every: list[list[np.ndarray]] = [[] for _ in views]
-    tops, values = [], []
+    ended, firsts = [], []
     for start in range(0, queries.shape[0], BLOCK[0]):
         rows = slice(start, min(start + BLOCK[0], queries.shape[0]))
         scores = _Scores(queries[rows], gallery, score)
-        for number, view in enumerate(views):
-            r, t, e = _rank_block(scores, view, rows)
-            best[number].append(r)
-            ties[number].append(t)
-            every[number].extend(e or [])
+        ended.append([_rank_block(scores, view, rows) for view in views])
         if top:
-            index, value = _top_block(scores, views[top_view], rows, top)
-            tops.append(index.to(torch.int32).cpu().numpy())
-            values.append(value.to(torch.float32).cpu().numpy())
-    empty = np.zeros(0, dtype=np.int32)
-    ranks = [
-        Ranks(
-            np.concatenate(b) if b else empty, np.concatenate(t) if t else empty, e if view.every_target else None
-        )
-        for b, t, e, view in zip(best, ties, every, views, strict=True)
-    ]
-    shape = (0, top)
-    return (
-        ranks,
-        np.concatenate(tops) if tops else np.zeros(shape, np.int32),
-        np.concatenate(values) if values else np.zeros(shape, np.float32),
-    )
+            firsts.append(_top_block(scores, views[top_view], rows, top))
+    return joined(ended, views, firsts, top)
