@@ -336,8 +336,8 @@ class Method(Interface):
         """Name -> optimizer; the names are those that `losses` yields."""
         ...
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
-        """Yield (optimizer name, loss, logs); each is stepped before the next is asked for."""
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
+        """Yield (optimizer name, loss, logs: numbers or tensors of one); each is stepped before the next is asked."""
         ...
 
 

@@ -84,13 +84,13 @@ class Template(nn.Module):
 
     # A method without training leaves out the two functions below.
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """Yield (optimizer, loss, logs); each loss is stepped before the next is computed."""
         queries, targets = self.encode_queries(batch), self.encode_images(batch.target)
         # batch.positives (B, B): which targets of this batch are hits of which query.
         labels = hard_labels(batch.positives).to(queries.dtype)
         loss = contrastive(queries, targets, labels, self.config.temperature)
-        yield "all", loss, {"contrastive": loss.item()}
+        yield "all", loss, {"contrastive": loss}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Name -> optimizer; the names are those that `losses` yields."""

@@ -224,13 +224,13 @@ class Artemis(Streams):
         share = self.config.clip_share
         return found[0] if len(found) == 1 else share * found[0] + (1 - share) * found[1]
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """Softmax over the scores of the batch's targets, stream by stream."""
         for name in self.optimizer_names():
             logits = scores(self.factors(name, batch), self.target(name, batch.target))
             scale = self.scales[name].exp() if name in self.scales else 1 / self.config.temperature
             loss = F.cross_entropy(scale * logits, hard_labels(batch.positives).to(logits.dtype))
-            yield name, loss, {f"{name}/contrastive": loss.item()}
+            yield name, loss, {f"{name}/contrastive": loss}
 
     def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
         """None: the score is no dot product."""

@@ -155,7 +155,7 @@ DATASETS = {"scenes": {**SCENES_STREAMS, "clip_lr": 0.004, "cnn_lr": 0.004, "dro
 
 #: Vectors that a loss compares, unit (B, D) each: `query`, `target`, and if needed `reference` and `text`.
 Vectors = dict[str, Tensor]
-Logs = dict[str, float]
+Logs = dict[str, Tensor]
 
 
 class _Stream(Protocol):
@@ -391,10 +391,10 @@ class Dwc(nn.Module):
         con = contrastive(q, t, self.labels(compared, positives), config.temperature)
         if config.contrastive_direction == "symmetric":
             con = (con + contrastive(t, q, self.labels(compared, positives.T), config.temperature)) / 2
-        loss, logs = config.contrastive_weight * con, {f"{name}/contrastive": con.item()}
+        loss, logs = config.contrastive_weight * con, {f"{name}/contrastive": con}
         if other is not None and config.mutual_weight:
             mutual = distillation(other["query"] @ other[config.teacher_image].T, q @ t.T, config.mutual_scale)
-            loss, logs[f"{name}/mutual"] = loss + config.mutual_weight * mutual, mutual.item()
+            loss, logs[f"{name}/mutual"] = loss + config.mutual_weight * mutual, mutual
         return name, loss, logs
 
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Logs]]:

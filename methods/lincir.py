@@ -97,7 +97,7 @@ class LinCir(nn.Module):
         """AdamW over phi."""
         return {"phi": torch.optim.AdamW(self.phi.parameters(), self.config.lr, weight_decay=self.config.weight_decay)}
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """Of captions drawn from torch's generator; the batch is not read."""
         drawn = torch.randint(len(self.captions), (self.config.captions,)).tolist()
         captions = [self.captions[n] for n in drawn]
@@ -106,7 +106,7 @@ class LinCir(nn.Module):
         share, noise = torch.rand(len(plain), 1, device=plain.device), torch.randn_like(plain)
         slotted = [self.slotted(caption) for caption in captions]
         loss = self.reconstruction(plain, plain + self.config.noise * share * noise, slotted)
-        yield "phi", loss, {"phi": loss.item()}
+        yield "phi", loss, {"phi": loss}
 
     def reconstruction(self, plain: Tensor, noisy: Tensor, slotted: list[str]) -> Tensor:
         """The loss of B captions: vectors (B, D) without and with noise, texts with slots."""

@@ -96,12 +96,12 @@ class Pic2Word(nn.Module):
         ]
         return {"phi": torch.optim.AdamW(groups, config.lr, (0.9, config.beta2), config.eps)}
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """Symmetric contrast of pictures and their pseudo-words."""
         # An equal picture twice would be a wrong negative of itself.
         pictures = torch.unique(torch.cat([batch.reference["clip"], batch.target["clip"]]), dim=0)
         loss = self.contrast(pictures)
-        yield "phi", loss, {"phi": loss.item()}
+        yield "phi", loss, {"phi": loss}
 
     def contrast(self, pictures: Tensor) -> Tensor:
         """The loss of n different pictures, (n, D) un-normalised."""

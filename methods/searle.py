@@ -229,7 +229,7 @@ class Searle(nn.Module):
         assert self.phi is not None
         return {"phi": torch.optim.AdamW(self.phi.parameters(), self.config.lr, weight_decay=self.config.weight_decay)}
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """Of pictures drawn from torch's generator; the batch is not read."""
         rows = torch.randint(len(self.pictures), (self.config.batch,)).unique()
         shares = torch.rand(2, len(rows)).tolist()
@@ -240,7 +240,7 @@ class Searle(nn.Module):
         if self.config.phrase_weight:
             logs["phrases"] = self.of_phrases(self.concepts.drawn(self.near[rows], *shares), guessed).mean()
         loss = logs["contrast"] + self.config.phrase_weight * logs.get("phrases", 0.0)
-        yield "phi", loss, {name: value.item() for name, value in logs.items()}
+        yield "phi", loss, logs
 
     def extra_state(self) -> dict[str, Any]:
         """Concepts and phrases, where queries are inverted with them."""

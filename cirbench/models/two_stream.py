@@ -201,11 +201,11 @@ class Streams(nn.Module):
         """(N, D), D of all streams together."""
         return side_by_side({name: self.target(name, images) for name in self.names}, self.config.clip_share)
 
-    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float]]]:
+    def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Mapping[str, float | Tensor]]]:
         """In-batch contrast or random triplets, stream by stream."""
         for name in self.optimizer_names():
             loss = self.matching(name, self.query(name, batch), self.target(name, batch.target), batch.positives)
-            yield name, loss, {f"{name}/{self.kind_of_loss}": loss.item()}
+            yield name, loss, {f"{name}/{self.kind_of_loss}": loss}
 
     @property
     def kind_of_loss(self) -> str:

@@ -26,6 +26,7 @@ from cirbench.data.batches import Feed, Triplets
 from cirbench.runs.averaging import Average, evaluated
 from cirbench.runs.checkpoint import Checkpoint, random_state, set_random_state, to_cpu
 from cirbench.runs.mutual_information import Bounds
+from cirbench.runs.readings import Readings, checked_logs, refuse
 from cirbench.runs.schedule import epoch_factor, learning_rate
 from cirbench.settings import TrainSettings, unknown
 from cirbench.types import CirbenchError, Method, MethodError, TrainBatch
@@ -36,8 +37,8 @@ class Trained:
     """What training leaves.
 
     Attributes:
-        log: one entry per step (`step`, `epoch`, `losses`, `seconds`), per evaluation (`epoch`, `select`), and per
-            epoch where mutual information is measured (`epoch`, `bound`, `pairs`).
+        log: one entry per step (`step`, `epoch`, `losses`, and `seconds`, on a GPU those of the host), per evaluation
+            (`epoch`, `select`), and per epoch where mutual information is measured (`epoch`, `bound`, `pairs`).
         epoch: of the weights that the method now has.
         best: the value that chose it, or None for the last epoch.
         seconds: wall-clock time of training, over all attempts.
@@ -129,7 +130,7 @@ def train(
     trainable = {p: p.requires_grad for p in method.parameters()}
     every = [p for o in optimizers.values() for group in o.param_groups for p in group["params"]]
     average = Average(method, every, settings.ema, settings.ema_warmup) if settings.ema else None
-    checkpoint, out = Checkpoint(folder / "checkpoint.pt"), Trained()
+    checkpoint, out, readings = Checkpoint(folder / "checkpoint.pt"), Trained(), Readings(method, device)
     best_state: dict[str, Any] | None = None
     start_epoch = start_step = 0
     if (kept := checkpoint.load({"ema": dict} if average is not None else {})) is not None:
@@ -151,6 +152,7 @@ def train(
 
     def save(epoch: int, step: int) -> None:
         nonlocal saved
+        readings.read()
         checkpoint.save({
             "method": to_cpu(method.state_dict()), "optimizers": {n: o.state_dict() for n, o in optimizers.items()},
             "scaler": scaler.state_dict(), "random": random_state(device), "epoch": epoch, "step": step,
@@ -172,22 +174,22 @@ def train(
         for step, batch in enumerate(ahead(batches) if feed.slow else batches, start_step):
             tick = time.perf_counter()
             factor = own_factor * learning_rate(settings, epoch * triplets.steps + step, total, triplets.steps)
-            logs: dict[str, Any] = {}
             for name, optimizer in optimizers.items():
                 for group, rate in zip(optimizer.param_groups, base[name], strict=True):
                     group["lr"] = rate * factor
             place = f"epoch {epoch}, step {step}"
-            for _, _, more in take_step(method, batch, optimizers, device, settings, scaler, place):
-                logs.update(more)
+            steps = take_step(method, batch, optimizers, device, settings, scaler, place, readings.at_once)
             if average is not None:
                 average.update()
             out.log.append({
-                "step": epoch * triplets.steps + step, "epoch": epoch, "losses": logs,
+                "step": epoch * triplets.steps + step, "epoch": epoch, "losses": {},
                 "seconds": time.perf_counter() - tick,
             })
+            readings.add(out.log[-1], steps, place)
             bar.update()
             if time.perf_counter() - saved >= settings.seconds_between_checkpoints and step + 1 < triplets.steps:
                 save(epoch, step + 1)
+        readings.read()
         start_step = 0
         # The time of measurements beside training is not counted.
         tick, aside = time.perf_counter(), time.process_time()
@@ -253,32 +255,10 @@ def optimizers_of(method: Method) -> dict[str, torch.optim.Optimizer]:
     return dict(found)
 
 
-def _logged(method: Method, name: str, logs: Any, place: str) -> dict[str, Any]:
-    """The logs of one loss as plain numbers; a tensor of one number counts as a number, one that is not finite as None.
-
-    Raises:
-        MethodError: not a dict of numbers.
-    """
-    out = dict[str, Any]()
-    wrong = None if isinstance(logs, Mapping) else type(logs).__name__
-    for key, value in logs.items() if isinstance(logs, Mapping) else ():
-        single = hasattr(value, "item") and math.prod(getattr(value, "shape", (2,))) == 1
-        one = value.item() if single else value
-        if not isinstance(key, str) or not isinstance(one, int | float):
-            wrong = f"{type(value).__name__} under {key!r:.60}"
-            break
-        out[key] = one if math.isfinite(one) else None  # JSON has no NaN, and a log must never cost a run
-    if wrong:
-        raise MethodError(
-            method.losses, f"the logs of {name!r} at {place} hold {wrong}; `losses` must yield a dict of names and "
-            "numbers."
-        )
-    return out
-
-
 def take_step(
     method: Method, batch: TrainBatch, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device,
     settings: TrainSettings, scaler: torch.amp.GradScaler | None = None, place: str = "the first step",
+    at_once: bool = True,
 ) -> list[tuple[str, torch.Tensor, Mapping[str, Any]]]:
     """One training step: every loss that the method yields is stepped before the next is asked for.
 
@@ -290,9 +270,10 @@ def take_step(
         settings: for mixed precision and clipping.
         scaler: of fp16, or None.
         place: where in training this is, for messages.
+        at_once: read each loss before its step, and refuse one that is not finite; else `readings.Readings` does it.
 
     Returns:
-        (optimizer name, loss before its step, logs) in the order yielded.
+        (optimizer name, loss before its step, logs) in the order yielded; numbers may lie on the device.
 
     Raises:
         CirbenchError: a loss that is not a finite scalar with a gradient, or an unknown optimizer name.
@@ -325,12 +306,9 @@ def take_step(
                     method.losses, f"the loss of {name!r} at {place} is {received}; `losses` must yield a scalar "
                     "tensor with a gradient."
                 )
-            logs = _logged(method, name, logs, place)
-            if not torch.isfinite(loss):
-                raise MethodError(
-                    method.losses, f"the loss of {name!r} is {loss.item()} at {place}. Lower its learning rate, add "
-                    "train.warmup or train.clip_norm, or turn train.amp off."
-                )
+            logs = checked_logs(method, name, logs, place, at_once)
+            if at_once and not torch.isfinite(loss):
+                refuse(method, name, loss.item(), place)
             with torch.autocast(device.type, enabled=False):
                 _apply(optimizers[name], loss, scaler, settings.clip_norm)
             # Stepped weights must not be read from autocast's cache of cast weights.
