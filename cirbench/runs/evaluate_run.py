@@ -81,6 +81,11 @@ def plan_eval(
         )
     record = _weights_of(folder)
     inputs = record.data["inputs"]
+    if inputs.get("fused"):
+        raise CirbenchError(
+            f"{folder.name} is a fusion, which has no weights of its own: {', '.join(inputs['fused'])}. Name the runs "
+            "that it was made of, then fuse what comes of them."
+        )
     if not (folder / "model.safetensors").is_file():
         raise CirbenchError(
             f"{folder} holds no model.safetensors, so there is nothing to evaluate. Repeat the run with --force."
