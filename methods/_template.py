@@ -90,7 +90,7 @@ class Template(nn.Module):
         # batch.positives (B, B): which targets of this batch are hits of which query.
         labels = hard_labels(batch.positives).to(queries.dtype)
         loss = contrastive(queries, targets, labels, self.config.temperature)
-        yield "all", loss, {"contrastive": loss}
+        yield "all", loss, {"contrastive": loss.detach()}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Name -> optimizer; the names are those that `losses` yields."""

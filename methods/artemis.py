@@ -230,7 +230,7 @@ class Artemis(Streams):
             logits = scores(self.factors(name, batch), self.target(name, batch.target))
             scale = self.scales[name].exp() if name in self.scales else 1 / self.config.temperature
             loss = F.cross_entropy(scale * logits, hard_labels(batch.positives).to(logits.dtype))
-            yield name, loss, {f"{name}/contrastive": loss}
+            yield name, loss, {f"{name}/contrastive": loss.detach()}
 
     def contrasts(self, batch: TrainBatch) -> dict[str, tuple[Tensor, Tensor, float]]:
         """None: the score is no dot product."""

@@ -191,7 +191,7 @@ class ComposeAe(Streams):
             x, y, t = self._image(name, batch.reference), self._image(name, batch.target), self._text(name, batch)
             theta = compose(x, t)
             loss = self.matching(name, l2norm(theta), l2norm(y), batch.positives)
-            logs = {f"{name}/{self.kind_of_loss}": loss}
+            logs = {f"{name}/{self.kind_of_loss}": loss.detach()}
             terms: dict[str, tuple[float, Tensor]] = {}
             if config.image_weight:
                 terms["image"] = config.image_weight, F.mse_loss(compose.decode_image(theta), x)
@@ -202,7 +202,7 @@ class ComposeAe(Streams):
                 back = self.matching(name, l2norm(compose(y, t, -1.0)), l2norm(x), own)
                 terms["conjugate"] = config.conjugate_weight, back
             for term, (weight, value) in terms.items():
-                loss, logs[f"{name}/{term}"] = loss + weight * value, value
+                loss, logs[f"{name}/{term}"] = loss + weight * value, value.detach()
             yield name, loss, logs
 
 

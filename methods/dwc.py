@@ -391,10 +391,10 @@ class Dwc(nn.Module):
         con = contrastive(q, t, self.labels(compared, positives), config.temperature)
         if config.contrastive_direction == "symmetric":
             con = (con + contrastive(t, q, self.labels(compared, positives.T), config.temperature)) / 2
-        loss, logs = config.contrastive_weight * con, {f"{name}/contrastive": con}
+        loss, logs = config.contrastive_weight * con, {f"{name}/contrastive": con.detach()}
         if other is not None and config.mutual_weight:
             mutual = distillation(other["query"] @ other[config.teacher_image].T, q @ t.T, config.mutual_scale)
-            loss, logs[f"{name}/mutual"] = loss + config.mutual_weight * mutual, mutual
+            loss, logs[f"{name}/mutual"] = loss + config.mutual_weight * mutual, mutual.detach()
         return name, loss, logs
 
     def losses(self, batch: TrainBatch) -> Iterator[tuple[str, Tensor, Logs]]:

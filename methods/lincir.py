@@ -106,7 +106,7 @@ class LinCir(nn.Module):
         share, noise = torch.rand(len(plain), 1, device=plain.device), torch.randn_like(plain)
         slotted = [self.slotted(caption) for caption in captions]
         loss = self.reconstruction(plain, plain + self.config.noise * share * noise, slotted)
-        yield "phi", loss, {"phi": loss}
+        yield "phi", loss, {"phi": loss.detach()}
 
     def reconstruction(self, plain: Tensor, noisy: Tensor, slotted: list[str]) -> Tensor:
         """The loss of B captions: vectors (B, D) without and with noise, texts with slots."""

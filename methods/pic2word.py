@@ -101,7 +101,7 @@ class Pic2Word(nn.Module):
         # An equal picture twice would be a wrong negative of itself.
         pictures = torch.unique(torch.cat([batch.reference["clip"], batch.target["clip"]]), dim=0)
         loss = self.contrast(pictures)
-        yield "phi", loss, {"phi": loss}
+        yield "phi", loss, {"phi": loss.detach()}
 
     def contrast(self, pictures: Tensor) -> Tensor:
         """The loss of n different pictures, (n, D) un-normalised."""

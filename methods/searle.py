@@ -240,7 +240,7 @@ class Searle(nn.Module):
         if self.config.phrase_weight:
             logs["phrases"] = self.of_phrases(self.concepts.drawn(self.near[rows], *shares), guessed).mean()
         loss = logs["contrast"] + self.config.phrase_weight * logs.get("phrases", 0.0)
-        yield "phi", loss, logs
+        yield "phi", loss, {name: value.detach() for name, value in logs.items()}
 
     def extra_state(self) -> dict[str, Any]:
         """Concepts and phrases, where queries are inverted with them."""

@@ -136,7 +136,7 @@ class LstmText(WordStates):
         if padded_as_words:
             # Torch has no such LSTM in bf16 on most processors; on other devices this changes nothing.
             with torch.autocast("cpu", enabled=False):
-                states, _ = self.lstm(embedded if embedded.is_cuda else embedded.float())
+                states, _ = self.lstm(embedded if embedded.is_cuda else embedded.to(next(self.lstm.parameters()).dtype))
             return states, torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
         return _unpacked(self.lstm(_packed(embedded, lengths))[0], lengths)
 

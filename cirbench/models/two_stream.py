@@ -205,7 +205,7 @@ class Streams(nn.Module):
         """In-batch contrast or random triplets, stream by stream."""
         for name in self.optimizer_names():
             loss = self.matching(name, self.query(name, batch), self.target(name, batch.target), batch.positives)
-            yield name, loss, {f"{name}/{self.kind_of_loss}": loss}
+            yield name, loss, {f"{name}/{self.kind_of_loss}": loss.detach()}
 
     @property
     def kind_of_loss(self) -> str:

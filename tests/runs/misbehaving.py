@@ -11,7 +11,7 @@ TEMPLATE = (Path(__file__).parents[2] / "methods" / "_template.py").read_text(en
 
 QUERIES = "        return l2norm(image + self.edit(torch.cat([image, text], 1)))\n"
 IMAGES = '        return l2norm(self.image_fc(l2norm(images["clip"])))\n'
-LOSS = '        yield "all", loss, {"contrastive": loss.item()}\n'
+LOSS = '        yield "all", loss, {"contrastive": loss.detach()}\n'
 BUILD = "    return Template(config, encoders.clip(config.clip))\n"
 INIT = "        self.config = config\n"
 INPUTS = '        self.inputs = Inputs(images={"clip": Frozen(clip)}, texts={"clip": Frozen(clip)})\n'
