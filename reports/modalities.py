@@ -10,6 +10,7 @@ import numpy as np
 from cirbench.scoring import statistics
 
 from .collect import Arm, TestSet, arm_values, rows_of
+from .differences import difference, error_of
 
 __all__ = ["Audit", "AuditCell", "WeightRow", "audit", "modality"]
 
@@ -44,7 +45,8 @@ class Audit:
         metric: by which a query is answered.
         text, image, composed: means in percent.
         better: method of the better single modality.
-        gap, gap_low, gap_high: composed less the better single modality, points, with its 95 % interval over queries.
+        gap, gap_low, gap_high: composed less the better single modality, points, with its 95 % interval over queries
+            and, where both have several, seeds.
         cell_of: (R,) position in `CELLS` of each row.
         cells: one each.
     """
@@ -162,11 +164,12 @@ def audit(test: TestSet, protocol: str, metric: str) -> Audit | None:
     mean = lambda v: 100 * float(np.average(v, weights=weights))  # noqa: E731  used five times, here alone
     cell_of = (text >= 0.5) + 2 * (image >= 0.5)
     better, single = max((("text-only", text), ("image-only", image)), key=lambda pair: mean(pair[1]))
-    clusters = test.clusters[rows_of(test.first, protocol)]
-    low, high = 100 * statistics.bootstrap_interval(composed - single, clusters, weights=weights)
+    found = difference(best[better][0], best["composed"][0], protocol, metric)
+    assert found is not None  # both have values
+    gap = error_of(found, test.clusters[rows_of(test.first, protocol)], weights)
     return Audit(
         best["composed"][0], best["text-only"][0], best["image-only"][0], metric, mean(text), mean(image),
-        mean(composed), better, mean(composed) - mean(single), float(low), float(high), cell_of,
+        mean(composed), better, mean(composed) - mean(single), 100 * gap.low, 100 * gap.high, cell_of,
         [
             AuditCell(
                 name, int((cell_of == n).sum()), 100 * float((cell_of == n).mean()),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cirbench.runs.store import Study
 
-from . import analysis, attention, claims, explorer, modalities, studies
+from . import analysis, attention, claims, explorer, modalities, shortcuts, studies
 from .collect import TestSet
 from .filters import slug
 from .tables import CostRow, MainTable, cost_rows, main_table
@@ -84,7 +84,7 @@ class Part:
         families: ablations.
         curves, noise: scores over one knob; over the rate of wrong labels.
         backbones: scores over CLIP models.
-        audit, modality: which modality answers queries alone; learned weights.
+        audit, rest, modality: which modality answers queries alone; who answers the rest; learned weights.
         studies: sweeps.
         attention: evidence of `cirbench explain`.
         doubtful: likely false negatives.
@@ -106,6 +106,7 @@ class Part:
     noise: list[analysis.Curve]
     backbones: list[Backbone]
     audit: modalities.Audit | None
+    rest: list[shortcuts.RestRow]
     modality: list[modalities.WeightRow]
     studies: list[studies.StudyPart]
     attention: list[attention.Evidence]
@@ -144,7 +145,8 @@ def part_of(test: TestSet, index: int, images: bool, sweeps: Sequence[Study]) ->
             Backbone(curve, {row.arm.key: row for row in cost_rows([arm for _, _, arm in curve.points])})
             for curve in analysis.curves(test, protocol, metric, analysis.BACKBONE, least=2)
         ],
-        audit=audit, modality=modality, studies=studies.studies(test, sweeps, metric), attention=evidence,
+        audit=audit, rest=shortcuts.rest(test, audit, protocol) if audit else [], modality=modality,
+        studies=studies.studies(test, sweeps, metric), attention=evidence,
         doubtful=_doubtful(test, protocol, images), training=analysis.training(test),
         answers=claims.answers(test, protocol, metric, modality, audit, evidence),
     )

@@ -37,13 +37,13 @@ def audit(runs: tuple[Path, ...], protocol: str, metric: str, as_json: bool) -> 
     tests = collect(find_records(list(runs) or [Path("runs")]))
     known = list(dict.fromkeys(p for test in tests for p in test.protocols()))
     if protocol and protocol not in known:
-        raise unknown("protocol", protocol, known, "of these runs.")
+        raise unknown("protocol", protocol, known, "They are those of these runs.")
     found = []
     for test in (t for t in tests if not protocol or protocol in t.protocols()):
         name = protocol or test.protocols()[0]
         names = metric_names(test.arms, name)
         if metric and metric not in names:
-            raise unknown("metric", metric, names, f"of the protocol {name}.")
+            raise unknown("metric", metric, names, f"They are those of {name}.")
         made = audited(test, name, metric or ("R@10" if "R@10" in names else names[0]))
         if made is None:
             lacking = [m for m in ("text-only", "image-only") if m not in {a.method for a in test.arms}]

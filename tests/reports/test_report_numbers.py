@@ -164,6 +164,16 @@ def audit_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> flo
     return 100 * float(kind.mean()) if column == "Share, %" else 100 * mean_or_nan(hits(runs, "R@1").mean(0)[kind])
 
 
+def rest_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
+    kinds, found, codes = alone(SUITE), hits(runs, "R@1"), clusters(runs[0])
+    mask = {"All": np.ones(len(codes), bool), "Need composition": kinds["neither"]}.get(column)
+    if mask is None:
+        return 100 * mean_or_nan(found.mean(0)[kinds[column.lower()]])
+    (low, high), interval = inference.mean_interval(found[:, mask], codes[mask]), cell.part("ci")
+    assert interval and close(float(interval[0]["data-low"]), 100 * low) and close(float(interval[0]["data-high"]), 100 * high)
+    return 100 * float(found[:, mask].mean())
+
+
 def question_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float:
     return 100 * float((hits(runs, "R@1").mean(0) - hits([SUITE[i] for i in cell.attrs["against"].split()], "R@1").mean(0)).mean())
 
@@ -181,7 +191,7 @@ def run_cell(table: Table, runs: list[Record], column: str, cell: Cell) -> float
 
 CHECKS: dict[str, Callable[[Table, list[Record], str, Cell], float]] = {
     "main": main_cell, "groups": group_cell, "backbones": mean_cell, "noise": mean_cell, "modality": modality_cell,
-    "runs": run_cell, "audit": audit_cell, "questions": question_cell, "information": information_cell, "cost": lambda t, runs, column, c: float(np.mean([at(r, *COST[column]) for r in runs])),
+    "runs": run_cell, "audit": audit_cell, "rest": rest_cell, "questions": question_cell, "information": information_cell, "cost": lambda t, runs, column, c: float(np.mean([at(r, *COST[column]) for r in runs])),
 }
 
 
