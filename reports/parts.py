@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cirbench.runs.store import Study
@@ -14,25 +11,15 @@ from cirbench.runs.store import Study
 from . import analysis, attention, claims, explorer, modalities, shortcuts, studies
 from .collect import TestSet
 from .filters import slug
+from .published import Mixture, Published, mixtures, published
 from .tables import CostRow, MainTable, cost_rows, main_table
 
 if TYPE_CHECKING:
     from .figures import Figure
 
-__all__ = ["Backbone", "Doubtful", "Figures", "Part", "Published", "Section", "part_of", "sections"]
+__all__ = ["Backbone", "Doubtful", "Figures", "Part", "Section", "part_of", "sections"]
 
 EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class Published:
-    """One row of published.toml: numbers of a paper, `metrics` in percent, with `protocol` and `source`."""
-
-    dataset: str
-    method: str
-    protocol: str
-    source: str
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class Part:
         protocol, metric: the default protocol and its first metric; every section but Summary is about these.
         tables: main tables, one a protocol.
         costs: one row an arm.
-        published: numbers of papers on the dataset.
+        published, mixtures: numbers of papers on the dataset; tables of theirs that hold unlike numbers.
         examples: queries shown with their first ten images.
         families: ablations.
         curves, noise: scores over one knob; over the rate of wrong labels.
@@ -100,6 +87,7 @@ class Part:
     tables: list[MainTable]
     costs: list[CostRow]
     published: list[Published]
+    mixtures: list[Mixture]
     examples: list[explorer.Example]
     families: list[analysis.Family]
     curves: list[analysis.Curve]
@@ -137,7 +125,8 @@ def part_of(test: TestSet, index: int, images: bool, sweeps: Sequence[Study]) ->
     audit = modalities.audit(test, protocol, metric)
     modality, evidence = modalities.modality(test, audit), attention.attention(test, images)
     part = Part(
-        index, test, protocol, metric, shown, cost_rows(test.arms), _published(test.dataset),
+        index, test, protocol, metric, shown, cost_rows(test.arms), published(test.dataset),
+        mixtures(test.dataset),
         explorer.examples(test, protocol, EXAMPLES, images),
         families=analysis.ablations(test, protocol, metric), curves=analysis.curves(test, protocol, metric),
         noise=analysis.curves(test, protocol, metric, analysis.NOISE, least=2),
@@ -152,17 +141,6 @@ def part_of(test: TestSet, index: int, images: bool, sweeps: Sequence[Study]) ->
     )
     part.figures = _figures(part)
     return part
-
-
-@cache
-def _all_published() -> list[Published]:
-    text = (Path(__file__).parent / "published.toml").read_text(encoding="utf-8")
-    return [Published(**entry) for entry in tomllib.loads(text)["result"]]
-
-
-def _published(dataset: str) -> list[Published]:
-    """Numbers of papers on a dataset, each with its source and protocol (published.toml)."""
-    return [row for row in _all_published() if row.dataset == dataset]
 
 
 def _doubtful(test: TestSet, protocol: str, images: bool) -> list[Doubtful]:
