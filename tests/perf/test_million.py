@@ -20,8 +20,10 @@ N, D, CENTRES = 1_000_000, 512, 20_000
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory) -> torch.Tensor:
+def table(request, tmp_path_factory) -> torch.Tensor:
     """(N, D) of unit length around centres, as pictures of products are, mapped from a file of 2 GB."""
+    if not request.config.getoption("benchmark_enable"):
+        pytest.skip("a measurement: `make bench`")
     path: Path = tmp_path_factory.mktemp("million") / "embeddings.f32"
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, D)).astype(np.float32)

@@ -25,8 +25,7 @@ class Subject(nn.Module):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("method", ["dwc", "pic2word"])
+@pytest.mark.parametrize(("every", "method"), [(2, "dwc"), (3, "pic2word"), (1000, "dwc")])
 def test_a_run_does_not_depend_on_how_often_losses_are_read(
     every: int, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
