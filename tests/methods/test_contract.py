@@ -13,10 +13,15 @@ from cirbench.runs import contract
 subject = lru_cache(maxsize=2)(contract.Subject)
 PAIRS = [(m.name, v) for m in plugins.methods() for v in ["", *m.variants]]
 IDS = [f"{m}-{v}" if v else m for m, v in PAIRS]
+#: Every method as it comes and as released; the other variants, most of the time, are left to `make test-all`.
+FAST = ("", "as-released")
+CASES = [
+    pytest.param(m, v, id=i, marks=[] if v in FAST else [pytest.mark.slow]) for (m, v), i in zip(PAIRS, IDS, strict=True)
+]
 
 
 @pytest.mark.parametrize("check", [n for n in contract.CHECKS if n not in contract.ONCE])
-@pytest.mark.parametrize(("method", "variant"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("method", "variant"), CASES)
 def test_every_method_keeps_the_contract(method: str, variant: str, check: str) -> None:
     problem = contract._problem(contract.CHECKS[check], subject(method, variant))
     assert not problem, problem
