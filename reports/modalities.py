@@ -15,6 +15,8 @@ from .differences import difference, error_of
 __all__ = ["Audit", "AuditCell", "WeightRow", "audit", "modality"]
 
 MIX = {"text": 0, "text-dominant": 0, "balanced": 1, "image": 2, "image-dominant": 2}
+#: Methods that see one of the two.
+SINGLE = ("text-only", "image-only")
 #: What answers a query: text counts 1, the image 2.
 CELLS = ("neither", "text alone", "image alone", "both")
 
@@ -154,16 +156,16 @@ def audit(test: TestSet, protocol: str, metric: str) -> Audit | None:
     best: dict[str, tuple[Arm, np.ndarray]] = {}
     for arm in test.arms:
         values = arm_values(arm, protocol, metric)
-        name = arm.method if arm.method in ("text-only", "image-only") else "composed"
+        name = arm.method if arm.method in SINGLE else "composed"
         if values is not None and arm.method != "random" and (name not in best or values.mean() > best[name][1].mean()):
             best[name] = (arm, values)
     if len(best) < 3:
         return None
-    text, image, composed = (best[n][1] for n in ("text-only", "image-only", "composed"))
+    text, image, composed = (best[n][1] for n in (*SINGLE, "composed"))
     weights = test.weights(protocol, metric)
     mean = lambda v: 100 * float(np.average(v, weights=weights))  # noqa: E731  used five times, here alone
     cell_of = (text >= 0.5) + 2 * (image >= 0.5)
-    better, single = max((("text-only", text), ("image-only", image)), key=lambda pair: mean(pair[1]))
+    better, single = max(zip(SINGLE, (text, image), strict=True), key=lambda pair: mean(pair[1]))
     found = difference(best[better][0], best["composed"][0], protocol, metric)
     assert found is not None  # both have values
     gap = error_of(found, test.clusters[rows_of(test.first, protocol)], weights)

@@ -10,13 +10,12 @@ import numpy as np
 from cirbench.scoring import inference
 
 from .collect import Arm, TestSet, rows_of, seed_values
-from .modalities import CELLS, Audit
+from .modalities import CELLS, SINGLE, Audit
 
 __all__ = ["LabelRow", "RestRow", "labels", "rest"]
 
 #: A dataset with more groups than this has no labels that one could read.
 MOST = 24
-SINGLE = ("text-only", "image-only", "random")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def rest(test: TestSet, audit: Audit, protocol: str) -> list[RestRow]:
     out = []
     for arm in test.arms:
         values = seed_values(arm, protocol, audit.metric)
-        if arm.method in SINGLE or values is None or values.shape[1] != len(audit.cell_of):
+        if arm.method in (*SINGLE, "random") or values is None or values.shape[1] != len(audit.cell_of):
             continue
 
         def over(mask: np.ndarray, values: np.ndarray = values) -> tuple[float, float, float]:

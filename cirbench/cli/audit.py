@@ -28,6 +28,7 @@ def audit(runs: tuple[Path, ...], protocol: str, metric: str, as_json: bool) -> 
     import json
 
     from cirbench.reports.collect import collect, metric_names
+    from cirbench.reports.modalities import SINGLE
     from cirbench.reports.modalities import audit as audited
     from cirbench.reports.shortcuts import labels, rest
     from cirbench.runs.store import find_records
@@ -46,7 +47,7 @@ def audit(runs: tuple[Path, ...], protocol: str, metric: str, as_json: bool) -> 
             raise unknown("metric", metric, names, f"They are those of {name}.")
         made = audited(test, name, metric or ("R@10" if "R@10" in names else names[0]))
         if made is None:
-            lacking = [m for m in ("text-only", "image-only") if m not in {a.method for a in test.arms}]
+            lacking = [m for m in SINGLE if m not in {a.method for a in test.arms}]
             what = f"no run of {' and '.join(lacking)}" if lacking else "no run of a method that composes"
             if len(tests) > 1:
                 click.echo(f"{test.dataset}: {what}, so it is left out.", err=True)

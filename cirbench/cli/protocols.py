@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,14 @@ def _published(names: dict[str, str], as_json: bool, one: bool) -> None:
             continue
         click.echo(f"{name}, as printed in the sources named; none was measured here; only rows of one heading compare")
         width = max(len(_row(row)) for row in rows)
-        before = None
-        for row in rows:
-            metrics = [m for r in rows if r.protocol == row.protocol for m in r.metrics]
-            columns = list(dict.fromkeys(metrics))
-            if row.protocol != before:
-                before = row.protocol
-                click.echo(f"\n  {row.protocol}\n    {'':{width}}" + "".join(f"{m:>8}" for m in columns))
-            numbers = "".join(f"{row.metrics[m]:8.2f}" if m in row.metrics else f"{'':8}" for m in columns)
-            more = "; ".join(part for part in (row.equals, row.note) if part)
-            click.echo(f"    {_row(row):{width}}{numbers}" + (f"   {more}" if more else ""))
+        for protocol, group in groupby(rows, key=lambda row: row.protocol):
+            together = list(group)
+            columns = list(dict.fromkeys(m for row in together for m in row.metrics))
+            click.echo(f"\n  {protocol}\n    {'':{width}}" + "".join(f"{m:>8}" for m in columns))
+            for row in together:
+                numbers = "".join(f"{row.metrics[m]:8.2f}" if m in row.metrics else f"{'':8}" for m in columns)
+                more = "; ".join(part for part in (row.equals, row.note) if part)
+                click.echo(f"    {_row(row):{width}}{numbers}" + (f"   {more}" if more else ""))
         click.echo("\n  sources: " + "; ".join(dict.fromkeys(row.source for row in rows)))
         for mixture in mixtures(names[name]):
             click.echo(f"  unlike numbers in one column: {mixture.text} ({mixture.source})")

@@ -117,9 +117,7 @@ def fuse(
     loaded = []
     for member in given:
         with blaming(member.planned.method):
-            loaded.append(
-                load_method(member.planned, dataset, member.record.folder / "model.safetensors", where)
-            )
+            loaded.append(load_method(member.planned, dataset, member.record.folder / "model.safetensors", where))
     fused = Fused(loaded, how, weights or [1 / len(given)] * len(given))
     folder.mkdir(parents=True, exist_ok=True)
     with lease.held(folder):
@@ -175,6 +173,9 @@ def _on_select(
     fused: Fused, planned: Plan, dataset: Dataset, choose: bool, device: Any, quiet: bool
 ) -> dict[str, Any]:
     """Measure how far scores spread, and take the shares under which the summary metric on `select` is best."""
+    out: dict[str, Any] = {"rule": "given", "epoch": 0, "metric": None, "value": None}
+    if not choose and fused.how == "ranks":  # ranks have no spread
+        return out
     has_select = "select" in dataset.splits and bool(dataset.splits["select"].queries)
     split = dataset.splits["select" if has_select else "report"]
     protocol: Protocol = planning.scored(planned, dataset)[0][0]
@@ -184,8 +185,8 @@ def _on_select(
     gallery = evaluation.gallery_of(split)
     images = evaluation.encode_gallery(method, feed, gallery, quiet)
     rows = evaluation.encode_rows(method, feed, split, dataset.forms[protocol.form], quiet)
-    fused.measure_spread(rows.embeddings, images)
-    out: dict[str, Any] = {"rule": "given", "epoch": 0, "metric": None, "value": None}
+    if fused.how == "scores":
+        fused.measure_spread(rows.embeddings, images)
     if not choose:
         return out
     if not has_select:
