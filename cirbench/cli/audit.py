@@ -55,6 +55,8 @@ def audit(runs: tuple[Path, ...], protocol: str, metric: str, as_json: bool) -> 
             more = f" Make one: cirbench run --method {lacking[0]} --dataset {test.dataset}." if lacking else ""
             raise CirbenchError(f"{what} on {test.dataset} ({len(test.arms)} methods found).{more}")
         found.append((test, name, made, rest(test, made, name), labels(test, made, name)))
+    if not found:
+        raise CirbenchError("none of these datasets has runs of text-only, image-only and a method that composes.")
     if as_json:
         click.echo(json.dumps([_data(*one) for one in found], indent=1))
         return

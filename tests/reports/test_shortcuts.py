@@ -95,3 +95,11 @@ def test_bad_input_is_one_message(runs: list[dict[str, Any]], more: list[str], m
     assert isinstance(done.exception, CirbenchError)
     with pytest.raises(CirbenchError, match=message):
         raise done.exception
+
+
+def test_where_no_dataset_has_all_three_it_is_an_error(tmp_path: Path) -> None:
+    for n, dataset in enumerate(("scenes", "shoes")):
+        write_run(tmp_path / str(n), dataset=dataset, queries=60, gallery=70, pictures=0)
+    done = CliRunner().invoke(command, [str(tmp_path)])
+    assert isinstance(done.exception, CirbenchError) and "none of these datasets has runs" in str(done.exception)
+    assert "shoes: no run of text-only and image-only, so it is left out." in done.output
